@@ -1,0 +1,70 @@
+# `make` lists the targets. Everything is installed into .venv; nothing outside this folder is changed.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup course run test lint lock clean
+
+# The interpreter that .venv is made with: 3.11 where there is one. Another: make setup PYTHON=python3.12
+PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# pip names, package by package, every local index folder that lacks it; that is no news to anyone.
+QUIETLY := 2> >(grep -v "is ignored: it is neither a file nor a directory" >&2)
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+# The package list: the direct dependencies with an NVIDIA GPU (pip adds CUDA and the rest), the complete list without.
+HAS_GPU := $(shell nvidia-smi >/dev/null 2>&1 && echo yes)
+REQUIREMENTS := $(if $(HAS_GPU),requirements.txt requirements-dev.txt,requirements-cpu.txt)
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP) ## create .venv and install the pinned packages (2 to 3 minutes once, then nothing)
+	@echo "$(VENV) is ready."
+
+course: OUTPUT_DIR ?= outputs/course
+course: $(STAMP) ## the whole course on this machine, notebooks included: OUTPUT_DIR=outputs/course
+	$(BIN)/python -m pipeline course --profile embedded --output-dir "$(OUTPUT_DIR)"
+
+run: OUTPUT_DIR ?= outputs/run
+run: $(STAMP) ## the pipeline alone, mix to report: OUTPUT_DIR=outputs/run
+	$(BIN)/python -m pipeline run --profile embedded --output-dir "$(OUTPUT_DIR)"
+
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest
+
+lint: $(STAMP) ## check style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy pipeline
+
+lock: $(STAMP) ## rebuild requirements-cpu.txt from requirements.txt; versions that still fit stay
+	cp requirements-cpu.txt $(VENV)/lock.txt
+	$(BIN)/uv pip compile requirements.txt requirements-dev.txt --python-version 3.11 --universal \
+		--override requirements-overrides.txt --no-header --no-annotate --quiet --output-file $(VENV)/lock.txt
+	{ grep '^#' requirements-cpu.txt; grep -v '^#' $(VENV)/lock.txt; } > $(VENV)/requirements-cpu.txt
+	mv $(VENV)/requirements-cpu.txt requirements-cpu.txt
+	rm $(VENV)/lock.txt
+
+clean: ## remove caches; .venv, outputs/ and runs/ stay
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis unsloth_compiled_cache
+	find . -path ./$(VENV) -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -print0 | xargs -0 rm -rf
+
+# A stopped or failed installation leaves no stamp, so the next `make setup` goes on with it.
+$(STAMP): $(REQUIREMENTS)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+		echo "make setup needs Python 3.11, 3.12 or 3.13; '$(PYTHON)' is not one. Name it: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(BIN)/python -c "" 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+ifeq ($(HAS_GPU),yes)
+	@echo "Installing into $(VENV) (NVIDIA GPU found; several GB)"
+	@$(BIN)/pip install --quiet -r requirements.txt -r requirements-dev.txt $(QUIETLY)
+else
+	@echo "Installing into $(VENV) (no NVIDIA GPU found: the CPU build of torch; 2 to 3 minutes)"
+	@torch=$$(grep '^torch==' requirements-cpu.txt); \
+		$(BIN)/pip install --quiet --retries 0 --timeout 5 --no-deps --index-url $(TORCH_CPU_INDEX) "$$torch" 2>/dev/null \
+		|| $(BIN)/pip install --quiet --constraint requirements-cpu.txt "$$torch" $(QUIETLY)
+	@$(BIN)/pip install --quiet --no-deps -r requirements-cpu.txt $(QUIETLY)
+endif
+	@touch $(STAMP)

@@ -1,0 +1,266 @@
+"""Conversations become tokens and a loss mask, by the tokenizer's own chat template.
+
+In: a ``Conversation`` and a tokenizer. Out: ``Example`` rows: ``input_ids``, ``labels`` (−100 where there is no loss),
+``mode``, ``source``.
+
+The parity rule: the tokens before the first token with loss are exactly the prompt that inference sends in that mode,
+``apply_chat_template(..., add_generation_prompt=True, enable_thinking=…)``. So
+
+* in non-thinking mode the empty think block is prompt, never target;
+* in thinking mode the loss starts at ``<think>``;
+* an earlier answer of a multi-turn conversation cannot carry loss inside the last answer's example: the template shows
+  it there without its think block, which is not what the model would have been asked to write. Each answer is
+  therefore an example of its own, whose history looks as it will look at inference;
+* every example ends with the turn's ``<|im_end|>``, in the loss.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.conversations import Conversation, Message, Mode, Rejected
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORE_INDEX = -100
+EMPTY_THINK = "<think>\n\n</think>\n\n"
+Turns = Literal["all", "last"]
+
+
+@dataclass
+class Example:
+    """One training row. ``labels[i]`` is ``input_ids[i]`` where the token carries loss, else −100."""
+
+    input_ids: list[int]
+    labels: list[int]
+    mode: Mode
+    source: str
+
+
+# --- literal control tokens in the data ---------------------------------------------------------------------------------
+# A document about chat templates may contain "<|im_end|>". Tokenised as it stands it would end the turn. So every
+# added token that occurs in *content* is split by a private-use character before the template runs, and the rendered
+# text is tokenised in the pieces between those characters: the letters stay, the control token does not appear.
+
+
+def _added_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    tokens = sorted((str(t) for t in tokenizer.get_added_vocab()), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
+
+
+def _break_character(texts: str) -> str:
+    for code in range(0xE000, 0xF8FF):
+        if chr(code) not in texts:
+            return chr(code)
+    raise Rejected("no_free_private_use_character")
+
+
+def _map_strings(value: Any, change: Any) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {_map_strings(k, change): _map_strings(v, change) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_map_strings(v, change) for v in value]
+    return value
+
+
+class ChatFormat:
+    """Renders and tokenises with one tokenizer. Holds only what is derived from it once (its added tokens).
+
+    Raises:
+        UserError: the tokenizer has no chat template, or one without a thinking switch.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+        self._added = _added_token_pattern(tokenizer)
+        if not getattr(tokenizer, "chat_template", None):
+            raise UserError("The tokenizer has no chat template; use a chat model, or set one with get_chat_template().")
+        probe: list[Message] = [{"role": "user", "content": "x"}]
+        thinking, direct = (self._template(probe, None, True, enable_thinking=mode) for mode in (True, False))
+        if direct != thinking + EMPTY_THINK:
+            raise UserError(
+                "The tokenizer's chat template does not switch thinking as Qwen3's does (enable_thinking=False should "
+                f"add {EMPTY_THINK!r} to the prompt); this pipeline needs a hybrid Qwen3 model."
+            )
+        self.end = str(tokenizer.eos_token)
+
+    def _template(self, messages: Sequence[Message], tools: Any, prompt: bool, **kwargs: Any) -> str:
+        text = self.tokenizer.apply_chat_template(
+            list(messages), tools=tools or None, add_generation_prompt=prompt, tokenize=False, **kwargs
+        )
+        return str(text)
+
+    def _protect(self, conversation_part: Any) -> tuple[Any, str]:
+        """Split literal control tokens in all strings; returns the new value and the splitting character ("" if none)."""
+        strings: list[str] = []
+        _map_strings(conversation_part, strings.append)
+        try:
+            "".join(strings).encode()
+        except UnicodeEncodeError as error:  # half a surrogate pair; the tokenizer would fail on the whole batch
+            raise Rejected("not_unicode", str(error)) from error
+        if not any(self._added.search(s) for s in strings):
+            return conversation_part, ""
+        mark = _break_character("".join(strings))
+        change = lambda s: self._added.sub(lambda m: m[0][0] + mark + m[0][1:], s)  # noqa: E731
+        return _map_strings(conversation_part, change), mark
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of rendered texts, one list a text, nothing added."""
+        if not texts:
+            return []
+        result = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return list(result)
+
+    def _encode_marked(self, texts: Sequence[str], marks: Sequence[str]) -> list[list[int]]:
+        pieces = [text.split(mark) if mark else [text] for text, mark in zip(texts, marks, strict=True)]
+        flat = iter(self.encode([piece for group in pieces for piece in group]))
+        return [[token for _ in group for token in next(flat)] for group in pieces]
+
+    def prompt_text(self, messages: Sequence[Message], mode: Mode, tools: Any = None) -> str:
+        """The rendered prompt that inference sends in this mode."""
+        return self._template(messages, tools, True, enable_thinking=mode == "thinking")
+
+    def prompt_ids(self, messages: Sequence[Message], mode: Mode, tools: Any = None) -> list[int]:
+        """Tokens of the prompt that inference sends in this mode; literal control tokens in content stay text."""
+        (messages, tools), mark = self._protect([list(messages), tools])
+        return self._encode_marked([self.prompt_text(messages, mode, tools)], [mark])[0]
+
+    def _targets(self, conversation: Conversation, turns: Turns) -> list[tuple[int, Mode]]:
+        """Which messages carry loss, and in which mode."""
+        result: list[tuple[int, Mode]] = []
+        for index, message in enumerate(conversation.messages):
+            last = index == len(conversation.messages) - 1
+            if message["role"] != "assistant" or (turns == "last" and not last):
+                continue
+            if not message["content"].strip() and not message.get("tool_calls"):
+                continue
+            has_reasoning = bool((message.get("reasoning_content") or "").strip())
+            if has_reasoning and conversation.mode == "thinking":
+                result.append((index, "thinking"))
+            elif conversation.mode == "non_thinking":
+                result.append((index, "non_thinking"))
+            elif not has_reasoning and soft_switch(conversation.messages[:index]) == "/no_think":
+                # Qwen3's own convention: after /no_think the thinking prompt is answered with an empty think block.
+                result.append((index, "thinking"))
+            elif last:
+                raise Rejected("empty_reasoning", "a thinking conversation whose last answer has no reasoning")
+        if not result:
+            raise Rejected("no_assistant_turn")
+        return result
+
+    def render(self, conversation: Conversation, turns: Turns = "all") -> list[tuple[str, str, Mode, str]]:
+        """(prompt, target, mode, splitting character) of each answer that carries loss.
+
+        Raises:
+            Rejected: the conversation has no answer that could carry loss in its mode, or text that is not Unicode.
+            UserError: the chat template breaks the parity rule (a full conversation does not start with its prompt).
+        """
+        keep_reasoning = conversation.mode == "thinking"
+        messages = [
+            {k: v for k, v in m.items() if v is not None and (k != "reasoning_content" or keep_reasoning)}
+            for m in conversation.messages
+        ]
+        (messages, tools), mark = self._protect([messages, conversation.tools])
+        # Only content can hold control tokens that must stay text; the roles and keys above are ours.
+        result: list[tuple[str, str, Mode, str]] = []
+        for index, mode in self._targets(conversation, turns):
+            prompt = self.prompt_text(messages[:index], mode, tools)
+            # Newlines around the answer are no part of it. The prompt keeps its own: inference sends them too.
+            answer = messages[index] | {"content": messages[index]["content"].strip("\n")}
+            if not answer.get("reasoning_content", "").strip():
+                answer.pop("reasoning_content", None)
+            full = self._template([*messages[:index], answer], tools, False).rstrip("\n")
+            if not full.startswith(prompt) or not full.endswith(self.end):
+                raise UserError(
+                    "The chat template breaks parity: a rendered answer does not continue the generation prompt and end "
+                    f"with {self.end!r}. Prompt ends {prompt[-60:]!r}, answer ends {full[-60:]!r}."
+                )
+            result.append((prompt, full[len(prompt) :], mode, mark))
+        return result
+
+    def examples(self, conversations: Iterable[Conversation], turns: Turns = "all") -> list[list[Example] | Rejected]:
+        """Examples of each conversation, or why it was rejected; tokenised in one batch.
+
+        Args:
+            turns: ``all``: every answer that can carry loss becomes an example; ``last``: only the last one.
+
+        Returns:
+            One entry a conversation, in order.
+        """
+        rendered: list[list[tuple[str, str, Mode, str]] | Rejected] = []
+        kept = []
+        for conversation in conversations:
+            kept.append(conversation)
+            try:
+                rendered.append(self.render(conversation, turns))
+            except Rejected as rejected:
+                rendered.append(rejected)
+        parts = [part for entry in rendered if not isinstance(entry, Rejected) for part in entry]
+        prompts = iter(self._encode_marked([p[0] for p in parts], [p[3] for p in parts]))
+        targets = iter(self._encode_marked([p[1] for p in parts], [p[3] for p in parts]))
+        result: list[list[Example] | Rejected] = []
+        for conversation, entry in zip(kept, rendered, strict=True):
+            if isinstance(entry, Rejected):
+                result.append(entry)
+                continue
+            rows = []
+            for _, _, mode, _ in entry:
+                prompt, target = next(prompts), next(targets)
+                labels = [IGNORE_INDEX] * len(prompt) + target
+                rows.append(Example(prompt + target, labels, mode, conversation.source))
+            result.append(rows)
+        return result
+
+    def example(self, conversation: Conversation, turns: Turns = "all") -> list[Example]:
+        """Examples of one conversation; raises ``Rejected`` where there is none."""
+        result = self.examples([conversation], turns)[0]
+        if isinstance(result, Rejected):
+            raise result
+        return result
+
+
+def soft_switch(messages: Sequence[Message]) -> str:
+    """The last ``/think`` or ``/no_think`` in the user and system messages, or ``""``. The last one wins (Qwen3)."""
+    found = ""
+    for message in messages:
+        if message["role"] in ("user", "system"):
+            for match in re.finditer(r"(?<!\S)/(?:no_)?think(?!\S)", message["content"]):
+                found = match[0]
+    return found
+
+
+# --- looking at a mask --------------------------------------------------------------------------------------------------
+
+
+def coloured(tokenizer: PreTrainedTokenizerBase, example: Example | dict[str, Any], form: str = "ansi") -> str:
+    """The example as text with its loss-bearing tokens marked.
+
+    Args:
+        form: ``ansi`` (terminal: green on loss, dim elsewhere), ``html`` (notebook), or ``plain`` (``[[loss]]``).
+    """
+    import html
+
+    row = asdict(example) if isinstance(example, Example) else example
+    spans: list[tuple[bool, list[int]]] = []
+    for token, label in zip(row["input_ids"], row["labels"], strict=True):
+        loss = label != IGNORE_INDEX
+        if not spans or spans[-1][0] != loss:
+            spans.append((loss, []))
+        spans[-1][1].append(token)
+    pieces = [(loss, str(tokenizer.decode(ids, skip_special_tokens=False))) for loss, ids in spans]
+    if form == "ansi":
+        return "".join(f"\x1b[1;32m{t}\x1b[0m" if loss else f"\x1b[2m{t}\x1b[0m" for loss, t in pieces)
+    if form == "plain":
+        return "".join(f"[[{t}]]" if loss else t for loss, t in pieces)
+    if form != "html":
+        raise UserError(f"Unknown form {form!r}; use ansi, html or plain.")
+    styles = {True: "background:#c8f0d0;color:#063", False: "color:#777"}
+    body = "".join(f'<span style="{styles[loss]}">{html.escape(t)}</span>' for loss, t in pieces)
+    return f'<pre style="white-space:pre-wrap;line-height:1.5">{body}</pre>'

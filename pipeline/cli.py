@@ -1,0 +1,318 @@
+"""``python -m pipeline``: each step of the story as a command, and ``run`` for all of them.
+
+Heavy libraries are imported by the command that needs them, so ``--help`` answers at once. A ``UserError`` is printed as
+one sentence; the exit code is 2 then, 1 where ``doctor`` finds that the main job could not run or a notebook fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline import __version__
+from pipeline.errors import UserError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        description="Fine-tune a hybrid reasoning model so that it keeps both of its modes, and measure it.",
+        epilog="Start with: python -m pipeline run --profile embedded --output-dir runs/first",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help: str, group: Any = commands, output: bool = True, profile: bool = True) -> Any:
+        sub = group.add_parser(name, help=help, description=help)
+        if profile:
+            sub.add_argument("--profile", default="embedded", help="name of a profile, or a YAML file (default: embedded)")
+            sub.add_argument(
+                "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, e.g. training.max_steps=100"
+            )
+        if output:
+            sub.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="where results are written")
+        sub.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+        return sub
+
+    doctor = command("doctor", "what this machine can do, and what to do about what it cannot", output=False, profile=False)
+    doctor.add_argument("--no-network", action="store_true", help="do not try to reach the hubs")
+
+    data = commands.add_parser("data", help="build and look at mixes").add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    build = command("build", "build the mix of a recipe", data)
+    build.add_argument("--recipe", metavar="FILE", help="recipe file (default: the profile's)")
+    build.add_argument("--dry-run", action="store_true", help="say what the mix would be and write nothing")
+    inspect = command("inspect", "print examples with their loss-bearing tokens coloured", data, output=False)
+    inspect.add_argument("--recipe", metavar="FILE", help="recipe file (default: the profile's)")
+    inspect.add_argument("--source", metavar="NAME", help="only this source of the recipe")
+    inspect.add_argument("--rows", type=int, default=3, help="examples a source (default: 3)")
+
+    for name, help in (
+        ("train", "build the mix and fine-tune"),
+        ("evaluate", "benchmark base and tuned model in both modes"),
+        ("run", "all of it: mix, base evaluation, training, tuned evaluation, report"),
+    ):
+        sub = command(name, help)
+        sub.add_argument("--chat-share", type=float, metavar="X", help="short for --set mix.chat_share=X")
+        sub.add_argument("--resume", action="store_true", help="go on with an unfinished run of the same settings")
+        sub.add_argument("--dry-run", action="store_true", help="say what would be done: rows, tokens, steps, time, memory")
+        if name == "evaluate":
+            sub.add_argument("--which", choices=["base", "tuned", "both"], default="both", help="which model (default: both)")
+    command("report", "write report.json, report.html and model_card.md of a finished run", profile=False)
+
+    course = command("course", "execute the notebooks in order with papermill")
+    course.add_argument("--only", action="append", metavar="NN", help="only these notebooks, e.g. --only 01")
+    course.add_argument("--chat-share", type=float, metavar="X", help="passed to the notebooks")
+
+    embedded = commands.add_parser("embedded", help="the small model that this project ships").add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    command("build", "train the embedded model from scratch (about half an hour)", embedded, profile=False)
+    command("quantise", "write a 4-bit copy of a profile's base model", embedded)
+    check = command("check", "measure the shipped model against what it must reach", embedded)
+    check.add_argument("--items", type=int, default=500, help="held-out prompts a benchmark and mode (default: 500)")
+    return parser
+
+
+def _profile(args: argparse.Namespace) -> Any:
+    from pipeline.settings import load_profile
+
+    overrides = list(args.set)
+    if getattr(args, "chat_share", None) is not None:
+        overrides.append(f"mix.chat_share={args.chat_share}")
+    if getattr(args, "recipe", None):
+        overrides.append(f"recipe={json.dumps(args.recipe)}")
+    return load_profile(args.profile, overrides)
+
+
+def _show(args: argparse.Namespace, data: Any, text: str) -> None:
+    print(json.dumps(data, ensure_ascii=False, indent=2) if args.json else text)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from pipeline.doctor import examine, render
+
+    findings = examine(check_network=not args.no_network)
+    _show(args, findings, render(findings))
+    return 0 if findings["ok"] else 1
+
+
+def _build_mix(profile: Any) -> Any:
+    from pipeline.chat_format import ChatFormat
+    from pipeline.mix import mix_from_recipe
+    from pipeline.settings import load_recipe
+    from pipeline.sources import cache_dir
+    from pipeline.train import load_tokenizer
+
+    recipe = load_recipe(profile.recipe, profile.mix)
+    return mix_from_recipe(
+        recipe,
+        ChatFormat(load_tokenizer(profile.model)),
+        max_seq_length=profile.model.max_seq_length,
+        seed=profile.seed,
+        turns=profile.data.turns,
+        validation_fraction=profile.data.validation_fraction,
+        workers=profile.data.workers,
+        cache=cache_dir(),
+    )
+
+
+def _data(args: argparse.Namespace) -> int:
+    from pipeline.run import describe_mix
+
+    profile = _profile(args)
+    if args.action == "inspect":
+        return _inspect(args, profile)
+    from pipeline.mix import save_mix
+
+    folder = args.output_dir
+    if not args.dry_run and folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").exists():
+        raise UserError(f"{folder} is not empty and holds no mix. Choose another --output-dir; nothing was changed.")
+    mix = _build_mix(profile)
+    if not args.dry_run:
+        save_mix(mix, folder)
+    _show(args, mix.manifest, describe_mix(mix.manifest))
+    return 0
+
+
+def _inspect(args: argparse.Namespace, profile: Any) -> int:
+    from pipeline.chat_format import ChatFormat, coloured
+    from pipeline.errors import nearest
+    from pipeline.mix import build_pool
+    from pipeline.settings import load_recipe
+    from pipeline.sources import cache_dir
+    from pipeline.train import load_tokenizer
+
+    recipe = load_recipe(profile.recipe, profile.mix)
+    names = [source.name for source in recipe.sources]
+    if args.source and args.source not in names:
+        raise UserError(f"The recipe has no source {args.source!r}.{nearest(args.source, names)} Known: {', '.join(names)}.")
+    tokenizer = load_tokenizer(profile.model)
+    shown = []
+    for source in recipe.sources:
+        if args.source in (None, source.name):
+            limits = (profile.model.max_seq_length, profile.data.turns, profile.data.workers, cache_dir())
+            pool = build_pool(source, ChatFormat(tokenizer), *limits)
+            shown += [dict(pool.examples[i]) for i in range(min(args.rows, len(pool.examples)))]
+    form = "ansi" if sys.stdout.isatty() else "plain"
+    lines = []
+    for row in shown:
+        loss = sum(label != -100 for label in row["labels"])
+        lines.append(f"--- {row['source']}, {row['mode']}, {len(row['input_ids'])} tokens, {loss} with loss")
+        lines.append(coloured(tokenizer, row, form))
+    _show(args, shown, "\n".join(lines))
+    return 0
+
+
+def _plan(args: argparse.Namespace, profile: Any) -> int:
+    from pipeline.run import describe_mix, plan
+
+    result = plan(profile)
+    memory = result["estimated_memory_bytes"]["total"] / 2**20
+    seconds = result["estimated_seconds"]
+    time = f"about {seconds / 60:.1f} minutes on {result['estimate_measured_on']}" if seconds else "no measured rate for this profile"
+    text = "\n".join(
+        [
+            describe_mix({**result["mix"], "unit": result["mix"]["unit"]}),
+            f"{result['steps']:,} training steps on {result['model']}, about {result['training_tokens']:,} tokens",
+            f"{result['replies_to_generate'] or 'all'} replies to generate for the evaluation",
+            f"time: {time}",
+            f"memory for weights, adapter and activations: about {memory:,.0f} MiB (the libraries themselves take about 1 GiB)",
+        ]
+    )
+    _show(args, result, text)
+    return 0
+
+
+def _stages(args: argparse.Namespace) -> int:
+    from pipeline.run import Run
+
+    profile = _profile(args)
+    if args.dry_run:
+        return _plan(args, profile)
+    quiet()
+    # `train` and `evaluate` are parts of one run: a directory that the other began is not "unfinished" for them.
+    parts = args.command in ("train", "evaluate")
+    run = Run.open(profile, args.output_dir, resume=args.resume or parts)
+    run.resume = args.resume
+    if args.command == "train":
+        section = run.train()
+        last = section["loss"][-1]["loss"] if section["loss"] else float("nan")
+        speed = f"{section['tokens_per_second']:,.0f} tokens/s, {section['loss_tokens_per_second']:,.0f} of them with loss"
+        _show(args, section, f"{section['steps']} steps, last loss {last:.4f}, {speed}; adapter in {run.folder / 'adapter'}")
+    elif args.command == "evaluate":
+        which = ["base", "tuned"] if args.which == "both" else [args.which]
+        cells = {name: run.evaluate(name) for name in which}
+        _show(args, cells, _cells_text(cells))
+    else:
+        _print_report(args, run.all(), run.folder)
+    return 0
+
+
+def _cells_text(cells: dict[str, Any]) -> str:
+    lines = []
+    for which, modes in cells.items():
+        for mode, cell in modes.items():
+            scores = ", ".join(f"{n} {b['score']:.3f} (n={b['n']})" for n, b in cell["benchmarks"].items())
+            lines.append(f"{which}, {mode}: {scores}; mode fidelity {cell['mode_fidelity']:.3f}; cut {cell['truncated']:.3f}")
+    return "\n".join(lines)
+
+
+def _print_report(args: argparse.Namespace, report: dict[str, Any], folder: Path) -> None:
+    from pipeline.report import table
+
+    _show(args, report, f"{table(report)}\n\nreport: {folder / 'report.html'}")
+
+
+def _report(args: argparse.Namespace) -> int:
+    from pipeline.run import Run
+    from pipeline.settings import Profile, Recipe, parse, read_yaml
+
+    profile_path, recipe_path = (args.output_dir / name for name in ("profile.yaml", "recipe.yaml"))
+    if not profile_path.exists() or not recipe_path.exists():
+        raise UserError(f"{args.output_dir} is no run directory (it has no profile.yaml and recipe.yaml).")
+    profile = parse(Profile, read_yaml(profile_path), str(profile_path))
+    recipe = parse(Recipe, read_yaml(recipe_path), str(recipe_path))
+    run = Run.open(profile, args.output_dir, resume=True, recipe=recipe)
+    _print_report(args, run.report(), run.folder)
+    return 0
+
+
+def _course(args: argparse.Namespace) -> int:
+    from pipeline.course import execute_course
+
+    profile = _profile(args)
+    result = execute_course(args.profile, args.output_dir, chat_share=profile.mix.chat_share, overrides=args.set, only=args.only)
+    _show(args, result, "\n".join(f"{n['name']}: {n['status']} ({n['seconds']:.0f} s)" for n in result["notebooks"]))
+    return 0 if result["ok"] else 1
+
+
+def _embedded(args: argparse.Namespace) -> int:
+    quiet()
+    if args.action == "build":
+        from pipeline.embedded import BuildSettings, train_base
+
+        record = train_base(BuildSettings(), args.output_dir)
+        _show(args, record, f"{record['parameters']:,} parameters, {record['seconds']} s, final loss {record['final_loss']}")
+        return 0
+    profile = _profile(args)
+    if args.action == "quantise":
+        from pipeline.train import prequantise
+
+        prequantise(profile.model, args.output_dir)
+        _show(args, {"output_dir": str(args.output_dir)}, f"4-bit model in {args.output_dir}")
+        return 0
+    from pipeline.embedded import acceptance
+    from pipeline.run import Run
+
+    profile.evaluation.limit = args.items
+    run = Run.open(profile, args.output_dir, resume=True)
+    cells = run.evaluate("base")
+    failed = acceptance(cells)
+    _show(args, {"cells": cells, "failed": failed}, "\n".join([_cells_text({"base": cells}), *(failed or ["accepted"])]))
+    return 1 if failed else 0
+
+
+def quiet() -> None:
+    """Keep the libraries' own progress bars and notices out of the way of ours."""
+    import logging
+    import warnings
+
+    import datasets
+
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the arguments, run the command; returns the exit code."""
+    args = _parser().parse_args(argv)
+    commands = {
+        "doctor": _doctor,
+        "data": _data,
+        "train": _stages,
+        "evaluate": _stages,
+        "run": _stages,
+        "report": _report,
+        "course": _course,
+        "embedded": _embedded,
+    }
+    try:
+        return commands[args.command](args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print("error: The disk is full. Free some space and run the same command again with --resume.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; run the same command with --resume to go on", file=sys.stderr)
+        return 130

@@ -1,0 +1,310 @@
+"""The whole story in one directory: mix → base evaluation → training → tuned evaluation → report.
+
+In: a ``Profile`` and an output directory. Out: a run directory that holds everything:
+
+    profile.yaml  recipe.yaml      the settings as they were resolved
+    run.json                       their fingerprint, versions, seed, start and end
+    mix/                           train.parquet, validation.parquet, rejected.jsonl, manifest.json
+    checkpoints/  adapter/         of training; training.json when it is done
+    evaluation/{base,tuned}/       one folder a mode: predictions.jsonl and cell.json
+    report.json  report.html  model_card.md
+
+Each stage writes its result last and as a whole, so a killed run goes on with the first stage that is not done.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipeline.chat_format import ChatFormat
+from pipeline.errors import UserError
+from pipeline.files import fingerprint, read_json, read_jsonl, write_json, write_text
+from pipeline.mix import Mix, load_mix, mix_from_recipe, save_mix
+from pipeline.settings import Profile, Recipe, load_recipe
+from pipeline.sources import cache_dir
+from pipeline.versions import installed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MINIMUM_FREE_BYTES = 200 * 1024**2
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _say(text: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, soft_wrap=True, highlight=False).print(text, markup=False)
+
+
+@dataclass
+class Run:
+    """A run directory with its settings; the model is loaded when a stage first needs it.
+
+    Raises:
+        UserError: from ``open``: the directory belongs to another run, or to an unfinished one and ``resume`` is off.
+    """
+
+    profile: Profile
+    recipe: Recipe
+    folder: Path
+    resume: bool = False
+    _model: PreTrainedModel | None = field(default=None, repr=False)
+    _tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False)
+    _has_adapter: bool = field(default=False, repr=False)
+
+    # --- the directory
+
+    @classmethod
+    def open(cls, profile: Profile, folder: Path, resume: bool = False, recipe: Recipe | None = None) -> Run:
+        """Take a new or empty directory, or go on in the directory of the same run."""
+        run = cls(profile, recipe or load_recipe(profile.recipe, profile.mix), Path(folder), resume)
+        identity = fingerprint({"profile": profile.model_dump(), "recipe": run.recipe.model_dump()})
+        record_path = run.folder / "run.json"
+        if record_path.exists():
+            record = read_json(record_path)
+            if record.get("settings_fingerprint") != identity:
+                raise UserError(
+                    f"{folder} belongs to another run ({_difference(run)}). Choose another --output-dir; nothing was changed."
+                )
+            if not resume and not record.get("finished"):
+                raise UserError(f"{folder} holds an unfinished run of the same settings; add --resume to go on with it.")
+            return run
+        if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
+            raise UserError(f"{folder} exists and is no run directory. Choose another --output-dir; nothing was changed.")
+        write_text(run.folder / "profile.yaml", yaml.safe_dump(profile.model_dump(), sort_keys=False, allow_unicode=True))
+        write_text(run.folder / "recipe.yaml", yaml.safe_dump(run.recipe.model_dump(), sort_keys=False, allow_unicode=True))
+        record = {
+            "settings_fingerprint": identity,
+            "profile": profile.name,
+            "model": profile.model.name,
+            "seed": profile.seed,
+            "versions": {"python": platform.python_version(), **{k: v for k, v in installed().items() if v}},
+            "started": _now(),
+            "finished": None,
+        }
+        write_json(record_path, record)
+        return run
+
+    def _path(self, *parts: str) -> Path:
+        return self.folder.joinpath(*parts)
+
+    def _require_space(self) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if free < MINIMUM_FREE_BYTES:
+            raise UserError(
+                f"Only {free / 2**20:,.0f} MiB are free where {self.folder} lies; training needs at least "
+                f"{MINIMUM_FREE_BYTES / 2**20:,.0f}. Free some space or choose another --output-dir."
+            )
+
+    # --- the model
+
+    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        from pipeline.train import load_model
+
+        if self._model is None or self._tokenizer is None:
+            _say(f"loading {self.profile.model.name} ({'4 bit' if self.profile.model.load_in_4bit else '16 bit'})")
+            self._model, self._tokenizer = load_model(self.profile.model, self.profile.seed)
+        return self._model, self._tokenizer
+
+    # --- the stages
+
+    def data(self) -> Mix:
+        """Build the mix, or load it where it is done."""
+        from pipeline.train import load_tokenizer
+
+        folder = self._path("mix")
+        if (folder / "manifest.json").exists():
+            return load_mix(folder)
+        tokenizer = self._tokenizer or load_tokenizer(self.profile.model)
+        mix = mix_from_recipe(
+            self.recipe,
+            ChatFormat(tokenizer),
+            max_seq_length=self.profile.model.max_seq_length,
+            seed=self.profile.seed,
+            turns=self.profile.data.turns,
+            validation_fraction=self.profile.data.validation_fraction,
+            workers=self.profile.data.workers,
+            cache=cache_dir(),
+        )
+        save_mix(mix, folder)
+        _say(describe_mix(mix.manifest))
+        return mix
+
+    def train(self) -> dict[str, Any]:
+        """Train and save the adapter; returns the report's ``training`` section."""
+        from pipeline.train import train
+
+        record = self._path("training.json")
+        if record.exists():
+            return dict(read_json(record))
+        mix = self.data()
+        self._require_space()
+        model, tokenizer = self._load()
+        if self._has_adapter:
+            raise UserError("The model in memory has an adapter already; start a new process to train again.")
+        self._model, section = train(model, tokenizer, self.profile, mix, self.folder, self.resume)
+        self._has_adapter = True
+        write_json(record, section)
+        return section
+
+    def _cells(self, which: str) -> dict[str, Any] | None:
+        path = self._path("evaluation", which, "cells.json")
+        return dict(read_json(path)) if path.exists() else None
+
+    def evaluate(self, which: str) -> dict[str, Any]:
+        """Evaluate ``base`` or ``tuned`` in both modes; returns {mode: cell}."""
+        from pipeline.evaluate import evaluate_model
+        from pipeline.train import load_adapter
+
+        done = self._cells(which)
+        if done is not None:
+            return done
+        if which == "base" and self._has_adapter:
+            self._model, self._has_adapter = None, False  # a fresh base, without the adapter
+        model, tokenizer = self._load()
+        if which == "tuned" and not self._has_adapter:
+            self._model = model = load_adapter(model, self._path("adapter"))
+            self._has_adapter = True
+        identity = f"{which}-{self.profile.name}-{self.profile.seed}"
+        cells = evaluate_model(model, tokenizer, identity, self.profile.evaluation, self._path("evaluation", which))
+        write_json(self._path("evaluation", which, "cells.json"), cells)
+        return cells
+
+    def report(self) -> dict[str, Any]:
+        """Assemble and write the report from what the stages left on disk.
+
+        Raises:
+            UserError: a stage is missing (says which command makes it).
+        """
+        from pipeline.report import build_report, write_report
+
+        cells = {which: self._cells(which) for which in ("base", "tuned")}
+        missing = [f"evaluation of the {which} model (evaluate)" for which, c in cells.items() if c is None]
+        if not self._path("training.json").exists():
+            missing.insert(0, "training (train)")
+        if missing:
+            raise UserError(f"{self.folder} is not complete: it lacks {', '.join(missing)}; run that first, or: run --resume.")
+        record = read_json(self._path("run.json"))
+        manifest = read_json(self._path("mix", "manifest.json"))
+        record["finished"] = record["finished"] or _now()
+        keys = ("name", "mode", "requested", "achieved", "rows", "rejected")
+        report = build_report(
+            run={k: record[k] for k in ("profile", "model", "seed", "versions", "started", "finished")}
+            | {"data_fingerprint": manifest["fingerprint"]},
+            mix={"unit": manifest["unit"], "sources": [{k: s[k] for k in keys} for s in manifest["sources"]]},
+            training=read_json(self._path("training.json")),
+            evaluation=cells,
+        )
+        predictions = {
+            (which, mode): read_jsonl(self._path("evaluation", which, mode, "predictions.jsonl"))
+            for which in cells
+            for mode in report["evaluation"][which]
+        }
+        write_report(report, self.folder, predictions)
+        write_json(self._path("run.json"), record)
+        return report
+
+    def all(self) -> dict[str, Any]:
+        """Every stage in order; finished ones are not repeated."""
+        stages = (
+            ("mix", self.data),
+            ("evaluate base", lambda: self.evaluate("base")),
+            ("train", self.train),
+            ("evaluate tuned", lambda: self.evaluate("tuned")),
+        )
+        for number, (name, stage) in enumerate(stages, 1):
+            _say(f"[{number}/{len(stages) + 1}] {name}")
+            stage()
+        _say(f"[{len(stages) + 1}/{len(stages) + 1}] report")
+        return self.report()
+
+
+def _difference(run: Run) -> str:
+    """The first settings in which a directory's run differs from this one, in words."""
+    from pipeline.settings import read_yaml
+
+    parts = []
+    for name, mine in (("profile", run.profile.model_dump()), ("recipe", run.recipe.model_dump())):
+        path = run.folder / f"{name}.yaml"
+        theirs = read_yaml(path) if path.exists() else {}
+        parts += _compare(theirs, mine, "" if name == "profile" else "recipe.")
+    shown = "; ".join(parts[:3]) or "its settings"
+    return shown + (f"; and {len(parts) - 3} more" if len(parts) > 3 else "")
+
+
+def _compare(theirs: Any, mine: Any, prefix: str) -> list[str]:
+    if isinstance(theirs, dict) and isinstance(mine, dict):
+        keys = list(dict.fromkeys([*theirs, *mine]))
+        return [d for k in keys for d in _compare(theirs.get(k), mine.get(k), f"{prefix}{k}.")]
+    return [] if theirs == mine else [f"{prefix.rstrip('.')} is {theirs!r} there and {mine!r} here"]
+
+
+def describe_mix(manifest: dict[str, Any]) -> str:
+    """The mix in a few lines: share asked for and achieved, rows kept and rejected, by source."""
+    total = manifest["total"]
+    lines = [
+        f"mix of {total['rows']:,} rows, {total['tokens']:,} tokens, {total['loss_tokens']:,} with loss "
+        f"({manifest['examples']['train']:,} training and {manifest['examples']['validation']:,} validation examples)"
+    ]
+    for source in manifest["sources"]:
+        achieved = ", ".join(f"{source['achieved'][u]:.3f} of {u}" for u in ("rows", "tokens", "loss_tokens"))
+        lines.append(f"  {source['name']}: share {source['requested']:.3f} of {manifest['unit']} asked for; is {achieved}")
+        gone = ", ".join(f"{n} {reason}" for reason, n in source["rejected"].items()) or "none"
+        lines.append(f"    {source['read']:,} rows read, {source['kept']:,} kept, rejected: {gone}")
+    return "\n".join([*lines, *(f"  note: {w}" for w in manifest["warnings"])])
+
+
+def plan(profile: Profile) -> dict[str, Any]:
+    """What a run would do, without doing it: rows, tokens, steps, and an estimate of time and memory.
+
+    The time scales measured rates (``estimate`` in the profile, with the machine they were measured on); it is null where
+    the profile has none.
+    """
+    from transformers import AutoConfig
+
+    from pipeline.train import estimate_memory_bytes, load_tokenizer, model_location, planned_steps
+
+    tokenizer = load_tokenizer(profile.model)
+    recipe = load_recipe(profile.recipe, profile.mix)
+    mix = mix_from_recipe(
+        recipe,
+        ChatFormat(tokenizer),
+        max_seq_length=profile.model.max_seq_length,
+        seed=profile.seed,
+        turns=profile.data.turns,
+        validation_fraction=profile.data.validation_fraction,
+        workers=profile.data.workers,
+        cache=cache_dir(),
+    )
+    manifest = mix.manifest
+    steps = planned_steps(profile, manifest["examples"]["train"])
+    batch = profile.training.per_device_train_batch_size * profile.training.gradient_accumulation_steps
+    tokens = int(manifest["total"]["tokens"] / manifest["examples"]["train"] * steps * batch)
+    replies = None
+    if profile.evaluation.limit:
+        replies = 4 * len(profile.evaluation.benchmarks) * profile.evaluation.limit
+    rates = profile.estimate
+    seconds = None
+    if rates and replies is not None:
+        seconds = round(rates.start_seconds + tokens / rates.tokens_per_second + replies / rates.replies_per_second)
+    return {
+        "model": profile.model.name,
+        "mix": {k: manifest[k] for k in ("unit", "total", "examples", "fingerprint", "sources", "warnings")},
+        "steps": steps,
+        "training_tokens": tokens,
+        "replies_to_generate": replies,
+        "estimated_seconds": seconds,
+        "estimate_measured_on": rates.machine if rates else None,
+        "estimated_memory_bytes": estimate_memory_bytes(AutoConfig.from_pretrained(model_location(profile.model)), profile),
+    }

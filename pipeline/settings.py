@@ -1,0 +1,315 @@
+"""Profiles and recipes: every setting of a run, read from YAML, checked, overridable one by one.
+
+In: a profile's name or path, a recipe's path, ``key=value`` overrides. Out: ``Profile`` and ``Recipe``. An unknown key
+is refused by name with the nearest known one, a value of the wrong type with the place where it stands.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import UserError, nearest
+
+ROOT = Path(__file__).resolve().parent.parent
+PROFILES = Path(__file__).resolve().parent / "profiles"
+Unit = Literal["rows", "tokens", "loss_tokens"]
+UNITS: tuple[Unit, ...] = ("rows", "tokens", "loss_tokens")
+
+
+class Section(BaseModel):
+    """Base of all settings: unknown keys are errors, values are checked on assignment too."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+
+
+class ModelSettings(Section):
+    """Which base model, from where, how loaded."""
+
+    name: str  # a folder (relative to the working directory or to the project), or a hub name such as Qwen/Qwen3-0.6B
+    source: Literal["local", "huggingface", "modelscope"] = "local"
+    revision: str | None = None
+    load_in_4bit: bool = True  # NF4; quantises a 16-bit checkpoint on the fly, takes a pre-quantised one as it is
+    max_seq_length: int = Field(gt=0)  # tokens; longer rows are dropped and counted, never cut
+
+
+class LoraSettings(Section):
+    """Low-rank adapters. alpha = 2 × rank is what Unsloth's guides and most of its notebooks start from."""
+
+    rank: int = Field(16, gt=0)
+    alpha: int = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    use_rslora: bool = False
+
+
+class MixSettings(Section):
+    """Overrides of the recipe, so that a share can be swept without a new file. null = as the recipe says."""
+
+    chat_share: float | None = Field(None, ge=0, le=1)
+    unit: Unit | None = None
+    total: int | None = Field(None, gt=0)
+
+
+class DataSettings(Section):
+    """From rows to examples."""
+
+    turns: Literal["all", "last"] = "all"  # which answers of a conversation become examples
+    validation_fraction: float = Field(0.05, ge=0, lt=0.5)
+    workers: int = Field(1, ge=1)  # processes; the result does not depend on it
+
+
+class TrainingSettings(Section):
+    """What SFTTrainer is given. Names are TRL's and transformers' own."""
+
+    max_steps: int = -1  # -1: num_train_epochs decides
+    num_train_epochs: float = Field(1.0, gt=0)
+    per_device_train_batch_size: int = Field(16, gt=0)
+    gradient_accumulation_steps: int = Field(1, gt=0)
+    learning_rate: float = Field(2e-4, gt=0)
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup_steps: float = Field(0.05, ge=0)  # below 1: a fraction of all steps (transformers 5)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    optim: str = "adamw_torch"
+    group_by_length: bool = True  # batches of similar length, so that padding is not paid for
+    eval_steps: int = Field(50, gt=0)
+    save_steps: int = Field(50, gt=0)
+    save_total_limit: int = Field(2, gt=0)
+    logging_steps: int = Field(5, gt=0)
+    early_stopping_patience: int | None = Field(None, gt=0)  # evaluations without improvement; null: off
+    gradient_checkpointing: bool = False
+    report_to: list[Literal["none", "wandb", "swanlab", "tensorboard"]] = ["none"]
+
+
+class Sampling(Section):
+    """Decoding parameters of one mode. temperature 0 means greedy."""
+
+    temperature: float = Field(ge=0)
+    top_p: float = Field(gt=0, le=1)
+    top_k: int = Field(ge=0)
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0)
+    max_new_tokens: int = Field(gt=0)
+
+
+class SamplingTable(Section):
+    """The one table of sampling by mode. Values: Qwen3's model card (thinking 0.6/0.95/20, non-thinking 0.7/0.8/20)."""
+
+    thinking: Sampling
+    non_thinking: Sampling
+
+
+class EvaluationSettings(Section):
+    """Which benchmarks, how many items, how sampled."""
+
+    benchmarks: list[str] = Field(min_length=1)
+    limit: int | None = Field(None, gt=0)  # items a benchmark; null: all
+    batch_size: int = Field(64, gt=0)
+    seed: int = 42
+    sampling: SamplingTable
+    # EvalScope's dataset_args by benchmark, e.g. {gsm8k: {local_path: DIR, subset_list: [default]}}
+    dataset_args: dict[str, dict[str, Any]] = {}
+
+
+class EstimateSettings(Section):
+    """Rates measured in a run of this profile, for the estimate before a run starts."""
+
+    machine: str
+    tokens_per_second: float = Field(gt=0)  # of training
+    replies_per_second: float = Field(gt=0)  # of evaluation, both modes together
+    start_seconds: float = Field(ge=0)  # imports, loading, building the mix
+
+
+class Profile(Section):
+    """All settings of a run. One YAML file a size stands in pipeline/profiles/."""
+
+    name: str
+    seed: int = 3407
+    recipe: str
+    model: ModelSettings
+    lora: LoraSettings = LoraSettings()  # type: ignore[call-arg]
+    mix: MixSettings = MixSettings()  # type: ignore[call-arg]
+    data: DataSettings = DataSettings()  # type: ignore[call-arg]
+    training: TrainingSettings = TrainingSettings()  # type: ignore[call-arg]
+    evaluation: EvaluationSettings
+    estimate: EstimateSettings | None = None
+
+
+class SourceSettings(Section):
+    """One source of rows."""
+
+    name: str
+    kind: Literal["chat", "reasoning", "other"]
+    source: Literal["generated", "local", "huggingface", "modelscope"]
+    path: str  # generator name, file or folder, or dataset name
+    split: str = "train"
+    revision: str | None = None
+    rows: int | None = Field(None, gt=0)  # at most so many; for generated rows: exactly so many
+    seed: int = 0  # of the generator
+    converter: str
+    licence: str = ""
+    share: float = Field(ge=0, le=1)
+
+
+class Recipe(Section):
+    """What to mix. ``share`` is a source's part of the final mix, counted in ``unit``; the shares add up to 1."""
+
+    name: str
+    unit: Unit = "rows"
+    total: int | None = Field(None, gt=0)  # size of the training mix in that unit; null: as large as the sources allow
+    on_shortage: Literal["error", "repeat"] = "error"
+    sources: list[SourceSettings] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"source names must differ, found {', '.join(names)}")
+        total = sum(source.share for source in self.sources)
+        if abs(total - 1) > 1e-6:
+            parts = " + ".join(f"{s.share:g} ({s.name})" for s in self.sources)
+            raise ValueError(f"the shares add up to {total:g}, not 1: {parts}")
+        return self
+
+
+S = TypeVar("S", bound=Section)
+
+
+def _known_keys(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """Names of the fields at a place inside a settings class."""
+    current: Any = model
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = current.model_fields.get(part) if hasattr(current, "model_fields") else None
+        if field is None:
+            return []
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        current = next((c for c in candidates if hasattr(c, "model_fields")), None)
+    return list(current.model_fields) if current is not None else []
+
+
+def _sentence(error: ValidationError, model: type[BaseModel], where: str) -> str:
+    parts = []
+    for item in error.errors():
+        location = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            known = _known_keys(model, item["loc"][:-1])
+            parts.append(f"unknown key {location!r}.{nearest(str(item['loc'][-1]), known)}")
+        elif item["type"] == "value_error":
+            parts.append(str(item["ctx"]["error"]))
+        else:
+            given = f" (given: {item['input']!r})" if not isinstance(item["input"], dict) else ""
+            parts.append(f"{location}: {item['msg'][0].lower()}{item['msg'][1:]}{given}")
+    return f"{where}: " + "; ".join(parts)
+
+
+def parse(model: type[S], data: Any, where: str) -> S:
+    """Check ``data`` against a settings class.
+
+    Raises:
+        UserError: one sentence with every problem, each with its place and, for unknown keys, the nearest known one.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise UserError(_sentence(error, model, where)) from error
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML file (safe loader).
+
+    Raises:
+        UserError: missing, unreadable or not YAML (with line and column).
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+
+
+def locate(path: str) -> Path:
+    """A relative path is looked for in the working directory first, then in the project."""
+    here = Path(path).expanduser()
+    return here if here.is_absolute() or here.exists() else ROOT / path
+
+
+def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Set dotted keys: ``["training.learning_rate=1e-4"]``. Values are YAML (numbers, true/false, null, lists).
+
+    Raises:
+        UserError: an override without ``=``. Unknown keys are left to the check that follows.
+    """
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f"--set needs key=value, for example training.learning_rate=1e-4; given: {text!r}.")
+        parsed: Any = yaml.safe_load(value) if value.strip() else None
+        if isinstance(parsed, str):
+            try:
+                parsed = float(parsed)  # YAML 1.1 reads 1e-4 as text
+            except ValueError:
+                pass
+        target = data
+        *parents, last = key.strip().split(".")
+        for parent in parents:
+            if not isinstance(target.setdefault(parent, {}), dict):
+                raise UserError(f"--set {key}: {parent!r} is a single value, it has no keys below it.")
+            target = target[parent]
+        target[last] = parsed
+    return data
+
+
+def load_profile(name: str, overrides: list[str] | None = None) -> Profile:
+    """Load a profile by name (``embedded``) or by path, with overrides.
+
+    Raises:
+        UserError: no such profile (names the nearest), or a value that does not pass (names the place).
+    """
+    path = PROFILES / f"{name}.yaml"
+    if not path.exists():
+        path = Path(name)
+        if not path.suffix or not path.exists():
+            names = sorted(p.stem for p in PROFILES.glob("*.yaml"))
+            raise UserError(f"There is no profile {name!r}.{nearest(name, names)} Known: {', '.join(names)}.")
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        raise UserError(f"{path} should hold keys and values.")
+    return parse(Profile, apply_overrides(data, overrides or []), f"profile {name}" + (" with --set" if overrides else ""))
+
+
+def load_recipe(path: str, mix: MixSettings | None = None) -> Recipe:
+    """Load a recipe; ``mix`` overrides its chat share, unit and total.
+
+    A chat share is divided among the sources of kind ``chat`` in the proportion that the recipe gives them, the rest
+    among the others likewise.
+
+    Raises:
+        UserError: missing file, bad value, or a chat share where the recipe lacks one of the two sides.
+    """
+    data = read_yaml(locate(path))
+    if not isinstance(data, dict):
+        raise UserError(f"{path} should hold keys and values.")
+    recipe = parse(Recipe, data, f"recipe {path}")
+    if mix is None:
+        return recipe
+    if mix.chat_share is not None:
+        chat = [s for s in recipe.sources if s.kind == "chat"]
+        rest = [s for s in recipe.sources if s.kind != "chat"]
+        for side, share in ((chat, mix.chat_share), (rest, 1 - mix.chat_share)):
+            if not side and share > 0:
+                raise UserError(f"recipe {path}: chat_share={mix.chat_share:g} needs both a chat source and another one.")
+            before = sum(s.share for s in side)
+            for source in side:
+                source.share = share * source.share / before if before else share / len(side)
+    recipe.unit = mix.unit or recipe.unit
+    recipe.total = mix.total or recipe.total
+    return recipe
