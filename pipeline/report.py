@@ -1,8 +1,8 @@
 """The numbers of a run become a report: a file for programs, a page for people, a card for the hub.
 
 In: what the run was, the mix, the training figures, the 2×2 of evaluation cells (base/tuned × thinking/non-thinking)
-and, if wanted, the predictions. Out: ``report.json`` (schema_version 1, checked), ``report.html`` (one file, no network,
-no script) and ``model_card.md``; the same input gives the same bytes.
+and, if wanted, the predictions. Out: ``report.json`` (schema_version 1, checked), ``report.html`` (one file, no script,
+no network) and ``model_card.md``; the same input gives the same bytes.
 
 All rates are 0..1. Intervals are 95 %.
 """
