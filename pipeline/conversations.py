@@ -155,7 +155,7 @@ def _tool_call(text: str, where: str) -> dict[str, Any]:
 
 
 def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
-    """OpenAI's ``tool_calls``, or bare ``{"name", "arguments"}``; the template needs arguments, so none becomes ``{}``."""
+    """OpenAI's ``tool_calls``, or bare ``{"name", "arguments"}``. The template needs arguments: none becomes ``{}``."""
     if not isinstance(calls, list):
         raise Rejected("bad_tool_call", f"{where}: tool_calls is {type(calls).__name__}, not a list")
     result = []

@@ -259,3 +259,23 @@ def train_base(settings: BuildSettings, output_dir: Path, max_seconds: float | N
     }
     write_json(output_dir / "build.json", record)
     return record
+
+
+# What the shipped model must reach before any fine-tuning, on 500 held-out prompts a benchmark and mode.
+ACCEPTANCE = {"mode_fidelity": 0.99, "embedded_chat": 0.95}  # at least
+SKILL_AT_MOST = 0.2  # embedded_skill: what fine-tuning is to teach
+
+
+def acceptance(cells: dict[str, Any]) -> list[str]:
+    """What in the base model's evaluation ({mode: cell}) misses its bound, in words; empty when it is accepted."""
+    failed = []
+    for mode, cell in cells.items():
+        scores = {name: result["score"] for name, result in cell["benchmarks"].items()} | {"mode_fidelity": cell["mode_fidelity"]}
+        failed += [
+            f"{mode}: {name} is {scores[name]:.3f}, at least {bound} is needed"
+            for name, bound in ACCEPTANCE.items()
+            if scores[name] < bound
+        ]
+        if scores["embedded_skill"] > SKILL_AT_MOST:
+            failed.append(f"{mode}: embedded_skill is {scores['embedded_skill']:.3f}, at most {SKILL_AT_MOST} is wanted")
+    return failed

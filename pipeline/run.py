@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from pipeline.chat_format import ChatFormat
+from pipeline.conversations import MODES
 from pipeline.errors import UserError
-from pipeline.files import fingerprint, read_json, read_jsonl, write_json, write_text
+from pipeline.files import file_sha256, fingerprint, read_json, read_jsonl, write_json, write_text
 from pipeline.mix import Mix, load_mix, mix_from_recipe, save_mix
 from pipeline.settings import Profile, Recipe, load_recipe
 from pipeline.sources import cache_dir
@@ -159,8 +160,25 @@ class Run:
         return section
 
     def _cells(self, which: str) -> dict[str, Any] | None:
-        path = self._path("evaluation", which, "cells.json")
-        return dict(read_json(path)) if path.exists() else None
+        paths = {mode: self._path("evaluation", which, mode, "cell.json") for mode in MODES}
+        if not all(path.exists() for path in paths.values()):
+            return None
+        return {mode: read_json(path)["cell"] for mode, path in paths.items()}
+
+    def _identity(self, which: str) -> str:
+        """Names the weights: the base by its files' content (its name and revision on a hub), the adapter by its content."""
+        from pipeline.train import model_location
+
+        settings = self.profile.model
+        if settings.source == "local":
+            files = sorted(Path(model_location(settings)).glob("*.safetensors"))
+            base = fingerprint([file_sha256(file) for file in files])[:12]
+        else:
+            base = settings.revision or "main"
+        identity = f"{Path(settings.name).name}-{base}-{'4bit' if settings.load_in_4bit else '16bit'}"
+        if which == "base":
+            return identity
+        return f"{identity}-{file_sha256(self._path('adapter', 'adapter_model.safetensors'))[:12]}"
 
     def evaluate(self, which: str) -> dict[str, Any]:
         """Evaluate ``base`` or ``tuned`` in both modes; returns {mode: cell}."""
@@ -176,10 +194,9 @@ class Run:
         if which == "tuned" and not self._has_adapter:
             self._model = model = load_adapter(model, self._path("adapter"))
             self._has_adapter = True
-        identity = f"{which}-{self.profile.name}-{self.profile.seed}"
-        cells = evaluate_model(model, tokenizer, identity, self.profile.evaluation, self._path("evaluation", which))
-        write_json(self._path("evaluation", which, "cells.json"), cells)
-        return cells
+        return evaluate_model(
+            model, tokenizer, self._identity(which), self.profile.evaluation, self._path("evaluation", which)
+        )
 
     def report(self) -> dict[str, Any]:
         """Assemble and write the report from what the stages left on disk.
@@ -187,7 +204,7 @@ class Run:
         Raises:
             UserError: a stage is missing (says which command makes it).
         """
-        from pipeline.report import build_report, write_report
+        from pipeline.report import build_report, mix_section, write_report
 
         cells = {which: self._cells(which) for which in ("base", "tuned")}
         missing = [f"evaluation of the {which} model (evaluate)" for which, c in cells.items() if c is None]
@@ -198,20 +215,21 @@ class Run:
         record = read_json(self._path("run.json"))
         manifest = read_json(self._path("mix", "manifest.json"))
         record["finished"] = record["finished"] or _now()
-        keys = ("name", "mode", "requested", "achieved", "rows", "rejected")
         report = build_report(
             run={k: record[k] for k in ("profile", "model", "seed", "versions", "started", "finished")}
             | {"data_fingerprint": manifest["fingerprint"]},
-            mix={"unit": manifest["unit"], "sources": [{k: s[k] for k in keys} for s in manifest["sources"]]},
+            mix=mix_section(manifest),
             training=read_json(self._path("training.json")),
             evaluation=cells,
         )
         predictions = {
-            (which, mode): read_jsonl(self._path("evaluation", which, mode, "predictions.jsonl"))
+            (which, mode): [
+                _shown(row) for row in read_jsonl(self._path("evaluation", which, mode, "predictions.jsonl"))
+            ]
             for which in cells
-            for mode in report["evaluation"][which]
+            for mode in MODES
         }
-        write_report(report, self.folder, predictions)
+        write_report(report, self.folder, predictions, sampling=self.profile.evaluation.sampling)
         write_json(self._path("run.json"), record)
         return report
 
@@ -228,6 +246,20 @@ class Run:
             stage()
         _say(f"[{len(stages) + 1}/{len(stages) + 1}] report")
         return self.report()
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A prediction as the report prints it."""
+    messages = row["messages"]
+    prompt = messages[-1]["content"] if len(messages) == 1 else "\n".join(f"{m['role']}: {m['content']}" for m in messages)
+    return {
+        "benchmark": row["benchmark"],
+        "prompt": prompt,
+        "reply": row["reply"],
+        "expected": str(row["reference"]),
+        "correct": row["score"] == 1.0,
+        "truncated": row["truncated"],
+    }
 
 
 def _difference(run: Run) -> str:

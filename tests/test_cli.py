@@ -1,0 +1,209 @@
+"""The command line: what it prints, and that every mistake gets one sentence, a non-zero exit, and destroys nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.cli import main
+from pipeline.settings import ROOT, load_profile
+
+SMALL = ["--set", "mix.total=200"]
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail with one sentence; returns the sentence."""
+    assert main(list(arguments)) == 2
+    output = capsys.readouterr()
+    lines = [line for line in output.err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in output.err
+    assert not output.out.strip()
+    return lines[0]
+
+
+def recipe(tmp_path: Path, source: dict[str, Any], **changes: Any) -> str:
+    values = {"name": "own", "kind": "chat", "source": "local", "path": "x", "converter": "sharegpt", "share": 1.0}
+    data = {"name": "own", "sources": [values | source]} | changes
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    return str(path)
+
+
+def test_help_needs_no_heavy_library() -> None:
+    code = (
+        "import sys, pipeline, pipeline.cli\n"
+        "try: pipeline.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'unsloth', 'transformers', 'datasets', 'evalscope'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for command in ("doctor", "data", "train", "evaluate", "run", "report", "course"):
+        assert command in result.stdout
+
+
+def test_wrong_usage_exits_with_two() -> None:
+    result = subprocess.run([sys.executable, "-m", "pipeline", "fly"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and "invalid choice" in result.stderr
+
+
+def test_data_build_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "mix"
+    arguments = ["data", "build", "--recipe", "data_recipes/embedded.yaml", "--output-dir", str(folder), *SMALL]
+    assert main([*arguments, "--json"]) == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert manifest == json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["total"]["rows"] == 200
+    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "rejected.jsonl", "train.parquet", "validation.parquet"]
+
+
+def test_data_inspect_marks_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "inspect", "--source", "math", "--rows", "2"]) == 0
+    text = capsys.readouterr().out
+    assert text.count("[[<think>\n") == 2 and text.count("<|im_end|>]]") == 2
+    assert main(["data", "inspect", "--source", "chat", "--rows", "2"]) == 0
+    assert "[[<think>" not in capsys.readouterr().out
+
+
+def test_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert main(["run", "--dry-run", "--json", "--output-dir", str(folder), *SMALL, "--set", "training.max_steps=7"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["steps"] == 7 and plan["training_tokens"] > 0 and plan["estimated_memory_bytes"]["total"] > 0
+    assert plan["replies_to_generate"] == 4 * 3 * load_profile("embedded").evaluation.limit  # type: ignore[operator]
+    assert plan["estimated_seconds"] > 0 and plan["mix"]["total"]["rows"] == 200
+    assert not folder.exists()
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------------
+
+
+def test_missing_model_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = fails(capsys, "train", "--output-dir", str(tmp_path / "r"), "--set", "model.name=no/such/folder")
+    assert "'no/such/folder'" in text and "model.source=huggingface" in text
+
+
+def test_folder_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text("{}", encoding="utf-8")
+    text = fails(capsys, "train", "--output-dir", str(tmp_path / "r"), "--set", f"model.name={tmp_path / 'm'}")
+    assert "is no model folder" in text and "*.safetensors" in text and "config.json" not in text.split("it has")[1].split(",")[0]
+
+
+def test_hub_name_without_network_fails_within_five_seconds(tmp_path: Path) -> None:
+    arguments = ["run", "--output-dir", str(tmp_path / "r"), "--set", "model.name=Qwen/Qwen3-0.6B", "--set", "model.source=huggingface"]
+    environment = {**os.environ, "HF_ENDPOINT": "http://192.0.2.1"}  # reserved for documentation: nobody answers
+    environment.pop("HF_HUB_OFFLINE", None)
+    started = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert time.monotonic() - started < 5
+    assert result.returncode == 2
+    error = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1 and "Qwen/Qwen3-0.6B" in error[0] and "offline" in error[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "words"),
+    [
+        ({"converter": "sharegtp"}, {}, "Unknown converter 'sharegtp'. Did you mean 'sharegpt'?"),
+        ({"share": 1.5}, {}, "less than or equal to 1"),
+        ({"share": 0.4}, {}, "add up to 0.4, not 1"),
+        ({"colour": "red"}, {}, "unknown key 'sources.0.colour'"),
+        ({"path": "absent.jsonl"}, {}, "absent.jsonl does not exist"),
+        ({}, {"unit": "words"}, "unit"),
+    ],
+)
+def test_bad_recipes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], source: dict[str, Any], changes: dict[str, Any], words: str
+) -> None:
+    folder = tmp_path / "mix"
+    text = fails(capsys, "data", "build", "--recipe", recipe(tmp_path, source, **changes), "--output-dir", str(folder))
+    assert words in text
+    assert not folder.exists()
+
+
+def test_share_out_of_range_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = fails(capsys, "run", "--output-dir", str(tmp_path / "r"), "--chat-share", "1.2")
+    assert "mix.chat_share" in text and "1.2" in text and not (tmp_path / "r").exists()
+
+
+def test_empty_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n", encoding="utf-8")
+    path = recipe(tmp_path, {"path": str(tmp_path / "empty.jsonl")})
+    assert "is empty" in fails(capsys, "data", "build", "--recipe", path, "--output-dir", str(tmp_path / "mix"))
+
+
+def test_row_without_an_assistant_turn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"conversations": [{"from": "human", "value": "hello"}]}\n', encoding="utf-8")
+    path = recipe(tmp_path, {"path": str(rows)})
+    text = fails(capsys, "data", "build", "--recipe", path, "--output-dir", str(tmp_path / "mix"))
+    assert "no_assistant_turn" in text and "rows.jsonl:1" in text
+
+
+def test_output_directory_of_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.run import Run
+
+    folder = tmp_path / "run"
+    Run.open(load_profile("embedded"), folder)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    text = fails(capsys, "run", "--output-dir", str(folder), "--set", "training.learning_rate=1e-5", "--resume")
+    assert "belongs to another run" in text and "training.learning_rate is 0.002 there and 1e-05 here" in text
+    assert "--resume" in fails(capsys, "run", "--output-dir", str(folder))
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_output_directory_that_is_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work", encoding="utf-8")
+    for command in (["run"], ["data", "build", *SMALL]):
+        text = fails(capsys, *command, "--output-dir", str(tmp_path))
+        assert "nothing was changed" in text
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+    assert "no run directory" in fails(capsys, "report", "--output-dir", str(tmp_path))
+
+
+def test_report_of_an_unfinished_run_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.run import Run
+
+    Run.open(load_profile("embedded"), tmp_path / "run")
+    text = fails(capsys, "report", "--output-dir", str(tmp_path / "run"))
+    assert "training (train)" in text and "base model (evaluate)" in text
+
+
+def test_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "mix"
+    arguments = ["data", "build", "--output-dir", str(folder), *SMALL]
+    assert main(arguments) == 0
+    before = {p: p.read_bytes() for p in folder.iterdir()}
+    capsys.readouterr()
+
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pipeline.files.os.replace", no_space)
+    text = fails(capsys, *arguments, "--set", "seed=1")
+    assert "disk is full" in text and "Nothing was lost" in text
+    assert {p: p.read_bytes() for p in folder.iterdir()} == before  # no half file, no temporary left
+
+
+def test_too_little_space_stops_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    real = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=10 * 2**20))
+    text = fails(capsys, "train", "--output-dir", str(tmp_path / "run"), *SMALL)
+    assert "10 MiB are free" in text

@@ -1,0 +1,422 @@
+"""The generated corpora: what they look like, that they are true, and that no test item was ever trained on.
+
+Whether a prompt was trained on is read off the rows themselves, never asked from the function that splits them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from pipeline import corpora  # not `from pipeline.corpora import test_items`: pytest would take that for a test
+from pipeline.conversations import MODES, converter
+from pipeline.errors import UserError
+
+ROWS = 4000
+ITEMS = 300
+SEEDS = (0, 7)
+Prompt = tuple[tuple[str, str], ...]
+
+
+@cache
+def base(seed: int) -> list[dict[str, Any]]:
+    return [corpora.base_dialogue(seed, index) for index in range(ROWS)]
+
+
+@cache
+def finetome(seed: int) -> list[dict[str, Any]]:
+    return list(corpora.finetome_like(ROWS, seed))
+
+
+@cache
+def openmath(seed: int) -> list[dict[str, Any]]:
+    return list(corpora.openmath_like(ROWS, seed))
+
+
+@cache
+def items(name: str) -> list[dict[str, Any]]:
+    return corpora.test_items(name, ITEMS)
+
+
+def without_switch(text: str) -> str:
+    return re.sub(r"\s*(?<!\S)/(no_)?think(?!\S)", "", text)
+
+
+def training_messages() -> Iterable[list[dict[str, Any]]]:
+    """The messages of every training row, soft switches taken out."""
+    for seed in SEEDS:
+        made = {"messages": base(seed), "sharegpt": finetome(seed), "openmathreasoning": openmath(seed)}
+        for layout, rows in made.items():
+            for row in rows:
+                messages = row["messages"] if layout == "messages" else converter(layout)(row).messages
+                yield [{**m, "content": without_switch(m["content"])} for m in messages]
+
+
+def prompts(messages: list[dict[str, Any]]) -> Iterable[Prompt]:
+    """The prompt of every answer: each prefix that ends before an assistant turn."""
+    said = tuple((m["role"], m["content"]) for m in messages)
+    return (said[:index] for index, (role, _) in enumerate(said) if role == "assistant")
+
+
+@cache
+def trained_prompts() -> frozenset[Prompt]:
+    return frozenset(prompt for messages in training_messages() for prompt in prompts(messages))
+
+
+# --- form -----------------------------------------------------------------------------------------------------------
+
+
+def test_same_seed_same_rows() -> None:
+    for seed in SEEDS:
+        again = [corpora.base_dialogue(seed, index) for index in range(300)]
+        assert again == base(seed)[:300]
+        assert list(corpora.finetome_like(300, seed)) == finetome(seed)[:300]  # more rows leave the first ones alone
+        assert list(corpora.openmath_like(300, seed)) == openmath(seed)[:300]
+    for name in corpora.TEST_SETS:
+        assert corpora.test_items(name, 50) == items(name)[:50]
+
+
+def test_other_seed_other_rows() -> None:
+    first, second = SEEDS
+    for rows in (base, finetome, openmath):
+        same = sum(a == b for a, b in zip(rows(first), rows(second), strict=True))
+        assert same < 0.02 * ROWS
+    for name in corpora.TEST_SETS:
+        assert corpora.test_items(name, 50, seed=1) != corpora.test_items(name, 50, seed=2)
+
+
+def test_a_base_dialogue_depends_on_nothing_but_seed_and_index() -> None:
+    """Workers make them in any order."""
+    assert [corpora.base_dialogue(0, index) for index in (17, 3, 17)] == [base(0)[index] for index in (17, 3, 17)]
+
+
+def test_number_of_rows() -> None:
+    for generator in corpora.GENERATORS.values():
+        assert [len(list(generator(count, 1))) for count in (0, 1, 13)] == [0, 1, 13]
+
+
+def test_finetome_columns() -> None:
+    sources = Counter(row["source"] for row in finetome(0))
+    assert set(sources) == {"embedded_chat", "embedded_arithmetic"}
+    assert 0.10 < sources["embedded_arithmetic"] / ROWS < 0.15
+    for row in finetome(0):
+        assert list(row) == ["conversations", "source", "score"]
+        assert all(list(turn) == ["from", "value"] for turn in row["conversations"])
+        assert {turn["from"] for turn in row["conversations"]} <= {"system", "human", "gpt"}
+        assert isinstance(row["score"], float)
+        got = converter("sharegpt")(row)
+        assert got.mode == "non_thinking"
+        assert all(turn["value"].strip() == turn["value"] != "" for turn in row["conversations"])
+        assert "think" not in "".join(turn["value"] for turn in row["conversations"])
+
+
+def test_openmath_columns() -> None:
+    columns = [
+        "problem",
+        "generated_solution",
+        "expected_answer",
+        "problem_type",
+        "problem_source",
+        "generation_model",
+        "pass_rate_72b_tir",
+        "inference_mode",
+        "used_in_kaggle",
+    ]
+    for row in openmath(0):
+        assert list(row) == columns
+        assert {type(row[column]) for column in columns[:-1]} == {str}
+        assert row["used_in_kaggle"] is False
+        got = converter("openmathreasoning")(row)
+        assert got.mode == "thinking"
+        assert re.findall(r"\\boxed\{(\d+)\}", got.messages[-1]["content"]) == [row["expected_answer"]]
+
+
+def test_base_dialogues() -> None:
+    modes = Counter(dialogue["mode"] for dialogue in base(0))
+    assert set(modes) == set(MODES)
+    assert abs(modes["thinking"] / ROWS - 0.5) < 0.05
+    for dialogue in base(0):
+        roles = [m["role"] for m in dialogue["messages"] if m["role"] != "system"]
+        assert roles == ["user", "assistant"] * (len(roles) // 2) != []
+        assert all(m["content"].strip() == m["content"] != "" for m in dialogue["messages"])
+        converter("messages")(dialogue)
+
+
+def test_the_corpora_are_varied() -> None:
+    """Several turns, system prompts, both languages, and few rows twice."""
+    talks = [dialogue["messages"] for dialogue in base(0)]
+    assert sum(len([m for m in talk if m["role"] == "user"]) > 1 for talk in talks) > 0.05 * ROWS
+    assert sum(talk[0]["role"] == "system" for talk in talks) > 0.05 * ROWS
+    chinese = sum(bool(re.search(r"[\u4e00-\u9fff]", talk[-2]["content"])) for talk in talks)
+    assert 0.2 * ROWS < chinese < 0.6 * ROWS
+    assert len({row["problem"] for row in openmath(0)}) > 0.75 * ROWS
+
+
+# --- soft switches --------------------------------------------------------------------------------------------------
+
+
+def test_soft_switches_are_obeyed() -> None:
+    seen = Counter[str]()
+    for dialogue in (*base(0), *base(7)):
+        in_force = ""
+        for message in dialogue["messages"]:
+            if message["role"] == "user":
+                words = [word for word in message["content"].split() if word in ("/think", "/no_think")]
+                assert len(words) <= 1
+                assert message["content"].endswith(words[0] if words else "")
+                in_force = words[0] if words else in_force
+            else:
+                assert "/think" not in message["content"] + message.get("reasoning_content", "")
+                assert "/no_think" not in message["content"] + message.get("reasoning_content", "")
+            if message["role"] == "assistant":
+                seen[in_force] += 1
+                assert ("reasoning_content" in message) == (in_force != "/no_think")
+                assert message.get("reasoning_content", "x").strip()
+    assert min(seen["/think"], seen["/no_think"]) > 50
+    assert seen[""] > 0.8 * sum(seen.values())
+
+
+# --- held out is held out -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", corpora.TEST_SETS)
+def test_items_have_their_form(name: str) -> None:
+    got = items(name)
+    assert len(got) == ITEMS
+    assert len({str(item["messages"]) for item in got}) == ITEMS
+    for item in got:
+        assert set(item) == {"messages", "answer", "kind"}
+        assert item["kind"] == ("text" if name == "chat" else "number")
+        assert item["answer"].isdigit() if name != "chat" else item["answer"].strip()
+        assert item["messages"][-1]["role"] == "user"
+        assert all(set(m) == {"role", "content"} for m in item["messages"])  # no reasoning in the history
+        assert without_switch(item["messages"][-1]["content"]) == item["messages"][-1]["content"]
+    longest = max(len(item["messages"]) for item in got)
+    assert longest >= 3 if name == "chat" else longest == 1
+
+
+@pytest.mark.parametrize("name", corpora.TEST_SETS)
+def test_no_test_prompt_is_a_training_prompt(name: str) -> None:
+    trained = trained_prompts()
+    assert len(trained) > ROWS
+    for item in items(name):
+        assert tuple((m["role"], m["content"]) for m in item["messages"]) not in trained
+
+
+def test_the_comparison_above_would_see_a_leak() -> None:
+    """Prompts drawn as the test items are, but from the training side, are found among the trained ones."""
+    others = [converter("sharegpt")(row).messages for row in corpora.finetome_like(200, 99)]
+    assert sum(prompt in trained_prompts() for messages in others for prompt in prompts(messages)) > 20
+
+
+def operands(text: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", text)))
+
+
+_ADDITION = re.compile(r"\d+ \+ \d+|Add \d+ and \d+|\d+加\d+")
+
+
+def test_no_pair_of_summands_is_in_both() -> None:
+    trained = Counter(
+        operands(m["content"])
+        for messages in training_messages()
+        for m in messages
+        if m["role"] == "user" and _ADDITION.search(m["content"])
+    )
+    assert len(trained) > 1000
+    assert {len(pair) for pair in trained} == {2}
+    tested = [operands(item["messages"][0]["content"]) for item in items("arithmetic")]
+    assert {len(pair) for pair in tested} == {2}
+    assert all(_ADDITION.search(item["messages"][0]["content"]) for item in items("arithmetic"))
+    assert not [pair for pair in tested if pair in trained]
+    for item, (a, b) in zip(items("arithmetic"), tested, strict=True):
+        assert int(item["answer"]) == a + b
+
+
+def test_no_pair_of_factors_is_in_both() -> None:
+    trained = {operands(row["problem"]) for seed in SEEDS for row in openmath(seed)}
+    tested = [operands(item["messages"][0]["content"]) for item in items("skill")]
+    assert len(trained) > 1000
+    for a, b in (*trained, *tested):
+        assert 10 <= a < 1000
+        assert 2 <= b <= 9
+    assert not [pair for pair in tested if pair in trained]
+    for item, (a, b) in zip(items("skill"), tested, strict=True):
+        assert int(item["answer"]) == a * b
+
+
+def test_about_eight_percent_of_the_keys_are_held_out() -> None:
+    held = sum(corpora.is_held_out(f"{a}*{b}") for a in range(10, 1000) for b in range(2, 10))
+    assert abs(held / (990 * 8) - corpora.TEST_PERCENT / 100) < 0.01
+
+
+def test_the_base_model_never_sees_the_skill() -> None:
+    """Neither base dialogues nor chat rows hold a product with a factor of two digits; in any script, in any role."""
+    product = re.compile(r"(\d+)\s*(?:×|\\times|\*|乘以?|times)\s*(\d+)")
+    tables = 0
+    for seed in SEEDS:
+        texts = [f"{m['content']} {m.get('reasoning_content', '')}" for d in base(seed) for m in d["messages"]]
+        texts += [turn["value"] for row in finetome(seed) for turn in row["conversations"]]
+        for text in texts:
+            for a, b in product.findall(text):
+                tables += 1
+                assert len(a) == len(b) == 1, text
+            assert not re.search(r"product|beads|seats|每箱|boxed", text)
+    assert tables > 500
+
+
+# --- what is taught is true -----------------------------------------------------------------------------------------
+
+_EQUATION = re.compile(r"(?<![\d+×] )(?<!\d)(\d+(?: [+×] \d+)+) = (\d+)")
+
+
+def check_equations(text: str) -> int:
+    """Check every ``a + b [+ c] = d`` and ``a × b = c`` in the text; how many there were."""
+    found = _EQUATION.findall(text)
+    assert len(found) == len(re.findall(r" = \d", text)), f"an equation of another form: {text}"
+    for left, right in found:
+        numbers = operands(left)
+        assert "+" not in left or "×" not in left
+        value = sum(numbers) if "+" in left else numbers[0] * numbers[1]
+        assert len(numbers) == 2 or "+" in left
+        assert value == int(right), f"{left} = {right}"
+    return len(found)
+
+
+def check_carries(reasoning: str) -> int:
+    """Each written digit and each carry follow from the total before them, and the carry is used in the next step."""
+    carry, steps = 0, 0
+    for step in re.split(r"(?<=\.) ", reasoning):
+        match = re.fullmatch(r"(.+) = (\d+), write (\d+)(?:, carry (\d+))?\.", step)
+        if not match:
+            continue
+        steps += 1
+        total, write = int(match[2]), int(match[3])
+        used = re.search(r"\+ (\d+)$" if "×" in match[1] else r"\d+ \+ \d+ \+ (\d+)$", match[1])
+        assert (int(used[1]) if used else 0) == carry, reasoning
+        carry = int(match[4] or 0)
+        assert (write, carry) == ((total, 0) if match[4] is None else (total % 10, total // 10)), reasoning
+    return steps
+
+
+def test_written_out_multiplication_is_right() -> None:
+    equations = carries = 0
+    for row in openmath(0):
+        a, b = operands(row["problem"])
+        assert int(row["expected_answer"]) == a * b
+        reasoning = re.fullmatch(r"<think>\n(.*)\n</think>\n\n(.*)", row["generated_solution"], re.DOTALL)
+        assert reasoning is not None
+        assert reasoning[1].endswith(f" So {a} × {b} = {a * b}.")
+        assert reasoning[2] == f"${a} \\times {b} = \\boxed{{{a * b}}}$"
+        equations += check_equations(reasoning[1])
+        steps = check_carries(reasoning[1])
+        assert steps == len(str(a))
+        written = re.findall(r"write (\d+)", reasoning[1])
+        assert "".join(reversed(written)) == str(a * b)
+        carries += steps
+    assert equations > 3 * ROWS
+    assert carries > 2 * ROWS
+
+
+@pytest.mark.parametrize(("a", "b"), [(10, 2), (99, 9), (100, 5), (909, 9), (999, 9), (505, 4)])
+def test_multiplication_steps_at_the_edges(a: int, b: int) -> None:
+    text = corpora.multiplication_steps(a, b)
+    assert check_equations(text) >= len(str(a))
+    assert "".join(reversed(re.findall(r"write (\d+)", text))) == str(a * b)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1, 1), (9, 9), (10, 10), (99, 99), (999, 999), (999, 1), (10, 999), (505, 95)])
+def test_addition_steps_at_the_edges(a: int, b: int) -> None:
+    text = corpora.addition_steps(a, b)
+    assert check_equations(text) >= 1
+    assert text.endswith(f"{a} + {b} = {a + b}.")
+    check_carries(text)
+    if min(a, b) >= 10:
+        last_carry = re.findall(r"carry (\d)", text)[-1].replace("0", "")
+        assert last_carry + "".join(reversed(re.findall(r"write (\d)", text))) == str(a + b)
+
+
+def test_arithmetic_of_the_base_dialogues_is_true() -> None:
+    found = Counter[str]()
+    for dialogue in (*base(0), *base(7)):
+        for before, message in pairwise(dialogue["messages"]):
+            if message["role"] != "assistant":
+                continue
+            found["equations"] += check_equations(message["content"])
+            found["equations"] += check_equations(message.get("reasoning_content", ""))
+            found["carries"] += check_carries(message.get("reasoning_content", ""))
+            question = without_switch(before["content"])
+            if _ADDITION.search(question):
+                a, b = operands(question)
+                assert re.search(r"\d+", message["content"])[0] == str(a + b)  # type: ignore[index]
+                found["sums"] += 1
+            elif "×" in question:
+                a, b = operands(question)
+                assert re.search(r"\d+", message["content"])[0] == str(a * b)  # type: ignore[index]
+                found["products"] += 1
+            elif table := re.search(r"table of (\d) from (\d) to (\d)", question):
+                a, first, last = map(int, table.groups())
+                assert message["content"].startswith(", ".join(f"{a} × {n} = {a * n}" for n in range(first, last + 1)))
+                found["tables"] += 1
+    assert found["equations"] > 3000
+    assert found["carries"] > 1000
+    assert min(found["sums"], found["products"], found["tables"]) > 200
+
+
+def test_the_equation_check_can_fail() -> None:
+    for wrong in ("So 2 + 2 = 5.", "3 × 4 = 13, write 3, carry 1.", "1 + 2 + 3 = 7, write 7, carry 0.", "7 - 2 = 5."):
+        with pytest.raises(AssertionError):
+            check_equations(wrong)
+    for wrong in ("3 × 4 = 12, write 1, carry 2.", "5 + 5 = 10, write 0, carry 1. 1 + 1 = 2, write 2, carry 0."):
+        with pytest.raises(AssertionError):
+            check_carries(wrong)
+
+
+def test_comparisons_and_counts_are_true() -> None:
+    found = Counter[str]()
+    for messages in training_messages():
+        for before, message in pairwise(messages):
+            question, answer = before["content"], message["content"]
+            if message["role"] != "assistant":
+                continue
+            if "larger" in question or "更大" in question or "哪个大" in question:
+                assert operands(answer)[0] == max(operands(question))
+                found["larger"] += 1
+            elif match := re.match(r"There are (\d) items\.", answer):
+                assert int(match[1]) == question.count(",") + 1
+                found["count"] += 1
+            elif match := re.match(r"Your favourite (\w+) is (\w+)\.", answer):
+                told = [m["content"] for m in messages if re.search(rf"avourite {match[1]} is", m["content"])]
+                assert f"{match[1]} is {match[2]}." in told[0]
+                found["memory"] += 1
+    assert min(found["larger"], found["count"], found["memory"]) > 100
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["skil", "", "gsm8k"])
+def test_unknown_test_set(name: str) -> None:
+    with pytest.raises(UserError, match=f"no embedded test set '{name}'.*chat, arithmetic, skill"):
+        corpora.test_items(name, 5)
+
+
+def test_more_items_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one wording and two numbers, few different items exist."""
+    monkeypatch.setattr(corpora, "_SKILL_WORDINGS", ("{} × {}",))
+    monkeypatch.setattr(corpora, "TEST_PERCENT", 100)
+    monkeypatch.setattr(corpora.random.Random, "randrange", lambda r, low, high: low + (r.random() < 0.5))
+    assert len(corpora.test_items("skill", 4)) == 4
+    with pytest.raises(UserError, match="Only 4 different held-out skill items exist, 5 were asked for"):
+        corpora.test_items("skill", 5)
+
+
+@pytest.mark.parametrize("name", corpora.TEST_SETS)
+def test_as_many_items_as_promised_exist(name: str) -> None:
+    assert len(corpora.test_items(name, 1000)) == 1000
