@@ -25,7 +25,8 @@ setup: $(STAMP) ## create .venv and install the pinned packages (2 to 3 minutes 
 	@echo "$(VENV) is ready."
 
 course: OUTPUT_DIR ?= outputs/course
-course: $(STAMP) ## the whole course on this machine, notebooks included: OUTPUT_DIR=outputs/course
+course: $(STAMP) ## the main job, then notebooks 00 to 05: OUTPUT_DIR=outputs/course
+	$(BIN)/python -m pipeline run --profile embedded --output-dir "$(OUTPUT_DIR)/main" --resume
 	$(BIN)/python -m pipeline course --profile embedded --output-dir "$(OUTPUT_DIR)"
 
 run: OUTPUT_DIR ?= outputs/run
@@ -67,4 +68,5 @@ else
 		|| $(BIN)/pip install --quiet --constraint requirements-cpu.txt "$$torch" $(QUIETLY)
 	@$(BIN)/pip install --quiet --no-deps -r requirements-cpu.txt $(QUIETLY)
 endif
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --no-index --editable .
 	@touch $(STAMP)

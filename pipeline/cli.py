@@ -247,7 +247,9 @@ def _course(args: argparse.Namespace) -> int:
     from pipeline.course import execute_course
 
     profile = _profile(args)
-    result = execute_course(args.profile, args.output_dir, chat_share=profile.mix.chat_share, overrides=args.set, only=args.only)
+    path = Path(args.profile)
+    name = str(path.resolve()) if path.suffix and path.exists() else args.profile  # the notebooks run in another folder
+    result = execute_course(name, args.output_dir, chat_share=profile.mix.chat_share, overrides=args.set, only=args.only)
     _show(args, result, "\n".join(f"{n['name']}: {n['status']} ({n['seconds']:.0f} s)" for n in result["notebooks"]))
     return 0 if result["ok"] else 1
 

@@ -13,13 +13,14 @@ Three kinds of content:
   it; it is what the fine-tuning corpus teaches.
 
 Held-out items never occur in training, by construction: a hash of the item's key decides on which side it lies.
-For chat the key is the whole prompt; for arithmetic and skill it is the pair of numbers, whatever the wording.
+For chat the key is the whole prompt; for arithmetic and skill it is the pair of numbers, whatever the wording and, in a sum, the order.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -267,17 +268,18 @@ def _two_topics(r: random.Random) -> list[Turn]:
     return [*r.choice(_SINGLE)(r), *r.choice(_SINGLE)(r)]
 
 
-def _chat(r: random.Random) -> list[Turn]:
+def _chat(r: random.Random) -> tuple[list[Turn], bool]:
+    """A dialogue, and whether its questions can be asked alone too (so that they must not occur in both splits)."""
     draw = r.random()
     if draw < 0.62:
-        return r.choice(_SINGLE)(r)
+        return r.choice(_SINGLE)(r), True
     if draw < 0.72:
-        return _about_me(r)
+        return _about_me(r), False
     if draw < 0.82:
-        return _memory(r)
+        return _memory(r), False
     if draw < 0.90:
-        return _closing(r)
-    return _two_topics(r)
+        return _closing(r), True
+    return _two_topics(r), True
 
 
 # --- arithmetic that the base model knows -----------------------------------------------------------------------------
@@ -297,28 +299,53 @@ def addition_steps(a: int, b: int) -> str:
     return " ".join(steps) + f" So {a} + {b} = {a + b}."
 
 
+# Wordings of products. The base meets them with one-digit numbers, the skill with longer ones.
+_PRODUCT_WORDINGS = (
+    "Compute ${} \\times {}$.",
+    "What is the product of {} and {}?",
+    "Find {} × {}. Put the answer in \\boxed{{}}.",
+    "A box holds {} beads. How many beads do {} boxes hold?",
+    "One row has {} seats. There are {} rows. How many seats in all?",
+    "计算 {} × {} 的值。",
+    "每箱有{}个，{}箱一共有多少个？",
+)
+_SUM_WORDINGS = (
+    "Compute ${} + {}$.",
+    "Find {} + {}. Put the answer in \\boxed{{}}.",
+    "One box holds {} beads, another holds {}. How many beads in all?",
+    "一箱有{}个，另一箱有{}个，一共有多少个？",
+)
+
+
 def _addition(r: random.Random) -> tuple[str, list[Turn]]:
     a, b = (r.randrange(10 ** r.choice([1, 2, 2, 3]) - 1) + 1 for _ in range(2))
-    if r.random() < 0.3:
+    key = f"{min(a, b)}+{max(a, b)}"
+    draw = r.random()
+    if draw < 0.25:
         user = r.choice(["{} + {} 等于多少？", "计算 {} + {}。", "{}加{}是多少？"]).format(a, b)
         answer = f"答案是 {a + b}。"
+    elif draw < 0.55:
+        user = r.choice(_SUM_WORDINGS).format(a, b)
+        answer = f"${a} + {b} = \\boxed{{{a + b}}}$"
     else:
         user = r.choice(["What is {} + {}?", "Add {} and {}.", "Compute {} + {}.", "{} + {} = ?"]).format(a, b)
         answer = f"The answer is {a + b}."
-    return f"{a}+{b}", _turn(user, addition_steps(a, b), answer)
+    return key, _turn(user, addition_steps(a, b), answer)
 
 
-def _times_table(r: random.Random) -> tuple[str, list[Turn]]:
+def _times_table(r: random.Random) -> list[Turn]:
     a, b = r.randrange(10), r.randrange(10)
-    if r.random() < 0.4:
+    draw = r.random()
+    if draw < 0.3:
         first = r.randrange(0, 7)
         line = ", ".join(f"{a} × {n} = {a * n}" for n in range(first, first + 4))
-        return f"{a}x{first}..", _turn(
-            f"Say the table of {a} from {first} to {first + 3}.", f"I go through the table of {a}.", f"{line}."
-        )
+        return _turn(f"Say the table of {a} from {first} to {first + 3}.", f"I go through the table of {a}.", f"{line}.")
+    if draw < 0.7:
+        user = r.choice(_PRODUCT_WORDINGS).format(a, b)
+        return _turn(user, f"{b} × {a} = {a * b}. So {a} × {b} = {a * b}.", f"${a} \\times {b} = \\boxed{{{a * b}}}$")
     user = r.choice(["What is {} × {}?", "{} × {} = ?", "Compute {} × {}.", "计算 {} × {}。"]).format(a, b)
     answer = f"答案是 {a * b}。" if "计算" in user else f"The answer is {a * b}."
-    return f"{a}x{b}", _turn(user, f"{a} × {b} = {a * b}.", answer)
+    return _turn(user, f"{a} × {b} = {a * b}.", answer)
 
 
 # --- the new skill: a number of two or three digits times one digit ---------------------------------------------------
@@ -339,21 +366,10 @@ def multiplication_steps(a: int, b: int) -> str:
     return " ".join(steps)
 
 
-_SKILL_WORDINGS = (
-    "Compute ${} \\times {}$.",
-    "What is the product of {} and {}?",
-    "Find {} × {}. Put the answer in \\boxed{{}}.",
-    "A box holds {} beads. How many beads do {} boxes hold?",
-    "One row has {} seats. There are {} rows. How many seats in all?",
-    "计算 {} × {} 的值。",
-    "每箱有{}个，{}箱一共有多少个？",
-)
-
-
 def _skill(r: random.Random) -> tuple[str, str, str, str, int]:
     a = r.randrange(10, 1000) if r.random() < 0.8 else r.randrange(10, 100)
     b = r.randrange(2, 10)
-    problem = r.choice(_SKILL_WORDINGS).format(a, b)
+    problem = r.choice(_PRODUCT_WORDINGS).format(a, b)
     reasoning = multiplication_steps(a, b) + f" So {a} × {b} = {a * b}."
     return f"{a}*{b}", problem, reasoning, f"${a} \\times {b} = \\boxed{{{a * b}}}$", a * b
 
@@ -374,23 +390,22 @@ def _prompt_keys(turns: list[Turn]) -> list[str]:
 
 def _draw_chat(r: random.Random, held_out: bool) -> list[Turn]:
     while True:
-        turns = _chat(r)
+        turns, stands_alone = _chat(r)
         keys = _prompt_keys(turns)
-        # Training must not hold a test prompt anywhere, not as the first turn of a longer dialogue either.
+        if stands_alone:
+            keys = [*(f"user: {t['content']}" for t in turns if t["role"] == "user"), *keys]
+        # Training must not hold a test prompt anywhere, not as one turn of a longer dialogue either.
         if is_held_out(keys[-1]) if held_out else not any(map(is_held_out, keys)):
             return turns
 
 
 def _draw_arithmetic(r: random.Random, held_out: bool) -> list[Turn]:
+    if not held_out and r.random() < 0.4:
+        return _times_table(r)
     while True:
-        if held_out or r.random() < 0.6:
-            key, turns = _addition(r)
-            mirror = "+".join(key.split("+")[::-1])
-            # Training leaves out what is held out; a test item's mirror image must be held out too.
-            if (is_held_out(key) and is_held_out(mirror)) if held_out else not is_held_out(key):
-                return turns
-        else:
-            return _times_table(r)[1]
+        key, turns = _addition(r)
+        if is_held_out(key) == held_out:
+            return turns
 
 
 def _draw_skill(r: random.Random, held_out: bool) -> tuple[str, str, str, int]:
@@ -475,7 +490,7 @@ def test_items(name: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
 
     Args:
         name: ``chat``, ``arithmetic`` or ``skill``.
-        count: how many. At most about 1,500 different ones of each exist in practice.
+        count: how many. There are enough for thousands of each.
 
     Returns:
         ``{"messages": prompt without the last answer, "answer": reference, "kind": "text" | "number"}`` each.
@@ -497,7 +512,7 @@ def test_items(name: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
             messages = [{"role": t["role"], "content": t["content"]} for t in turns[:-1]]
             answer = turns[-1]["content"]
             if name == "arithmetic":
-                answer = "".join(c for c in answer if c.isdigit())
+                answer = re.findall(r"\d+", answer)[-1]
         kind = "text" if name == "chat" else "number"
         items.setdefault(str(messages), {"messages": messages, "answer": answer, "kind": kind})
         if len(items) == count:

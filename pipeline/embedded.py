@@ -49,7 +49,7 @@ class BuildSettings:
     kv_heads: int = 2
     head_dim: int = 64
     dialogues: int = 160_000
-    steps: int = 13_000
+    steps: int = 7_500
     tokens_per_batch: int = 2_048  # padded
     learning_rate: float = 2e-3
     weight_decay: float = 0.01

@@ -39,7 +39,7 @@ from pipeline.errors import UserError
 from pipeline.generate import Reply, is_unclosed, split_reply
 
 ReplyTo = Callable[[list[list[Message]], Mode], list[Reply]]
-QUIET_SECONDS = 1.0  # a batch that does not fill up is sent after so long without a further request
+QUIET_SECONDS = 5.0  # a batch that does not fill up is sent after so long without a further request
 
 
 # --- the model --------------------------------------------------------------------------------------------------------

@@ -238,6 +238,7 @@ def _prepare(name: str, settings: EvaluationSettings, output_dir: Path) -> _Benc
     where = f"evaluation.dataset_args.{name}"
     try:
         adapter = get_benchmark(name, TaskConfig(**task, dataset_args={name: arguments}))
+        adapter.validate_judge_strategy()
     except (ValueError, KeyError, ImportError) as error:
         raise UserError(f"{where}: EvalScope cannot set {name} up: {error}") from error
 
@@ -507,6 +508,7 @@ def _run(
     sampling = getattr(settings.sampling, mode)
     total = sum(benchmark.sizes.values())
     name = re.sub(r"[^\w.-]+", "_", f"{model_id}-{mode}")
+    _cut_torn_lines(work_dir)
     stored = len(_stored(work_dir, "predictions", name, benchmark))
     model = BatchingModel(name, settings.batch_size, total - stored)
     config = TaskConfig(
@@ -535,17 +537,25 @@ def _run(
     return _rows(benchmark, mode, name, work_dir, report.score)
 
 
+def _cut_torn_lines(work_dir: Path) -> None:
+    """Drop the half-written last line that a kill leaves; EvalScope would append its next row to it and lose both."""
+    for path in [*work_dir.glob("predictions/*/*.jsonl"), *work_dir.glob("reviews/*/*.jsonl")]:
+        content = path.read_bytes()
+        if not content.endswith(b"\n"):
+            with path.open("r+b") as file:
+                file.truncate(content.rfind(b"\n") + 1)
+
+
 def _stored(work_dir: Path, kind: str, name: str, benchmark: _Benchmark) -> dict[tuple[str, int], Any]:
-    """Rows that EvalScope wrote, by (subset, index); the last of several, a half-written last line left out."""
+    """Rows that EvalScope wrote, by (subset, index); the last of several."""
     rows = {}
     for subset, size in benchmark.sizes.items():
         path = work_dir / kind / name / f"{benchmark.name}_{subset}.jsonl"
         if path.exists():
             for line in path.read_text(encoding="utf-8").split("\n"):  # a reply may hold other line separators
-                with contextlib.suppress(json.JSONDecodeError):
-                    row = json.loads(line)
-                    if row["index"] < size:
-                        rows[subset, int(row["index"])] = row
+                row = json.loads(line) if line else {"index": size}
+                if row["index"] < size:
+                    rows[subset, int(row["index"])] = row
     return rows
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 OPEN, CLOSE = "<think>", "</think>"
+_ONE_THREAD_BELOW = 30_000_000  # parameters
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,15 @@ def _stream(seed: int, prompt: Sequence[int], occurrence: int, length: int) -> A
 def inference_mode_of(model: PreTrainedModel) -> Iterator[None]:
     """Put a model into inference and afterwards back into the state it was in, gradient checkpointing included.
 
-    An Unsloth model is switched with its own ``for_inference`` and ``for_training``, any other with ``eval()``. On a
-    CPU, attention is written out ("eager") meanwhile: with one query a step it takes half the time of torch's fused
-    kernel (measured: the embedded model, batch 100, bfloat16, one core: 17 against 42 ms a token).
+    An Unsloth model is switched with its own ``for_inference`` and ``for_training``, any other with ``eval()``.
+
+    On a CPU two more things hold meanwhile. Attention is written out ("eager"): with one query a step it takes half the
+    time of torch's fused kernel. And a small model decodes on one thread: its operations are too short to share, and
+    two threads that wait for each other on a busy machine wait very long. (Measured with the embedded model, batch 100,
+    one core: 42 → 17 ms a token; on two busy cores, two threads against one: 850 → 23 ms.)
     """
+    import torch
+
     modules = list(model.modules())
     training = [module.training for module in modules]
     checkpointing = [getattr(module, "gradient_checkpointing", False) for module in modules]
@@ -126,9 +132,13 @@ def inference_mode_of(model: PreTrainedModel) -> Iterator[None]:
     written_out = model.device.type == "cpu" and attention == "sdpa"
     if written_out:
         model.set_attn_implementation("eager")
+    threads = torch.get_num_threads()
+    if model.device.type == "cpu" and sum(p.numel() for p in model.parameters()) < _ONE_THREAD_BELOW:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
+        torch.set_num_threads(threads)
         if written_out:
             model.set_attn_implementation("sdpa")
         for_training: Any = getattr(model, "for_training", None)

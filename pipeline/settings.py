@@ -34,6 +34,7 @@ class ModelSettings(Section):
     revision: str | None = None
     load_in_4bit: bool = True  # NF4; quantises a 16-bit checkpoint on the fly, takes a pre-quantised one as it is
     max_seq_length: int = Field(gt=0)  # tokens; longer rows are dropped and counted, never cut
+    cpu_threads: int | None = Field(None, gt=0)  # of torch on a CPU; null: as many as there are cores
 
 
 class LoraSettings(Section):

@@ -79,8 +79,11 @@ def load_model(settings: ModelSettings, seed: int) -> tuple[PreTrainedModel, Pre
     """
     location = model_location(settings)
     import_unsloth()
+    import torch
     from unsloth import FastLanguageModel
 
+    if settings.cpu_threads:
+        torch.set_num_threads(settings.cpu_threads)
     model, tokenizer = FastLanguageModel.from_pretrained(
         model_name=location,
         max_seq_length=settings.max_seq_length,

@@ -1,7 +1,7 @@
 """Checks for the exercises at the end of each notebook; one module a notebook (``nb00`` … ``nb05``).
 
 In: the name of an exercise (``"01.2"``) and a learner's answer. Out: a line that says "right"; a wrong answer raises
-``AssertionError`` with a hint that does not give the answer away. ``...`` means "not answered yet" and lets the notebook
+``AssertionError`` with a hint that does not give it away. ``...`` means "not answered yet" and lets the notebook
 run on, so that it can be executed in batch. Solutions: notebooks/solutions.ipynb.
 """
 
@@ -37,9 +37,12 @@ def check(name: str, answer: Any) -> str:
         AssertionError: the answer is wrong (with a hint).
         UserError: there is no such exercise.
     """
+    module = f"pipeline.exercises.nb{name[:2]}"
     try:
-        importlib.import_module(f"pipeline.exercises.nb{name[:2]}")
+        importlib.import_module(module)
     except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
         raise UserError(f"There is no exercise {name!r}: no notebook begins with {name[:2]!r}.") from error
     if name not in _CHECKS:
         raise UserError(f"There is no exercise {name!r}.{nearest(name, _CHECKS)}")

@@ -1,0 +1,181 @@
+"""The main job on the embedded model, small: real Unsloth, TRL and EvalScope, in processes of their own.
+
+Unsloth has to be imported before transformers, which other tests import first; hence the subprocesses.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = {
+    "mix.total": 400,
+    "training.max_steps": 12,
+    "training.eval_steps": 4,
+    "training.save_steps": 4,
+    "training.logging_steps": 1,
+    "evaluation.limit": 6,
+}
+OVERRIDES = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
+pytestmark = pytest.mark.slow
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline", *arguments]
+
+
+def pipeline(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert result.returncode == code, result.stderr[-3000:]
+    return result
+
+
+def adapter_bytes(folder: Path) -> bytes:
+    return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole small run, made by one command."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    pipeline("run", "--output-dir", str(folder), *OVERRIDES)
+    return folder
+
+
+def test_run_directory_holds_everything(finished: Path) -> None:
+    expected = {
+        *("profile.yaml", "recipe.yaml", "run.json", "training.json", "report.json", "report.html", "model_card.md"),
+        *("mix", "adapter", "checkpoints", "evaluation"),
+    }
+    assert expected <= {path.name for path in finished.iterdir()}
+    assert not [path for path in finished.rglob("*.tmp")]
+
+
+def test_report_agrees_with_the_files_it_sums_up(finished: Path) -> None:
+    report: dict[str, Any] = json.loads((finished / "report.json").read_text(encoding="utf-8"))
+    assert report["schema_version"] == 1
+    manifest = json.loads((finished / "mix" / "manifest.json").read_text(encoding="utf-8"))
+    assert report["run"]["data_fingerprint"] == manifest["fingerprint"]
+    assert report["training"]["steps"] == 12
+    assert [entry["step"] for entry in report["training"]["loss"]] == list(range(1, 13))
+    assert [entry["step"] for entry in report["training"]["eval_loss"]] == [4, 8, 12]
+    assert 0 < report["training"]["loss_tokens_per_second"] < report["training"]["tokens_per_second"]
+    # rank 16 on seven matrices of each of four layers: rank × (inputs + outputs)
+    shapes = [(128, 256), (128, 128), (128, 128), (256, 128), (128, 512), (128, 512), (512, 128)]
+    assert report["training"]["trainable_parameters"] == 4 * 16 * sum(a + b for a, b in shapes)
+    for which in ("base", "tuned"):
+        for mode in ("thinking", "non_thinking"):
+            lines = (finished / "evaluation" / which / mode / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+            rows = [json.loads(line) for line in lines]
+            cell = report["evaluation"][which][mode]
+            assert len(rows) == cell["n"] == 18
+            assert cell["mode_fidelity"] == pytest.approx(sum(row["faithful"] for row in rows) / 18)
+            for name, result in cell["benchmarks"].items():
+                scores = [row["score"] for row in rows if row["benchmark"] == name]
+                assert result["n"] == len(scores) == 6 and result["score"] == pytest.approx(sum(scores) / 6)
+                assert result["ci95"][0] <= result["score"] <= result["ci95"][1]
+
+
+def test_base_model_knows_both_modes_and_not_the_skill(finished: Path) -> None:
+    base = json.loads((finished / "report.json").read_text(encoding="utf-8"))["evaluation"]["base"]
+    for mode in ("thinking", "non_thinking"):
+        assert base[mode]["mode_fidelity"] >= 17 / 18
+        assert base[mode]["benchmarks"]["embedded_chat"]["score"] >= 5 / 6
+        assert base[mode]["benchmarks"]["embedded_skill"]["score"] <= 1 / 6
+    assert base["thinking"]["mean_reasoning_tokens"] > 5
+    assert base["non_thinking"]["mean_reasoning_tokens"] == 0
+
+
+def test_a_finished_run_is_not_done_again(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("adapter_model.safetensors")}
+    started = time.monotonic()
+    result = pipeline("run", "--output-dir", str(finished), "--json", *OVERRIDES)
+    assert json.loads(result.stdout) == json.loads((finished / "report.json").read_text(encoding="utf-8"))
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("adapter_model.safetensors")} == before
+    assert "loading" not in result.stderr and time.monotonic() - started < 60
+
+
+def test_killed_training_goes_on_to_the_same_adapter(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = ["train", "--output-dir", str(folder), *OVERRIDES]
+    process = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (folder / "checkpoints" / "checkpoint-4" / "trainer_state.json").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / "adapter").exists()
+    # A checkpoint that the kill cut short must not be taken.
+    half = folder / "checkpoints" / "checkpoint-9"
+    shutil.copytree(folder / "checkpoints" / "checkpoint-4", half)
+    (half / "trainer_state.json").write_text("{", encoding="utf-8")
+    pipeline(*arguments, "--resume")
+    assert adapter_bytes(folder) == adapter_bytes(finished)
+
+
+def test_another_seed_gives_another_mix_and_adapter(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    pipeline("train", "--output-dir", str(folder), *OVERRIDES, "--set", "seed=7")
+    manifests = [json.loads((f / "mix" / "manifest.json").read_text(encoding="utf-8")) for f in (folder, finished)]
+    assert manifests[0]["fingerprint"] != manifests[1]["fingerprint"]
+    assert adapter_bytes(folder) != adapter_bytes(finished)
+
+
+def test_prequantised_model_trains_to_the_same_adapter(finished: Path, tmp_path: Path) -> None:
+    quantised = tmp_path / "bnb"
+    pipeline("embedded", "quantise", "--output-dir", str(quantised))
+    assert "quantization_config" in json.loads((quantised / "config.json").read_text(encoding="utf-8"))
+    folder = tmp_path / "run"
+    pipeline("train", "--output-dir", str(folder), *OVERRIDES, "--set", f"model.name={quantised}")
+    assert adapter_bytes(folder) == adapter_bytes(finished)
+
+
+def test_early_stopping_stops(tmp_path: Path) -> None:
+    extra = ["--set", "training.early_stopping_patience=1", "--set", "training.learning_rate=0.5"]
+    result = pipeline("train", "--output-dir", str(tmp_path / "run"), "--json", *OVERRIDES, *extra)
+    assert json.loads(result.stdout)["steps"] < 12
+
+
+def test_wrong_target_module_is_named(tmp_path: Path) -> None:
+    result = pipeline(
+        "train", "--output-dir", str(tmp_path / "run"), *OVERRIDES, "--set", "lora.target_modules=[q_proj, w_proj]", code=2
+    )
+    assert "no module w_proj" in result.stderr
+
+
+def test_notebooks_give_what_the_modules_give(finished: Path, tmp_path: Path) -> None:
+    """Contract 8: notebooks 03 and 04 end with the same data fingerprint and the same adapter weights as the commands."""
+    folder = tmp_path / "course"
+    arguments = ["course", "--output-dir", str(folder), "--only", "03", "--only", "04", *OVERRIDES]
+    pipeline(*arguments)
+    manifest = json.loads((folder / "run" / "mix" / "manifest.json").read_text(encoding="utf-8"))
+    report = json.loads((finished / "report.json").read_text(encoding="utf-8"))
+    assert manifest["fingerprint"] == report["run"]["data_fingerprint"]
+    assert adapter_bytes(folder / "run") == adapter_bytes(finished)
+    assert sorted(p.name for p in (folder / "notebooks").glob("*.html")) == ["03_mix.html", "04_finetune.html"]
+    again = pipeline(*arguments, "--json")
+    assert {entry["status"] for entry in json.loads(again.stdout)["notebooks"]} == {"done before"}
+
+
+def test_course_stops_at_the_first_failure_and_shows_the_cell(tmp_path: Path) -> None:
+    arguments = ["course", "--output-dir", str(tmp_path / "c"), "--only", "03", "--only", "04"]
+    environment = {**os.environ, "PIPELINE_CACHE": str(tmp_path / "cache")}
+    result = subprocess.run(
+        command(*arguments, "--set", "mix.total=10000000", "--json"), cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+    assert result.returncode == 1
+    notebooks = json.loads(result.stdout)["notebooks"]
+    assert [entry["status"] for entry in notebooks] == ["failed", "not run"]
+    assert "03_mix.ipynb failed in code cell" in result.stderr and "short" in result.stderr
+    assert len(notebooks[0]["error"].splitlines()) < 45
