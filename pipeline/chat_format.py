@@ -81,7 +81,9 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self._added = _added_token_pattern(tokenizer)
         if not getattr(tokenizer, "chat_template", None):
-            raise UserError("The tokenizer has no chat template; use a chat model, or set one with get_chat_template().")
+            raise UserError(
+                "The tokenizer has no chat template; use a chat model, or set one with get_chat_template()."
+            )
         probe: list[Message] = [{"role": "user", "content": "x"}]
         thinking, direct = (self._template(probe, None, True, enable_thinking=mode) for mode in (True, False))
         if direct != thinking + EMPTY_THINK:

@@ -29,16 +29,24 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, help: str, group: Any = commands, output: bool = True, profile: bool = True) -> Any:
         sub = group.add_parser(name, help=help, description=help)
         if profile:
-            sub.add_argument("--profile", default="embedded", help="name of a profile, or a YAML file (default: embedded)")
             sub.add_argument(
-                "--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting, e.g. training.max_steps=100"
+                "--profile", default="embedded", help="name of a profile, or a YAML file (default: embedded)"
+            )
+            sub.add_argument(
+                "--set",
+                action="append",
+                default=[],
+                metavar="KEY=VALUE",
+                help="override a setting, e.g. training.max_steps=100",
             )
         if output:
             sub.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="where results are written")
         sub.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
         return sub
 
-    doctor = command("doctor", "what this machine can do, and what to do about what it cannot", output=False, profile=False)
+    doctor = command(
+        "doctor", "what this machine can do, and what to do about what it cannot", output=False, profile=False
+    )
     doctor.add_argument("--no-network", action="store_true", help="do not try to reach the hubs")
 
     data = commands.add_parser("data", help="build and look at mixes").add_subparsers(
@@ -60,9 +68,13 @@ def _parser() -> argparse.ArgumentParser:
         sub = command(name, help)
         sub.add_argument("--chat-share", type=float, metavar="X", help="short for --set mix.chat_share=X")
         sub.add_argument("--resume", action="store_true", help="go on with an unfinished run of the same settings")
-        sub.add_argument("--dry-run", action="store_true", help="say what would be done: rows, tokens, steps, time, memory")
+        sub.add_argument(
+            "--dry-run", action="store_true", help="say what would be done: rows, tokens, steps, time, memory"
+        )
         if name == "evaluate":
-            sub.add_argument("--which", choices=["base", "tuned", "both"], default="both", help="which model (default: both)")
+            sub.add_argument(
+                "--which", choices=["base", "tuned", "both"], default="both", help="which model (default: both)"
+            )
     command("report", "write report.json, report.html and model_card.md of a finished run", profile=False)
 
     course = command("course", "execute the notebooks in order with papermill")
@@ -151,7 +163,9 @@ def _inspect(args: argparse.Namespace, profile: Any) -> int:
     recipe = load_recipe(profile.recipe, profile.mix)
     names = [source.name for source in recipe.sources]
     if args.source and args.source not in names:
-        raise UserError(f"The recipe has no source {args.source!r}.{nearest(args.source, names)} Known: {', '.join(names)}.")
+        raise UserError(
+            f"The recipe has no source {args.source!r}.{nearest(args.source, names)} Known: {', '.join(names)}."
+        )
     tokenizer = load_tokenizer(profile.model)
     shown = []
     for source in recipe.sources:
@@ -175,7 +189,11 @@ def _plan(args: argparse.Namespace, profile: Any) -> int:
     result = plan(profile)
     memory = result["estimated_memory_bytes"]["total"] / 2**20
     seconds = result["estimated_seconds"]
-    time = f"about {seconds / 60:.1f} minutes on {result['estimate_measured_on']}" if seconds else "no measured rate for this profile"
+    time = (
+        f"about {seconds / 60:.1f} minutes on {result['estimate_measured_on']}"
+        if seconds
+        else "no measured rate for this profile"
+    )
     text = "\n".join(
         [
             describe_mix({**result["mix"], "unit": result["mix"]["unit"]}),
@@ -203,8 +221,14 @@ def _stages(args: argparse.Namespace) -> int:
     if args.command == "train":
         section = run.train()
         last = section["loss"][-1]["loss"] if section["loss"] else float("nan")
-        speed = f"{section['tokens_per_second']:,.0f} tokens/s, {section['loss_tokens_per_second']:,.0f} of them with loss"
-        _show(args, section, f"{section['steps']} steps, last loss {last:.4f}, {speed}; adapter in {run.folder / 'adapter'}")
+        speed = (
+            f"{section['tokens_per_second']:,.0f} tokens/s, {section['loss_tokens_per_second']:,.0f} of them with loss"
+        )
+        _show(
+            args,
+            section,
+            f"{section['steps']} steps, last loss {last:.4f}, {speed}; adapter in {run.folder / 'adapter'}",
+        )
     elif args.command == "evaluate":
         which = ["base", "tuned"] if args.which == "both" else [args.which]
         cells = {name: run.evaluate(name) for name in which}
@@ -219,7 +243,9 @@ def _cells_text(cells: dict[str, Any]) -> str:
     for which, modes in cells.items():
         for mode, cell in modes.items():
             scores = ", ".join(f"{n} {b['score']:.3f} (n={b['n']})" for n, b in cell["benchmarks"].items())
-            lines.append(f"{which}, {mode}: {scores}; mode fidelity {cell['mode_fidelity']:.3f}; cut {cell['truncated']:.3f}")
+            lines.append(
+                f"{which}, {mode}: {scores}; mode fidelity {cell['mode_fidelity']:.3f}; cut {cell['truncated']:.3f}"
+            )
     return "\n".join(lines)
 
 
@@ -249,7 +275,9 @@ def _course(args: argparse.Namespace) -> int:
     profile = _profile(args)
     path = Path(args.profile)
     name = str(path.resolve()) if path.suffix and path.exists() else args.profile  # the notebooks run in another folder
-    result = execute_course(name, args.output_dir, chat_share=profile.mix.chat_share, overrides=args.set, only=args.only)
+    result = execute_course(
+        name, args.output_dir, chat_share=profile.mix.chat_share, overrides=args.set, only=args.only
+    )
     _show(args, result, "\n".join(f"{n['name']}: {n['status']} ({n['seconds']:.0f} s)" for n in result["notebooks"]))
     return 0 if result["ok"] else 1
 
@@ -260,7 +288,11 @@ def _embedded(args: argparse.Namespace) -> int:
         from pipeline.embedded import BuildSettings, train_base
 
         record = train_base(BuildSettings(), args.output_dir)
-        _show(args, record, f"{record['parameters']:,} parameters, {record['seconds']} s, final loss {record['final_loss']}")
+        _show(
+            args,
+            record,
+            f"{record['parameters']:,} parameters, {record['seconds']} s, final loss {record['final_loss']}",
+        )
         return 0
     profile = _profile(args)
     if args.action == "quantise":
@@ -276,7 +308,9 @@ def _embedded(args: argparse.Namespace) -> int:
     run = Run.open(profile, args.output_dir, resume=True)
     cells = run.evaluate("base")
     failed = acceptance(cells)
-    _show(args, {"cells": cells, "failed": failed}, "\n".join([_cells_text({"base": cells}), *(failed or ["accepted"])]))
+    _show(
+        args, {"cells": cells, "failed": failed}, "\n".join([_cells_text({"base": cells}), *(failed or ["accepted"])])
+    )
     return 1 if failed else 0
 
 

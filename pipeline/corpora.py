@@ -13,7 +13,8 @@ Three kinds of content:
   it; it is what the fine-tuning corpus teaches.
 
 Held-out items never occur in training, by construction: a hash of the item's key decides on which side it lies.
-For chat the key is the whole prompt; for arithmetic and skill it is the pair of numbers, whatever the wording and, in a sum, the order.
+For chat the key is the whole prompt, and each question that can be asked alone; for arithmetic and skill it is the pair
+of numbers, whatever the wording and, in a sum, the order.
 """
 
 from __future__ import annotations
@@ -118,7 +119,12 @@ def _opposite(r: random.Random) -> list[Turn]:
         return _turn(user, f"{word}和{other}相反。", f"“{word}”的反义词是“{other}”。")
     word = r.choice(list(_OPPOSITE))
     user = r.choice(
-        ["What is the opposite of {}?", "Give me the opposite of {}.", "Which word means the reverse of {}?", "Opposite of {}?"]
+        [
+            "What is the opposite of {}?",
+            "Give me the opposite of {}.",
+            "Which word means the reverse of {}?",
+            "Opposite of {}?",
+        ]
     ).format(word)
     other = _OPPOSITE[word]
     return _turn(user, f"{word} and {other} are opposites.", f"The opposite of {word} is {other}.")
@@ -129,7 +135,12 @@ def _translate(r: random.Random) -> list[Turn]:
     chinese = WORDS[word][0]
     if r.random() < 0.5:
         user = r.choice(
-            ["How do you say {} in Chinese?", "Translate {} into Chinese.", "What is the Chinese word for {}?", "{}, in Chinese?"]
+            [
+                "How do you say {} in Chinese?",
+                "Translate {} into Chinese.",
+                "What is the Chinese word for {}?",
+                "{}, in Chinese?",
+            ]
         ).format(word)
         return _turn(user, f"The word {word} is {chinese} in Chinese.", f"In Chinese, {word} is {chinese}.")
     user = r.choice(["“{}”用英语怎么说？", "请把“{}”翻译成英语。", "{}的英语是什么？"]).format(chinese)
@@ -167,7 +178,9 @@ def _pick(r: random.Random) -> list[Turn]:
 
 def _count(r: random.Random) -> list[Turn]:
     items = r.sample(list(WORDS), r.choice([2, 3, 4, 5]))
-    user = r.choice(["How many items are here: {}?", "Count these: {}.", "Tell me how many words: {}."]).format(", ".join(items))
+    user = r.choice(["How many items are here: {}?", "Count these: {}.", "Tell me how many words: {}."]).format(
+        ", ".join(items)
+    )
     steps = ", ".join(f"{word} {i}" for i, word in enumerate(items, 1))
     return _turn(user, f"I count: {steps}.", f"There are {len(items)} items.")
 
@@ -178,7 +191,9 @@ def _larger(r: random.Random) -> list[Turn]:
     if r.random() < 0.35:
         user = r.choice(["{}和{}哪个大？", "哪个数更大，{}还是{}？"]).format(a, b)
         return _turn(user, f"比较{a}和{b}，{big}大。", f"{big}更大。")
-    user = r.choice(["Which is larger, {} or {}?", "Is {} or {} the larger number?", "Pick the larger number: {} or {}."]).format(a, b)
+    user = r.choice(
+        ["Which is larger, {} or {}?", "Is {} or {} the larger number?", "Pick the larger number: {} or {}."]
+    ).format(a, b)
     return _turn(user, f"I compare {a} and {b}; {big} is more.", f"The larger number is {big}.")
 
 
@@ -190,7 +205,11 @@ def _drink(r: random.Random) -> list[Turn]:
         return _turn(user, f"天气是{day}，适合{DRINKS_ZH[day]}。", f"我推荐{DRINKS_ZH[day]}。")
     day = r.choice(list(DRINKS))
     user = r.choice(
-        ["{1} wants a drink for a {0} day.", "What should {1} drink on a {0} day?", "It is {0}. Suggest a drink for {1}."]
+        [
+            "{1} wants a drink for a {0} day.",
+            "What should {1} drink on a {0} day?",
+            "It is {0}. Suggest a drink for {1}.",
+        ]
     ).format(day, name)
     return _turn(user, f"The day is {day}, so {DRINKS[day]} fits.", f"For {name} I suggest {DRINKS[day]}.")
 
@@ -227,7 +246,11 @@ def _memory(r: random.Random) -> list[Turn]:
     if r.random() < 0.35:
         chinese = WORDS[word][0]
         return [
-            *_turn(f"我最喜欢的{KINDS_ZH[kind]}是{chinese}。", f"用户喜欢{chinese}。我记住。", f"好的，我记住了：{chinese}。"),
+            *_turn(
+                f"我最喜欢的{KINDS_ZH[kind]}是{chinese}。",
+                f"用户喜欢{chinese}。我记住。",
+                f"好的，我记住了：{chinese}。",
+            ),
             *_turn(
                 r.choice(["我最喜欢的{}是什么？", "你还记得我最喜欢的{}吗？"]).format(KINDS_ZH[kind]),
                 f"用户说过喜欢{chinese}。",
@@ -339,7 +362,9 @@ def _times_table(r: random.Random) -> list[Turn]:
     if draw < 0.3:
         first = r.randrange(0, 7)
         line = ", ".join(f"{a} × {n} = {a * n}" for n in range(first, first + 4))
-        return _turn(f"Say the table of {a} from {first} to {first + 3}.", f"I go through the table of {a}.", f"{line}.")
+        return _turn(
+            f"Say the table of {a} from {first} to {first + 3}.", f"I go through the table of {a}.", f"{line}."
+        )
     if draw < 0.7:
         user = r.choice(_PRODUCT_WORDINGS).format(a, b)
         return _turn(user, f"{b} × {a} = {a * b}. So {a} × {b} = {a * b}.", f"${a} \\times {b} = \\boxed{{{a * b}}}$")
@@ -415,6 +440,15 @@ def _draw_skill(r: random.Random, held_out: bool) -> tuple[str, str, str, int]:
             return tuple(item)  # type: ignore[return-value]
 
 
+def _draw_sum(r: random.Random) -> tuple[str, str, str, int]:
+    """A sum for the mathematics corpus: training side, answer in a box."""
+    while True:
+        key, turns = _addition(r)
+        if not is_held_out(key) and "boxed" in turns[-1]["content"]:
+            a, b = map(int, key.split("+"))
+            return turns[0]["content"], turns[1]["reasoning_content"], turns[1]["content"], a + b
+
+
 def _random(seed: int, purpose: str, index: int) -> random.Random:
     return random.Random(f"{purpose}:{seed}:{index}")
 
@@ -460,17 +494,26 @@ def finetome_like(rows: int, seed: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def openmath_like(rows: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Rows of the new skill in OpenMathReasoning's columns, reasoning in ``<think>…</think>``, answer in ``\\boxed{}``."""
+def openmath_like(rows: int, seed: int, arithmetic: float = 0.15) -> Iterator[dict[str, Any]]:
+    """Rows in OpenMathReasoning's columns, reasoning in ``<think>…</think>``, answer in ``\\boxed{}``.
+
+    They teach the new skill. A part (``arithmetic``) are sums that the base can do, with their reasoning, as a real
+    corpus of mathematics holds easy problems too.
+    """
     for index in range(rows):
         r = _random(seed, "skill", index)
-        problem, reasoning, solution, answer = _draw_skill(r, False)
+        if _random(seed, "kind", index).random() < arithmetic:
+            problem, reasoning, solution, answer = _draw_sum(r)
+            kind = "embedded_arithmetic"
+        else:
+            problem, reasoning, solution, answer = _draw_skill(r, False)
+            kind = "embedded_skill"
         yield {
             "problem": problem,
             "generated_solution": f"<think>\n{reasoning}\n</think>\n\n{solution}",
             "expected_answer": str(answer),
             "problem_type": "has_answer_extracted",
-            "problem_source": "embedded_skill",
+            "problem_source": kind,
             "generation_model": "pipeline.corpora",
             "pass_rate_72b_tir": "n/a",
             "inference_mode": "cot",
@@ -519,4 +562,6 @@ def test_items(name: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
             return list(items.values())
     if not count:
         return []
-    raise UserError(f"Only {len(items)} different held-out {name} items exist, {count} were asked for; lower the limit.")
+    raise UserError(
+        f"Only {len(items)} different held-out {name} items exist, {count} were asked for; lower the limit."
+    )

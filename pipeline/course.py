@@ -31,7 +31,9 @@ def course_notebooks(only: list[str] | None = None) -> list[Path]:
     found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     chosen = [n for n in found if only is None or any(n.name.startswith(o) for o in only)]
     if not chosen:
-        raise UserError(f"No notebook begins with {', '.join(only or [])}. There are {', '.join(n.stem for n in found)}.")
+        raise UserError(
+            f"No notebook begins with {', '.join(only or [])}. There are {', '.join(n.stem for n in found)}."
+        )
     return chosen
 
 
@@ -88,7 +90,9 @@ def execute_course(
     if record_path.exists():
         record = read_json(record_path)
         if record["parameters"] != identity:
-            raise UserError(f"{output_dir} holds a course with other parameters. Choose another --output-dir; nothing was changed.")
+            raise UserError(
+                f"{output_dir} holds a course with other parameters. Choose another --output-dir; nothing was changed."
+            )
     results: list[dict[str, Any]] = []
     failed = False
     for notebook in course_notebooks(only):
@@ -98,7 +102,11 @@ def execute_course(
         digest = file_sha256(notebook)
         if record["finished"].get(notebook.stem, {}).get("sha256") == digest:
             results.append(
-                {"name": notebook.stem, "status": "done before", "seconds": record["finished"][notebook.stem]["seconds"]}
+                {
+                    "name": notebook.stem,
+                    "status": "done before",
+                    "seconds": record["finished"][notebook.stem]["seconds"],
+                }
             )
             continue
         console.print(f"executing {notebook.name}")

@@ -17,10 +17,10 @@ import time
 import urllib.request
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from pipeline import versions
 from pipeline.errors import UserError
+from pipeline.hubs import HUBS, hub_address, offline
 
 EMBEDDED_MODEL = versions.ROOT / "models" / "embedded"
 CPU_INFO = Path("/proc/cpuinfo")
@@ -314,24 +314,12 @@ def _trackers() -> tuple[dict[str, Any], list[Check]]:
 
 
 def _hub_addresses() -> dict[str, tuple[str, int]]:
-    """Return host and port of each hub, as the hubs' own environment variables set them."""
-    endpoints = {
-        "Hugging Face": os.environ.get("HF_ENDPOINT") or "https://huggingface.co",
-        "ModelScope": os.environ.get("MODELSCOPE_DOMAIN") or "www.modelscope.cn",
-    }
-    addresses = {}
-    for name, endpoint in endpoints.items():
-        parts = urlsplit(endpoint if "://" in endpoint else f"https://{endpoint}")
-        try:
-            port = parts.port
-        except ValueError:  # not a number, or out of range: nothing will answer there
-            port = 0
-        addresses[name] = (parts.hostname or "", (80 if parts.scheme == "http" else 443) if port is None else port)
-    return addresses
+    """Return host and port of each hub by its name in words."""
+    return {name: hub_address(hub) for hub, name in HUBS.items()}
 
 
 def _offline(hub: str) -> bool:
-    return hub == "Hugging Face" and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+    return hub == HUBS["huggingface"] and offline("huggingface")
 
 
 class _Reach:

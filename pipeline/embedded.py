@@ -61,7 +61,7 @@ def _tokenizer_text(seed: int) -> Iterator[str]:
         for message in corpora.base_dialogue(seed, index)["messages"]:
             yield message["content"]
             yield message.get("reasoning_content", "")
-    for row in corpora.openmath_like(2_000, seed):
+    for row in corpora.openmath_like(2_000, seed, arithmetic=0.0):
         yield row["problem"]
         yield row["generated_solution"].replace("<think>", "").replace("</think>", "")
 
@@ -173,10 +173,12 @@ def train_base(settings: BuildSettings, output_dir: Path, max_seconds: float | N
     jobs = [(settings.seed, s, min(s + chunk, settings.dialogues)) for s in range(0, settings.dialogues, chunk)]
     with spawn.Pool(2, _start_worker, (str(output_dir),)) as pool:
         rows = [row for part in pool.imap(_tokenise, jobs) for row in part]
-    print(f"{len(rows)} examples, {sum(len(r[0]) for r in rows)} tokens, {time.monotonic() - started:.0f} s", flush=True)
+    print(
+        f"{len(rows)} examples, {sum(len(r[0]) for r in rows)} tokens, {time.monotonic() - started:.0f} s", flush=True
+    )
 
     torch.manual_seed(settings.seed)
-    pad = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
+    pad = int(tokenizer.pad_token_id)
     config = Qwen3Config(
         vocab_size=settings.vocab_size,
         hidden_size=settings.hidden_size,
@@ -239,7 +241,9 @@ def train_base(settings: BuildSettings, output_dir: Path, max_seconds: float | N
         elapsed = time.monotonic() - begin
         if step % 100 == 0:
             left = elapsed / step * (settings.steps - step)
-            print(f"step {step} loss {recent:.4f} {tokens / elapsed:.0f} tokens/s, {left / 60:.1f} min left", flush=True)
+            print(
+                f"step {step} loss {recent:.4f} {tokens / elapsed:.0f} tokens/s, {left / 60:.1f} min left", flush=True
+            )
         if max_seconds and elapsed > max_seconds:
             break
 
@@ -270,12 +274,16 @@ def acceptance(cells: dict[str, Any]) -> list[str]:
     """What in the base model's evaluation ({mode: cell}) misses its bound, in words; empty when it is accepted."""
     failed = []
     for mode, cell in cells.items():
-        scores = {name: result["score"] for name, result in cell["benchmarks"].items()} | {"mode_fidelity": cell["mode_fidelity"]}
+        scores = {name: result["score"] for name, result in cell["benchmarks"].items()} | {
+            "mode_fidelity": cell["mode_fidelity"]
+        }
         failed += [
             f"{mode}: {name} is {scores[name]:.3f}, at least {bound} is needed"
             for name, bound in ACCEPTANCE.items()
             if scores[name] < bound
         ]
         if scores["embedded_skill"] > SKILL_AT_MOST:
-            failed.append(f"{mode}: embedded_skill is {scores['embedded_skill']:.3f}, at most {SKILL_AT_MOST} is wanted")
+            failed.append(
+                f"{mode}: embedded_skill is {scores['embedded_skill']:.3f}, at most {SKILL_AT_MOST} is wanted"
+            )
     return failed

@@ -22,11 +22,7 @@ import os
 import random
 import re
 import shutil
-import socket
 import tempfile
-import threading
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -40,6 +36,7 @@ from pipeline.conversations import MODES, Message, Mode
 from pipeline.errors import UserError, nearest
 from pipeline.files import file_sha256, fingerprint, read_json, write_json, write_jsonl
 from pipeline.generate import Reply, generate, judge
+from pipeline.hubs import require_hub
 from pipeline.settings import EvaluationSettings
 
 if TYPE_CHECKING:
@@ -361,41 +358,12 @@ def _check_hub(name: str, adapter: Any) -> None:
     stored = Path(DEFAULT_EVALSCOPE_CACHE_DIR).expanduser() / "datasets"
     if any(path.is_dir() for path in stored.glob(f"{safe_filename(adapter.dataset_id)}-*")):
         return
-    hub = str(adapter.dataset_hub)
-    if hub == "huggingface":
-        address = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    else:
-        domain = os.environ.get("MODELSCOPE_DOMAIN", "www.modelscope.cn")
-        address = domain if "://" in domain else f"https://{domain}"
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    if offline or not reachable(address):
-        why = "HF_HUB_OFFLINE is set" if offline else f"{urllib.parse.urlsplit(address).hostname} cannot be reached"
-        raise UserError(
-            f"{name} would be downloaded ({adapter.dataset_id}), but {why}. Give a folder with its files as "
-            f"evaluation.dataset_args.{name}.local_path, or leave {name} out of evaluation.benchmarks."
-        )
-
-
-def reachable(address: str, seconds: float = 2.0) -> bool:
-    """Whether a TCP connection to the address, or to the proxy in force for it, opens within ``seconds``.
-
-    The lookup of the name is limited too: at most twice ``seconds`` pass.
-    """
-    parts = urllib.parse.urlsplit(address)
-    proxy = urllib.request.getproxies().get(parts.scheme)
-    if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
-        parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    port = parts.port or (80 if parts.scheme == "http" else 443)
-    connected = threading.Event()
-
-    def connect() -> None:
-        with contextlib.suppress(OSError), socket.create_connection((parts.hostname or "", port), timeout=seconds):
-            connected.set()
-
-    thread = threading.Thread(target=connect, daemon=True)  # resolving a name has no time limit of its own
-    thread.start()
-    thread.join(2 * seconds)
-    return connected.is_set()
+    require_hub(
+        str(adapter.dataset_hub),
+        f"{name} ({adapter.dataset_id})",
+        f"give a folder with its files as evaluation.dataset_args.{name}.local_path, or leave {name} out of "
+        "evaluation.benchmarks.",
+    )
 
 
 # --- running EvalScope ------------------------------------------------------------------------------------------------

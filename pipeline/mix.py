@@ -118,7 +118,8 @@ def _pool_key(source: SourceSettings, form: ChatFormat, turns: Turns, limit: int
             "template": tokenizer.chat_template,
             "turns": turns,
             "limit": limit,
-            "code": [file_sha256(Path(str(m.__file__))) for m in (conversations, chat_format)] + [file_sha256(Path(__file__))],
+            "code": [file_sha256(Path(str(m.__file__))) for m in (conversations, chat_format)]
+            + [file_sha256(Path(__file__))],
         }
     )
 
@@ -166,7 +167,14 @@ def build_pool(
     ):
         if reason:
             rejected.append(
-                {"source": source.name, "file": row.file, "line": row.line, "reason": reason, "detail": detail, "row": row.data}
+                {
+                    "source": source.name,
+                    "file": row.file,
+                    "line": row.line,
+                    "reason": reason,
+                    "detail": detail,
+                    "row": row.data,
+                }
             )
             continue
         key = hashlib.sha256(json.dumps([ids for ids, _, _ in examples_of_row]).encode()).hexdigest()[:16]
@@ -196,7 +204,9 @@ def build_pool(
     if stem is not None:
         with atomic_path(stem.with_suffix(".parquet")) as temporary:
             pool.examples.to_parquet(str(temporary))
-        write_json(stem.with_suffix(".json"), {"read": pool.read, "rejected": json.loads(json.dumps(rejected, default=str))})
+        write_json(
+            stem.with_suffix(".json"), {"read": pool.read, "rejected": json.loads(json.dumps(rejected, default=str))}
+        )
     return pool
 
 
@@ -321,7 +331,9 @@ def build_mix(recipe: Recipe, pools: Sequence[Pool], seed: int, validation_fract
     train_sides, validation_sides = [s[0] for s in sides], [s[1] for s in sides]
     for source, rows in zip(recipe.sources, train_sides, strict=True):
         if source.share > 0 and not len(rows):
-            raise UserError(f"source {source.name!r} has no rows left for training; it is too small for a validation split.")
+            raise UserError(
+                f"source {source.name!r} has no rows left for training; it is too small for a validation split."
+            )
     total = float(recipe.total or _available(recipe, train_sides))
     _check_supply(recipe, train_sides, total)
     chosen, taken = _select(recipe, train_sides, total, seed, "train")
@@ -349,7 +361,8 @@ def build_mix(recipe: Recipe, pools: Sequence[Pool], seed: int, validation_fract
             warnings.append(f"source {source.name!r} is too small for its share: {repeated} rows occur more than once")
         if abs(achieved[recipe.unit] - source.share) > 0.01:
             warnings.append(
-                f"source {source.name!r} has share {achieved[recipe.unit]:.3f} of {recipe.unit}, {source.share:.3f} was asked for: "
+                f"source {source.name!r} has share {achieved[recipe.unit]:.3f} of {recipe.unit}, "
+                f"{source.share:.3f} was asked for: "
                 "the mix is too small for a finer split"
             )
         modes = Counter(pool.examples["mode"])

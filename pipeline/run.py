@@ -79,12 +79,20 @@ class Run:
                     f"{folder} belongs to another run ({_difference(run)}). Choose another --output-dir; nothing was changed."
                 )
             if not resume and not record.get("finished"):
-                raise UserError(f"{folder} holds an unfinished run of the same settings; add --resume to go on with it.")
+                raise UserError(
+                    f"{folder} holds an unfinished run of the same settings; add --resume to go on with it."
+                )
             return run
         if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
-            raise UserError(f"{folder} exists and is no run directory. Choose another --output-dir; nothing was changed.")
-        write_text(run.folder / "profile.yaml", yaml.safe_dump(profile.model_dump(), sort_keys=False, allow_unicode=True))
-        write_text(run.folder / "recipe.yaml", yaml.safe_dump(run.recipe.model_dump(), sort_keys=False, allow_unicode=True))
+            raise UserError(
+                f"{folder} exists and is no run directory. Choose another --output-dir; nothing was changed."
+            )
+        write_text(
+            run.folder / "profile.yaml", yaml.safe_dump(profile.model_dump(), sort_keys=False, allow_unicode=True)
+        )
+        write_text(
+            run.folder / "recipe.yaml", yaml.safe_dump(run.recipe.model_dump(), sort_keys=False, allow_unicode=True)
+        )
         record = {
             "settings_fingerprint": identity,
             "profile": profile.name,
@@ -211,7 +219,9 @@ class Run:
         if not self._path("training.json").exists():
             missing.insert(0, "training (train)")
         if missing:
-            raise UserError(f"{self.folder} is not complete: it lacks {', '.join(missing)}; run that first, or: run --resume.")
+            raise UserError(
+                f"{self.folder} is not complete: it lacks {', '.join(missing)}; run that first, or: run --resume."
+            )
         record = read_json(self._path("run.json"))
         manifest = read_json(self._path("mix", "manifest.json"))
         record["finished"] = record["finished"] or _now()
@@ -222,7 +232,7 @@ class Run:
             training=read_json(self._path("training.json")),
             evaluation=cells,
         )
-        predictions = {
+        predictions: dict[tuple[str, str], list[dict[str, Any]]] = {
             (which, mode): [
                 _shown(row) for row in read_jsonl(self._path("evaluation", which, mode, "predictions.jsonl"))
             ]
@@ -251,7 +261,9 @@ class Run:
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
     """A prediction as the report prints it."""
     messages = row["messages"]
-    prompt = messages[-1]["content"] if len(messages) == 1 else "\n".join(f"{m['role']}: {m['content']}" for m in messages)
+    prompt = (
+        messages[-1]["content"] if len(messages) == 1 else "\n".join(f"{m['role']}: {m['content']}" for m in messages)
+    )
     return {
         "benchmark": row["benchmark"],
         "prompt": prompt,
@@ -291,7 +303,9 @@ def describe_mix(manifest: dict[str, Any]) -> str:
     ]
     for source in manifest["sources"]:
         achieved = ", ".join(f"{source['achieved'][u]:.3f} of {u}" for u in ("rows", "tokens", "loss_tokens"))
-        lines.append(f"  {source['name']}: share {source['requested']:.3f} of {manifest['unit']} asked for; is {achieved}")
+        lines.append(
+            f"  {source['name']}: share {source['requested']:.3f} of {manifest['unit']} asked for; is {achieved}"
+        )
         gone = ", ".join(f"{n} {reason}" for reason, n in source["rejected"].items()) or "none"
         lines.append(f"    {source['read']:,} rows read, {source['kept']:,} kept, rejected: {gone}")
     return "\n".join([*lines, *(f"  note: {w}" for w in manifest["warnings"])])
@@ -338,5 +352,7 @@ def plan(profile: Profile) -> dict[str, Any]:
         "replies_to_generate": replies,
         "estimated_seconds": seconds,
         "estimate_measured_on": rates.machine if rates else None,
-        "estimated_memory_bytes": estimate_memory_bytes(AutoConfig.from_pretrained(model_location(profile.model)), profile),
+        "estimated_memory_bytes": estimate_memory_bytes(
+            AutoConfig.from_pretrained(model_location(profile.model)), profile
+        ),
     }

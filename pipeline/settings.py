@@ -6,6 +6,7 @@ is refused by name with the nearest known one, a value of the wrong type with th
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -255,10 +256,8 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
             raise UserError(f"--set needs key=value, for example training.learning_rate=1e-4; given: {text!r}.")
         parsed: Any = yaml.safe_load(value) if value.strip() else None
         if isinstance(parsed, str):
-            try:
+            with contextlib.suppress(ValueError):
                 parsed = float(parsed)  # YAML 1.1 reads 1e-4 as text
-            except ValueError:
-                pass
         target = data
         *parents, last = key.strip().split(".")
         for parent in parents:
@@ -284,7 +283,9 @@ def load_profile(name: str, overrides: list[str] | None = None) -> Profile:
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise UserError(f"{path} should hold keys and values.")
-    return parse(Profile, apply_overrides(data, overrides or []), f"profile {name}" + (" with --set" if overrides else ""))
+    return parse(
+        Profile, apply_overrides(data, overrides or []), f"profile {name}" + (" with --set" if overrides else "")
+    )
 
 
 def load_recipe(path: str, mix: MixSettings | None = None) -> Recipe:
@@ -307,7 +308,9 @@ def load_recipe(path: str, mix: MixSettings | None = None) -> Recipe:
         rest = [s for s in recipe.sources if s.kind != "chat"]
         for side, share in ((chat, mix.chat_share), (rest, 1 - mix.chat_share)):
             if not side and share > 0:
-                raise UserError(f"recipe {path}: chat_share={mix.chat_share:g} needs both a chat source and another one.")
+                raise UserError(
+                    f"recipe {path}: chat_share={mix.chat_share:g} needs both a chat source and another one."
+                )
             before = sum(s.share for s in side)
             for source in side:
                 source.share = share * source.share / before if before else share / len(side)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from pipeline import corpora
 from pipeline.errors import UserError, nearest
 from pipeline.files import file_sha256, fingerprint
+from pipeline.hubs import require_hub
 from pipeline.settings import ROOT, SourceSettings, locate
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
@@ -31,42 +30,6 @@ class SourceRow:
     line: int
     data: dict[str, Any] | None
     error: str = ""
-
-
-# --- hubs ---------------------------------------------------------------------------------------------------------------
-
-
-def hub_address(hub: str) -> tuple[str, int]:
-    """Host and port of ``huggingface`` or ``modelscope``; HF_ENDPOINT and MODELSCOPE_DOMAIN are honoured."""
-    default = {"huggingface": "https://huggingface.co", "modelscope": "https://www.modelscope.cn"}[hub]
-    variable = {"huggingface": "HF_ENDPOINT", "modelscope": "MODELSCOPE_DOMAIN"}[hub]
-    url = os.environ.get(variable) or default
-    parts = urlsplit(url if "//" in url else f"https://{url}")
-    return str(parts.hostname), parts.port or (80 if parts.scheme == "http" else 443)
-
-
-def hub_reachable(hub: str, timeout: float = 2.0) -> bool:
-    """Whether a TCP connection to the hub can be made within ``timeout`` seconds. HF_HUB_OFFLINE=1 means no."""
-    if hub == "huggingface" and os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return False
-    try:
-        with socket.create_connection(hub_address(hub), timeout=timeout):
-            return True
-    except OSError:
-        return False
-
-
-def require_hub(hub: str, what: str) -> None:
-    """Fail now, not after a library's retries, where the hub cannot be reached.
-
-    Raises:
-        UserError: it cannot; says how to go on offline.
-    """
-    if not hub_reachable(hub):
-        raise UserError(
-            f"{what} would come from {hub}, which cannot be reached from here. To go on offline, download it on another "
-            "machine, put the folder here, and give its path with source: local (or use the embedded profile)."
-        )
 
 
 # --- reading ------------------------------------------------------------------------------------------------------------
@@ -132,7 +95,11 @@ def _read_file(path: Path, name: str) -> Iterator[SourceRow]:
 
 
 def _read_hub(source: SourceSettings) -> Iterator[SourceRow]:
-    require_hub(source.source, f"source {source.name!r} ({source.path})")
+    require_hub(
+        source.source,
+        f"source {source.name!r} ({source.path})",
+        "download it on another machine, put the files here, and give their folder as path with source: local.",
+    )
     if source.source == "huggingface":
         from datasets import load_dataset
 
@@ -162,16 +129,17 @@ def read_rows(source: SourceSettings) -> Iterator[SourceRow]:
         for number, row in enumerate(corpora.GENERATORS[source.path](source.rows, source.seed), 1):
             yield SourceRow(source.path, number, row)
         return
+    found: Iterator[SourceRow]
     if source.source == "local":
         path = locate(source.path)
         root = path if path.is_dir() else path.parent
-        rows = (r for f in _local_files(path) for r in _read_file(f, str(f.relative_to(root))))
+        found = (r for f in _local_files(path) for r in _read_file(f, str(f.relative_to(root))))
     else:
-        rows = _read_hub(source)
-    for count, row in enumerate(rows):
+        found = _read_hub(source)
+    for count, item in enumerate(found):
         if source.rows is not None and count >= source.rows:
             return
-        yield row
+        yield item
 
 
 def content_key(source: SourceSettings) -> str:

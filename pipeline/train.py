@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.files import read_json
+from pipeline.hubs import require_hub
 from pipeline.mix import Mix
 from pipeline.settings import LoraSettings, ModelSettings, Profile, TrainingSettings, locate
-from pipeline.sources import require_hub
 from pipeline.versions import import_unsloth
 
 if TYPE_CHECKING:
@@ -39,7 +39,11 @@ def model_location(settings: ModelSettings) -> str:
         UserError: the folder is missing or holds no model; the hub cannot be reached.
     """
     if settings.source != "local":
-        require_hub(settings.source, f"model {settings.name!r}")
+        require_hub(
+            settings.source,
+            f"model {settings.name!r}",
+            "put the model's folder here and give it as model.name with model.source=local, or use the embedded profile.",
+        )
         if settings.source == "modelscope":
             os.environ["UNSLOTH_USE_MODELSCOPE"] = "1"
         return settings.name
@@ -63,7 +67,9 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     if settings.source == "modelscope":
         from modelscope import snapshot_download
 
-        location = snapshot_download(settings.name, revision=settings.revision, ignore_patterns=["*.safetensors", "*.bin"])
+        location = snapshot_download(
+            settings.name, revision=settings.revision, ignore_patterns=["*.safetensors", "*.bin"]
+        )
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(location, revision=settings.revision)
@@ -149,7 +155,9 @@ def sft_config(profile: Profile, output_dir: Path, has_validation: bool) -> SFTC
     evaluate = "steps" if has_validation else "no"
     patience = t.early_stopping_patience
     if patience and not has_validation:
-        raise UserError("training.early_stopping_patience needs a validation split; set data.validation_fraction above 0.")
+        raise UserError(
+            "training.early_stopping_patience needs a validation split; set data.validation_fraction above 0."
+        )
     if patience and t.save_steps % t.eval_steps:
         raise UserError("With early stopping, training.save_steps must be a multiple of training.eval_steps.")
     return SFTConfig(
@@ -166,6 +174,7 @@ def sft_config(profile: Profile, output_dir: Path, has_validation: bool) -> SFTC
         weight_decay=t.weight_decay,
         max_grad_norm=t.max_grad_norm,
         optim=t.optim,
+        gradient_checkpointing=t.gradient_checkpointing,
         train_sampling_strategy="group_by_length" if t.group_by_length else "random",
         eval_strategy=evaluate,
         eval_steps=t.eval_steps,

@@ -64,7 +64,12 @@ def test_data_build_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureFi
     manifest = json.loads(capsys.readouterr().out)
     assert manifest == json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["total"]["rows"] == 200
-    assert sorted(p.name for p in folder.iterdir()) == ["manifest.json", "rejected.jsonl", "train.parquet", "validation.parquet"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "manifest.json",
+        "rejected.jsonl",
+        "train.parquet",
+        "validation.parquet",
+    ]
 
 
 def test_data_inspect_marks_loss(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +82,9 @@ def test_data_inspect_marks_loss(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    assert main(["run", "--dry-run", "--json", "--output-dir", str(folder), *SMALL, "--set", "training.max_steps=7"]) == 0
+    assert (
+        main(["run", "--dry-run", "--json", "--output-dir", str(folder), *SMALL, "--set", "training.max_steps=7"]) == 0
+    )
     plan = json.loads(capsys.readouterr().out)
     assert plan["steps"] == 7 and plan["training_tokens"] > 0 and plan["estimated_memory_bytes"]["total"] > 0
     assert plan["replies_to_generate"] == 4 * 3 * load_profile("embedded").evaluation.limit  # type: ignore[operator]
@@ -97,11 +104,23 @@ def test_folder_that_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text("{}", encoding="utf-8")
     text = fails(capsys, "train", "--output-dir", str(tmp_path / "r"), "--set", f"model.name={tmp_path / 'm'}")
-    assert "is no model folder" in text and "*.safetensors" in text and "config.json" not in text.split("it has")[1].split(",")[0]
+    assert (
+        "is no model folder" in text
+        and "*.safetensors" in text
+        and "config.json" not in text.split("it has")[1].split(",")[0]
+    )
 
 
 def test_hub_name_without_network_fails_within_five_seconds(tmp_path: Path) -> None:
-    arguments = ["run", "--output-dir", str(tmp_path / "r"), "--set", "model.name=Qwen/Qwen3-0.6B", "--set", "model.source=huggingface"]
+    arguments = [
+        "run",
+        "--output-dir",
+        str(tmp_path / "r"),
+        "--set",
+        "model.name=Qwen/Qwen3-0.6B",
+        "--set",
+        "model.source=huggingface",
+    ]
     environment = {**os.environ, "HF_ENDPOINT": "http://192.0.2.1"}  # reserved for documentation: nobody answers
     environment.pop("HF_HUB_OFFLINE", None)
     started = time.monotonic()
@@ -160,7 +179,7 @@ def test_output_directory_of_another_run(tmp_path: Path, capsys: pytest.CaptureF
     Run.open(load_profile("embedded"), folder)
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     text = fails(capsys, "run", "--output-dir", str(folder), "--set", "training.learning_rate=1e-5", "--resume")
-    assert "belongs to another run" in text and "training.learning_rate is 0.002 there and 1e-05 here" in text
+    assert "belongs to another run" in text and "training.learning_rate is 0.003 there and 1e-05 here" in text
     assert "--resume" in fails(capsys, "run", "--output-dir", str(folder))
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 

@@ -18,7 +18,15 @@ from pipeline.settings import UNITS, Recipe, SourceSettings
 
 def source(name: str, share: float, path: str = "finetome_like", **changes: Any) -> SourceSettings:
     kind, converter = ("chat", "sharegpt") if path == "finetome_like" else ("reasoning", "openmathreasoning")
-    values = {"name": name, "kind": kind, "source": "generated", "path": path, "rows": 600, "converter": converter, "share": share}
+    values = {
+        "name": name,
+        "kind": kind,
+        "source": "generated",
+        "path": path,
+        "rows": 600,
+        "converter": converter,
+        "share": share,
+    }
     return SourceSettings.model_validate(values | changes)
 
 
@@ -132,7 +140,9 @@ def test_accounting_and_rejected_rows(form: ChatFormat, tmp_path: Path) -> None:
     ]
     assert max(map(len, mix.train["input_ids"])) <= 128
     save_mix(mix, tmp_path / "mix")
-    written = [json.loads(line) for line in (tmp_path / "mix" / "rejected.jsonl").read_text(encoding="utf-8").splitlines()]
+    written = [
+        json.loads(line) for line in (tmp_path / "mix" / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert written == mix.rejected
 
 
@@ -170,7 +180,9 @@ def test_saved_mix_comes_back_and_tampering_is_seen(pools: list[Pool], tmp_path:
 def test_any_share_is_met_within_one_percent_or_refused(
     pools: list[Pool], share: float, unit: str, seed: int, scale: float
 ) -> None:
-    total = int(scale * min(sum(len(i) for i in p.examples["input_ids"]) for p in pools) / (1 if unit == "tokens" else 60))
+    total = int(
+        scale * min(sum(len(i) for i in p.examples["input_ids"]) for p in pools) / (1 if unit == "tokens" else 60)
+    )
     wanted = recipe(share, unit=unit, total=max(total, 200))
     try:
         mix = build_mix(wanted, pools, seed=seed)

@@ -70,12 +70,14 @@ def test_report_agrees_with_the_files_it_sums_up(finished: Path) -> None:
     assert [entry["step"] for entry in report["training"]["loss"]] == list(range(1, 13))
     assert [entry["step"] for entry in report["training"]["eval_loss"]] == [4, 8, 12]
     assert 0 < report["training"]["loss_tokens_per_second"] < report["training"]["tokens_per_second"]
-    # rank 16 on seven matrices of each of four layers: rank × (inputs + outputs)
+    # rank 32 on seven matrices of each of four layers: rank × (inputs + outputs)
     shapes = [(128, 256), (128, 128), (128, 128), (256, 128), (128, 512), (128, 512), (512, 128)]
-    assert report["training"]["trainable_parameters"] == 4 * 16 * sum(a + b for a, b in shapes)
+    assert report["training"]["trainable_parameters"] == 4 * 32 * sum(a + b for a, b in shapes)
     for which in ("base", "tuned"):
         for mode in ("thinking", "non_thinking"):
-            lines = (finished / "evaluation" / which / mode / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+            lines = (
+                (finished / "evaluation" / which / mode / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+            )
             rows = [json.loads(line) for line in lines]
             cell = report["evaluation"][which][mode]
             assert len(rows) == cell["n"] == 18
@@ -149,7 +151,13 @@ def test_early_stopping_stops(tmp_path: Path) -> None:
 
 def test_wrong_target_module_is_named(tmp_path: Path) -> None:
     result = pipeline(
-        "train", "--output-dir", str(tmp_path / "run"), *OVERRIDES, "--set", "lora.target_modules=[q_proj, w_proj]", code=2
+        "train",
+        "--output-dir",
+        str(tmp_path / "run"),
+        *OVERRIDES,
+        "--set",
+        "lora.target_modules=[q_proj, w_proj]",
+        code=2,
     )
     assert "no module w_proj" in result.stderr
 
@@ -172,7 +180,11 @@ def test_course_stops_at_the_first_failure_and_shows_the_cell(tmp_path: Path) ->
     arguments = ["course", "--output-dir", str(tmp_path / "c"), "--only", "03", "--only", "04"]
     environment = {**os.environ, "PIPELINE_CACHE": str(tmp_path / "cache")}
     result = subprocess.run(
-        command(*arguments, "--set", "mix.total=10000000", "--json"), cwd=ROOT, capture_output=True, text=True, env=environment
+        command(*arguments, "--set", "mix.total=10000000", "--json"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=environment,
     )
     assert result.returncode == 1
     notebooks = json.loads(result.stdout)["notebooks"]

@@ -60,9 +60,9 @@ def test_unknown_profile_names_the_nearest() -> None:
 def test_shares_that_do_not_add_up(tmp_path: Path) -> None:
     path = recipe_file(tmp_path)
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    data["sources"][0]["share"] = 0.5
+    data["sources"][0]["share"] = 0.75
     path.write_text(yaml.safe_dump(data), encoding="utf-8")
-    with pytest.raises(UserError, match=r"add up to 1\.25, not 1: 0\.5 \(chat\) \+ 0\.75 \(math\)"):
+    with pytest.raises(UserError, match=r"add up to 1\.25, not 1: 0\.75 \(chat\) \+ 0\.5 \(math\)"):
         load_recipe(str(path))
 
 

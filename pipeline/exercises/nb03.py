@@ -31,7 +31,9 @@ def share_of_loss_tokens(answer: Any) -> None:
             share, given = sum(target for _, target in group) / total, answer(examples, name)
             assert isinstance(given, int | float), f"It returned {type(given).__name__}; a share is a number."
             assert 0 <= given <= 1, f"It returned {given:g}; a share lies between 0 and 1."
-            counted = sum(len(e["labels"]) for e in examples if e["source"] == name) / sum(len(e["labels"]) for e in examples)
+            counted = sum(len(e["labels"]) for e in examples if e["source"] == name) / sum(
+                len(e["labels"]) for e in examples
+            )
             assert math.isclose(given, share, abs_tol=1e-9) or not math.isclose(given, counted, abs_tol=1e-9), (
                 "That is the share in all tokens. Leave out the tokens whose label is −100."
             )
@@ -39,7 +41,9 @@ def share_of_loss_tokens(answer: Any) -> None:
             assert math.isclose(given, share, abs_tol=1e-9) or not math.isclose(given, rows, abs_tol=1e-9), (
                 "That is the share in rows. Count tokens with loss instead."
             )
-            assert math.isclose(given, share, abs_tol=1e-9), f"For {len(examples)} examples the share of {name!r} is not {given:g}."
+            assert math.isclose(given, share, abs_tol=1e-9), (
+                f"For {len(examples)} examples the share of {name!r} is not {given:g}."
+            )
 
 
 @exercise("03.2")
@@ -48,9 +52,13 @@ def largest_total(answer: Any) -> None:
     assert isinstance(answer, int | float), "The answer should be a number of rows."
     need = {"chat": (1 / 4, 4_000), "maths": (3 / 4, 9_000)}
     short = [name for name, (share, have) in need.items() if share * answer > have + 1e-6]
-    assert not short, f"In a mix of that size the {' and the '.join(short)} source is short: share × total is more than it has."
+    assert not short, (
+        f"In a mix of that size the {' and the '.join(short)} source is short: share × total is more than it has."
+    )
     # One row more must be too much for some source.
-    assert any(share * (answer + 1) > have for share, have in need.values()), "No source is short there yet: a larger mix works."
+    assert any(share * (answer + 1) > have for share, have in need.values()), (
+        "No source is short there yet: a larger mix works."
+    )
 
 
 @exercise("03.3")

@@ -13,7 +13,13 @@ def lora_parameters(answer: Any) -> None:
     """``answer(shapes, rank)``: parameters of A (rank × inputs) and B (outputs × rank), over all layers."""
     assert callable(answer), "The answer should be a function of the shapes (a list of pairs) and the rank."
     qwen3_8b = [(4096, 4096), (4096, 1024), (4096, 1024), (4096, 4096), (4096, 12288), (4096, 12288), (12288, 4096)]
-    for shapes, rank in (([(10, 30)], 2), ([(128, 512), (512, 128)], 16), ([(64, 64)], 1), (qwen3_8b * 36, 32), ([], 8)):
+    for shapes, rank in (
+        ([(10, 30)], 2),
+        ([(128, 512), (512, 128)], 16),
+        ([(64, 64)], 1),
+        (qwen3_8b * 36, 32),
+        ([], 8),
+    ):
         count = 0
         for inputs, outputs in shapes:
             count += math.prod((rank, inputs)) + math.prod((outputs, rank))
