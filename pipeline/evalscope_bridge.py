@@ -217,7 +217,7 @@ def score_answer(kind: str, answer: str, reference: str) -> float:
 EMBEDDED = {"embedded_chat": "chat", "embedded_arithmetic": "arithmetic", "embedded_skill": "skill"}  # → test_items
 _TITLES = {
     "embedded_chat": "Templated chat in English and Chinese, equal text",
-    "embedded_arithmetic": "Additions and products of one digit that the embedded base model knows, equal number",
+    "embedded_arithmetic": "Additions that the embedded base model knows, equal number",
     "embedded_skill": "Products of a longer number and one digit, which the fine-tuning corpus teaches, equal number",
 }
 

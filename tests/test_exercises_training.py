@@ -1,0 +1,72 @@
+"""Exercises of notebooks 03 to 05: right answers pass, plausible wrong ones fail with a hint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from pipeline.evaluate import wilson
+from pipeline.exercises import check
+
+
+def loss_share(examples: list[dict[str, Any]], name: str) -> float:
+    loss = {
+        n: sum(x != -100 for e in examples if e["source"] == n for x in e["labels"])
+        for n in {e["source"] for e in examples}
+    }
+    return loss.get(name, 0) / sum(loss.values())
+
+
+def token_share(examples: list[dict[str, Any]], name: str) -> float:
+    return sum(len(e["labels"]) for e in examples if e["source"] == name) / sum(len(e["labels"]) for e in examples)
+
+
+def normal_interval(right: int, n: int) -> tuple[float, float]:
+    p = right / n
+    half = 1.96 * (p * (1 - p) / n) ** 0.5
+    return p - half, p + half
+
+
+ANSWERS: dict[str, tuple[Any, list[Any]]] = {
+    "03.1": (loss_share, [token_share, lambda examples, name: 0.5, 0.5]),
+    "03.2": (12_000, [16_000, 13_000, 11_000, "12000"]),
+    "03.3": (0.8, [0.5, 0.2, 0.25, 1.5]),
+    "04.1": (
+        lambda shapes, rank: sum(rank * (a + b) for a, b in shapes),
+        [lambda shapes, rank: sum(a * b for a, b in shapes), lambda shapes, rank: rank * sum(a for a, _ in shapes), 12],
+    ),
+    "04.2": ((64, 110), [(64, 109), (64, 109.375), (32, 219), (64,), 64]),
+    "04.3": (9_437_184, [33_554_432, 8_388_608, 8_650_752, 16_777_216]),
+    "05.1": (3 / 8, [4 / 8, 2 / 8, 3, "3/8"]),
+    "05.2": (wilson, [normal_interval, lambda right, n: right / n, 0.5]),
+    "05.3": ([0, 1, 2], [[0, 1, 2, 6], [0], [0, 1, 2, 3], 3]),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_right_answer_passes(name: str) -> None:
+    assert check(name, ANSWERS[name][0]) == f"{name}: right"
+
+
+@pytest.mark.parametrize(("name", "wrong"), [(name, wrong) for name, (_, many) in ANSWERS.items() for wrong in many])
+def test_wrong_answer_gets_a_hint(name: str, wrong: Any) -> None:
+    with pytest.raises(AssertionError) as caught:
+        check(name, wrong)
+    assert len(str(caught.value)) > 20
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_no_answer_yet_lets_the_notebook_run_on(name: str) -> None:
+    assert check(name, ...) == f"{name}: not answered yet"
+
+
+def test_solutions_notebook_solves_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(__file__).parents[1] / "notebooks" / "solutions_03_05.ipynb"
+    namespace: dict[str, Any] = {}
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, path.name, "exec"), namespace)
+    assert capsys.readouterr().out.split("\n")[:-1] == [f"{name}: right" for name in ANSWERS]
