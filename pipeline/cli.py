@@ -7,6 +7,7 @@ one sentence; the exit code is 2 then, 1 where ``doctor`` finds that the main jo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import json
 import sys
@@ -103,7 +104,7 @@ def _profile(args: argparse.Namespace) -> Any:
 
 
 def _show(args: argparse.Namespace, data: Any, text: str) -> None:
-    print(json.dumps(data, ensure_ascii=False, indent=2) if args.json else text)
+    print(json.dumps(data, ensure_ascii=False, indent=2) if args.json else text, file=args.output)
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -173,7 +174,7 @@ def _inspect(args: argparse.Namespace, profile: Any) -> int:
             limits = (profile.model.max_seq_length, profile.data.turns, profile.data.workers, cache_dir())
             pool = build_pool(source, ChatFormat(tokenizer), *limits)
             shown += [dict(pool.examples[i]) for i in range(min(args.rows, len(pool.examples)))]
-    form = "ansi" if sys.stdout.isatty() else "plain"
+    form = "ansi" if args.output.isatty() else "plain"
     lines = []
     for row in shown:
         loss = sum(label != -100 for label in row["labels"])
@@ -339,8 +340,10 @@ def main(argv: list[str] | None = None) -> int:
         "course": _course,
         "embedded": _embedded,
     }
+    args.output = sys.stdout
     try:
-        return commands[args.command](args)
+        with contextlib.redirect_stdout(sys.stderr):  # what libraries print must not get into the result
+            return commands[args.command](args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
