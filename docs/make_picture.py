@@ -38,7 +38,7 @@ def main() -> None:
             width = 0.8 / len(bars)
             points = values(cells[mode])
             x = [i + (number - (len(bars) - 1) / 2) * width for i in range(len(points))]
-            errors = [[v - lo for v, (lo, _) in points], [hi - v for v, (_, hi) in points]]
+            errors = [[max(0.0, v - lo) for v, (lo, _) in points], [max(0.0, hi - v) for v, (_, hi) in points]]
             axis.bar(
                 x, [v for v, _ in points], width * 0.92, label=label, color=COLOURS[number], yerr=errors, capsize=2
             )
