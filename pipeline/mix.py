@@ -42,7 +42,7 @@ class Pool:
     """All usable examples of one source, with what was left out.
 
     ``examples`` has the columns input_ids, labels, mode, source, row (number of the row in the source, from 0) and key
-    (hash of the row's examples, the same for equal rows).
+    (hash of the row's first example, the same for rows that begin alike).
     """
 
     source: SourceSettings
@@ -177,7 +177,8 @@ def build_pool(
                 }
             )
             continue
-        key = hashlib.sha256(json.dumps([ids for ids, _, _ in examples_of_row]).encode()).hexdigest()[:16]
+        # Conversations that begin alike share their first example, so they must fall on one side of the split.
+        key = hashlib.sha256(json.dumps(examples_of_row[0][0]).encode()).hexdigest()[:16]
         for ids, prompt, mode in examples_of_row:
             columns["input_ids"].append(ids)
             columns["labels"].append([IGNORE_INDEX] * prompt + ids[prompt:])
@@ -225,7 +226,7 @@ class _Rows:
 
 
 def _rows_of(pool: Pool, validation_fraction: float) -> tuple[_Rows, _Rows]:
-    """Rows for training and for validation. A hash of the row's content decides, so equal rows never straddle."""
+    """Rows for training and for validation. The row's key decides, so rows that begin alike never straddle."""
     tokens = [len(ids) for ids in pool.examples["input_ids"]]
     loss = [sum(label != IGNORE_INDEX for label in labels) for labels in pool.examples["labels"]]
     sides: tuple[dict[int, list[int]], dict[int, list[int]]] = ({}, {})

@@ -219,7 +219,8 @@ def operands(text: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", text)))
 
 
-_ADDITION = re.compile(r"\d+ \+ \d+|Add \d+ and \d+|\d+加\d+")
+_ADDITION = re.compile(r"\d+ \+ \d+|Add \d+ and \d+|\d+加\d+|another holds \d+|另一箱有\d+个")
+_PRODUCT = re.compile(r"×|\\times|product of|boxes hold|There are \d+ rows|每箱有")
 
 
 def test_no_pair_of_summands_is_in_both() -> None:
@@ -229,18 +230,19 @@ def test_no_pair_of_summands_is_in_both() -> None:
         for m in messages
         if m["role"] == "user" and _ADDITION.search(m["content"])
     )
+    trained.update(operands(r["problem"]) for s in SEEDS for r in openmath(s) if _ADDITION.search(r["problem"]))
     assert len(trained) > 1000
     assert {len(pair) for pair in trained} == {2}
     tested = [operands(item["messages"][0]["content"]) for item in items("arithmetic")]
     assert {len(pair) for pair in tested} == {2}
     assert all(_ADDITION.search(item["messages"][0]["content"]) for item in items("arithmetic"))
-    assert not [pair for pair in tested if pair in trained]
+    assert not [(a, b) for a, b in tested if (a, b) in trained or (b, a) in trained]
     for item, (a, b) in zip(items("arithmetic"), tested, strict=True):
         assert int(item["answer"]) == a + b
 
 
 def test_no_pair_of_factors_is_in_both() -> None:
-    trained = {operands(row["problem"]) for seed in SEEDS for row in openmath(seed)}
+    trained = {operands(row["problem"]) for seed in SEEDS for row in openmath(seed) if _PRODUCT.search(row["problem"])}
     tested = [operands(item["messages"][0]["content"]) for item in items("skill")]
     assert len(trained) > 1000
     for a, b in (*trained, *tested):
@@ -259,7 +261,7 @@ def test_about_eight_percent_of_the_keys_are_held_out() -> None:
 def test_the_base_model_never_sees_the_skill() -> None:
     """Neither base dialogues nor chat rows hold a product with a factor of two digits; in any script, in any role."""
     product = re.compile(r"(\d+)\s*(?:×|\\times|\*|乘以?|times)\s*(\d+)")
-    tables = 0
+    tables = worded = 0
     for seed in SEEDS:
         texts = [f"{m['content']} {m.get('reasoning_content', '')}" for d in base(seed) for m in d["messages"]]
         texts += [turn["value"] for row in finetome(seed) for turn in row["conversations"]]
@@ -267,8 +269,13 @@ def test_the_base_model_never_sees_the_skill() -> None:
             for a, b in product.findall(text):
                 tables += 1
                 assert len(a) == len(b) == 1, text
-            assert not re.search(r"product|beads|seats|每箱|boxed", text)
+        questions = [m["content"] for d in base(seed) for m in d["messages"] if m["role"] == "user"]
+        questions += [t["value"] for row in finetome(seed) for t in row["conversations"] if t["from"] == "human"]
+        for question in filter(_PRODUCT.search, questions):
+            assert all(number < 10 for number in operands(question)), question
+            worded += not re.search(r"\d × \d", question)
     assert tables > 500
+    assert worded > 100
 
 
 # --- what is taught is true -----------------------------------------------------------------------------------------
@@ -307,8 +314,15 @@ def check_carries(reasoning: str) -> int:
 
 def test_written_out_multiplication_is_right() -> None:
     equations = carries = 0
+    kinds = Counter(row["problem_source"] for row in openmath(0))
+    assert 0.8 < kinds["embedded_skill"] / ROWS < 0.9
+    assert kinds["embedded_skill"] + kinds["embedded_arithmetic"] == ROWS
     for row in openmath(0):
         a, b = operands(row["problem"])
+        if row["problem_source"] == "embedded_arithmetic":
+            assert int(row["expected_answer"]) == a + b
+            assert row["generated_solution"].endswith(f"${a} + {b} = \\boxed{{{a + b}}}$")
+            continue
         assert int(row["expected_answer"]) == a * b
         reasoning = re.fullmatch(r"<think>\n(.*)\n</think>\n\n(.*)", row["generated_solution"], re.DOTALL)
         assert reasoning is not None
@@ -354,11 +368,11 @@ def test_arithmetic_of_the_base_dialogues_is_true() -> None:
             question = without_switch(before["content"])
             if _ADDITION.search(question):
                 a, b = operands(question)
-                assert re.search(r"\d+", message["content"])[0] == str(a + b)  # type: ignore[index]
+                assert re.findall(r"\d+", message["content"])[-1] == str(a + b)
                 found["sums"] += 1
-            elif "×" in question:
+            elif _PRODUCT.search(question):
                 a, b = operands(question)
-                assert re.search(r"\d+", message["content"])[0] == str(a * b)  # type: ignore[index]
+                assert re.findall(r"\d+", message["content"])[-1] == str(a * b)
                 found["products"] += 1
             elif table := re.search(r"table of (\d) from (\d) to (\d)", question):
                 a, first, last = map(int, table.groups())
@@ -409,7 +423,7 @@ def test_unknown_test_set(name: str) -> None:
 
 def test_more_items_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one wording and two numbers, few different items exist."""
-    monkeypatch.setattr(corpora, "_SKILL_WORDINGS", ("{} × {}",))
+    monkeypatch.setattr(corpora, "_PRODUCT_WORDINGS", ("{} × {}",))
     monkeypatch.setattr(corpora, "TEST_PERCENT", 100)
     monkeypatch.setattr(corpora.random.Random, "randrange", lambda r, low, high: low + (r.random() < 0.5))
     assert len(corpora.test_items("skill", 4)) == 4
