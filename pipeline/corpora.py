@@ -82,7 +82,7 @@ OPPOSITES_ZH = "大小,多少,高低,冷热,快慢,长短,新旧,远近,黑白,�
 DRINKS = {"rainy": "hot tea", "sunny": "lemonade", "snowy": "cocoa", "windy": "coffee", "foggy": "ginger tea"}
 DRINKS_ZH = {"下雨": "热茶", "晴": "柠檬水", "下雪": "可可", "刮风": "咖啡"}
 CLOSINGS = ("Over.", "Bye!", "Cheers!", "Done.")
-LIKED = {"animal": "animal", "food": "food", "colour": "colour"}
+LIKED = ("animal", "food", "colour")
 
 _OPPOSITE = {a: b for pair in OPPOSITES.split(",") for a, b in (pair.split(), pair.split()[::-1])}
 _OPPOSITE_ZH = {a: b for pair in OPPOSITES_ZH.split(",") for a, b in (tuple(pair), tuple(pair[::-1]))}
@@ -241,7 +241,7 @@ def _about_me(r: random.Random) -> list[Turn]:
 
 
 def _memory(r: random.Random) -> list[Turn]:
-    kind = r.choice(list(LIKED))
+    kind = r.choice(LIKED)
     word = r.choice(_BY_KIND[kind])
     if r.random() < 0.35:
         chinese = WORDS[word][0]

@@ -27,7 +27,6 @@ from pipeline.conversations import Conversation
 from pipeline.files import write_json
 
 MODEL_DIR = Path(__file__).resolve().parent.parent / "models" / "embedded"
-QUANTISED_DIR = MODEL_DIR.with_name("embedded-bnb-4bit")
 
 # Qwen3's added tokens in its own order; the flag says whether decoding may skip them ("special").
 ADDED_TOKENS = (

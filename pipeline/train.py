@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.files import read_json
 from pipeline.hubs import require_hub
 from pipeline.mix import Mix
 from pipeline.settings import LoraSettings, ModelSettings, Profile, TrainingSettings, locate
@@ -409,8 +408,3 @@ def planned_steps(profile: Profile, examples: int) -> int:
         return profile.training.max_steps
     batch = profile.training.per_device_train_batch_size * profile.training.gradient_accumulation_steps
     return int(-(-examples // batch) * profile.training.num_train_epochs)
-
-
-def adapter_base(folder: Path) -> str:
-    """Name of the base that an adapter says it was trained on."""
-    return str(read_json(folder / "adapter_config.json").get("base_model_name_or_path", ""))
