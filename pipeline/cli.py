@@ -141,13 +141,17 @@ def _data(args: argparse.Namespace) -> int:
     profile = _profile(args)
     if args.action == "inspect":
         return _inspect(args, profile)
+    from pipeline.files import read_json
     from pipeline.mix import save_mix
 
     folder = args.output_dir
     if not args.dry_run and folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").exists():
         raise UserError(f"{folder} is not empty and holds no mix. Choose another --output-dir; nothing was changed.")
     mix = _build_mix(profile)
-    if not args.dry_run:
+    if not args.dry_run and (folder / "manifest.json").exists():
+        if read_json(folder / "manifest.json") != mix.manifest:
+            raise UserError(f"{folder} holds another mix. Choose another --output-dir; nothing was changed.")
+    elif not args.dry_run:
         save_mix(mix, folder)
     _show(args, mix.manifest, describe_mix(mix.manifest))
     return 0
@@ -214,11 +218,11 @@ def _stages(args: argparse.Namespace) -> int:
     profile = _profile(args)
     if args.dry_run:
         return _plan(args, profile)
-    quiet()
     # `train` and `evaluate` are parts of one run: a directory that the other began is not "unfinished" for them.
     parts = args.command in ("train", "evaluate")
     run = Run.open(profile, args.output_dir, resume=args.resume or parts)
     run.resume = args.resume
+    quiet()
     if args.command == "train":
         section = run.train()
         last = section["loss"][-1]["loss"] if section["loss"] else float("nan")

@@ -152,11 +152,15 @@ class Run:
 
     def train(self) -> dict[str, Any]:
         """Train and save the adapter; returns the report's ``training`` section."""
-        from pipeline.train import train
+        from pipeline.train import last_checkpoint, train
 
         record = self._path("training.json")
         if record.exists():
             return dict(read_json(record))
+        if not self.resume and last_checkpoint(self._path("checkpoints")) is not None:
+            raise UserError(
+                f"{self.folder} holds checkpoints of an unfinished training; add --resume to go on with it."
+            )
         mix = self.data()
         self._require_space()
         model, tokenizer = self._load()

@@ -197,20 +197,28 @@ def test_report_of_an_unfinished_run_says_what_is_missing(tmp_path: Path, capsys
     assert "training (train)" in text and "base model (evaluate)" in text
 
 
-def test_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mix_is_never_written_over_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "mix"
     arguments = ["data", "build", "--output-dir", str(folder), *SMALL]
-    assert main(arguments) == 0
+    assert main(arguments) == 0 and main(arguments) == 0  # the same one again is nothing to do
     before = {p: p.read_bytes() for p in folder.iterdir()}
     capsys.readouterr()
+    assert "holds another mix" in fails(capsys, *arguments, "--set", "seed=1")
+    assert {p: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "mix"
 
     def no_space(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("pipeline.files.os.replace", no_space)
-    text = fails(capsys, *arguments, "--set", "seed=1")
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.files.os.replace", no_space)
+        text = fails(capsys, "data", "build", "--output-dir", str(folder), *SMALL)
     assert "disk is full" in text and "Nothing was lost" in text
-    assert {p: p.read_bytes() for p in folder.iterdir()} == before  # no half file, no temporary left
+    assert not list(folder.iterdir())  # no half file, no temporary left
+    assert main(["data", "build", "--output-dir", str(folder), *SMALL]) == 0  # and the same command goes on
 
 
 def test_too_little_space_stops_before_training(

@@ -122,6 +122,7 @@ def test_killed_training_goes_on_to_the_same_adapter(finished: Path, tmp_path: P
     half = folder / "checkpoints" / "checkpoint-9"
     shutil.copytree(folder / "checkpoints" / "checkpoint-4", half)
     (half / "trainer_state.json").write_text("{", encoding="utf-8")
+    assert "add --resume" in pipeline(*arguments, code=2).stderr
     pipeline(*arguments, "--resume")
     assert adapter_bytes(folder) == adapter_bytes(finished)
 
