@@ -87,6 +87,7 @@ class Run:
             raise UserError(
                 f"{folder} exists and is no run directory. Choose another --output-dir; nothing was changed."
             )
+        run._require_sources()
         write_text(
             run.folder / "profile.yaml", yaml.safe_dump(profile.model_dump(), sort_keys=False, allow_unicode=True)
         )
@@ -104,6 +105,15 @@ class Run:
         }
         write_json(record_path, record)
         return run
+
+    def _require_sources(self) -> None:
+        """Fail before anything is written, and before any library is loaded, where model or data are out of reach."""
+        from pipeline.sources import require_source
+        from pipeline.train import model_location
+
+        model_location(self.profile.model)
+        for source in self.recipe.sources:
+            require_source(source)
 
     def _path(self, *parts: str) -> Path:
         return self.folder.joinpath(*parts)

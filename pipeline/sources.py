@@ -94,12 +94,24 @@ def _read_file(path: Path, name: str) -> Iterator[SourceRow]:
                 yield SourceRow(name, number, value)
 
 
+def require_source(source: SourceSettings) -> None:
+    """Check that a source can be read at all: its files are there, its hub can be reached.
+
+    Raises:
+        UserError: it cannot; within five seconds.
+    """
+    if source.source == "local":
+        _local_files(locate(source.path))
+    elif source.source != "generated":
+        require_hub(
+            source.source,
+            f"source {source.name!r} ({source.path})",
+            "download it on another machine, put the files here, and give their folder as path with source: local.",
+        )
+
+
 def _read_hub(source: SourceSettings) -> Iterator[SourceRow]:
-    require_hub(
-        source.source,
-        f"source {source.name!r} ({source.path})",
-        "download it on another machine, put the files here, and give their folder as path with source: local.",
-    )
+    require_source(source)
     if source.source == "huggingface":
         from datasets import load_dataset
 
