@@ -115,28 +115,8 @@ def _doctor(args: argparse.Namespace) -> int:
     return 0 if findings["ok"] else 1
 
 
-def _build_mix(profile: Any) -> Any:
-    from pipeline.chat_format import ChatFormat
-    from pipeline.mix import mix_from_recipe
-    from pipeline.settings import load_recipe
-    from pipeline.sources import cache_dir
-    from pipeline.train import load_tokenizer
-
-    recipe = load_recipe(profile.recipe, profile.mix)
-    return mix_from_recipe(
-        recipe,
-        ChatFormat(load_tokenizer(profile.model)),
-        max_seq_length=profile.model.max_seq_length,
-        seed=profile.seed,
-        turns=profile.data.turns,
-        validation_fraction=profile.data.validation_fraction,
-        workers=profile.data.workers,
-        cache=cache_dir(),
-    )
-
-
 def _data(args: argparse.Namespace) -> int:
-    from pipeline.run import describe_mix
+    from pipeline.run import build_profile_mix, describe_mix
 
     profile = _profile(args)
     if args.action == "inspect":
@@ -147,7 +127,7 @@ def _data(args: argparse.Namespace) -> int:
     folder = args.output_dir
     if not args.dry_run and folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").exists():
         raise UserError(f"{folder} is not empty and holds no mix. Choose another --output-dir; nothing was changed.")
-    mix = _build_mix(profile)
+    mix = build_profile_mix(profile)
     if not args.dry_run and (folder / "manifest.json").exists():
         if read_json(folder / "manifest.json") != mix.manifest:
             raise UserError(f"{folder} holds another mix. Choose another --output-dir; nothing was changed.")
@@ -201,7 +181,7 @@ def _plan(args: argparse.Namespace, profile: Any) -> int:
     )
     text = "\n".join(
         [
-            describe_mix({**result["mix"], "unit": result["mix"]["unit"]}),
+            describe_mix(result["mix"]),
             f"{result['steps']:,} training steps on {result['model']}, about {result['training_tokens']:,} tokens",
             f"{result['replies_to_generate'] or 'all'} replies to generate for the evaluation",
             f"time: {time}",

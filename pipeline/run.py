@@ -146,16 +146,7 @@ class Run:
         if (folder / "manifest.json").exists():
             return load_mix(folder)
         tokenizer = self._tokenizer or load_tokenizer(self.profile.model)
-        mix = mix_from_recipe(
-            self.recipe,
-            ChatFormat(tokenizer),
-            max_seq_length=self.profile.model.max_seq_length,
-            seed=self.profile.seed,
-            turns=self.profile.data.turns,
-            validation_fraction=self.profile.data.validation_fraction,
-            workers=self.profile.data.workers,
-            cache=cache_dir(),
-        )
+        mix = _mix(self.profile, self.recipe, tokenizer)
         save_mix(mix, folder)
         _say(describe_mix(mix.manifest))
         return mix
@@ -308,6 +299,26 @@ def _compare(theirs: Any, mine: Any, prefix: str) -> list[str]:
     return [] if theirs == mine else [f"{prefix.rstrip('.')} is {theirs!r} there and {mine!r} here"]
 
 
+def _mix(profile: Profile, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Mix:
+    return mix_from_recipe(
+        recipe,
+        ChatFormat(tokenizer),
+        max_seq_length=profile.model.max_seq_length,
+        seed=profile.seed,
+        turns=profile.data.turns,
+        validation_fraction=profile.data.validation_fraction,
+        workers=profile.data.workers,
+        cache=cache_dir(),
+    )
+
+
+def build_profile_mix(profile: Profile) -> Mix:
+    """The mix of a profile's recipe with its tokenizer; nothing is written but the cache of tokenised pools."""
+    from pipeline.train import load_tokenizer
+
+    return _mix(profile, load_recipe(profile.recipe, profile.mix), load_tokenizer(profile.model))
+
+
 def describe_mix(manifest: dict[str, Any]) -> str:
     """The mix in a few lines: share asked for and achieved, rows kept and rejected, by source."""
     total = manifest["total"]
@@ -333,21 +344,9 @@ def plan(profile: Profile) -> dict[str, Any]:
     """
     from transformers import AutoConfig
 
-    from pipeline.train import estimate_memory_bytes, load_tokenizer, model_location, planned_steps
+    from pipeline.train import estimate_memory_bytes, model_location, planned_steps
 
-    tokenizer = load_tokenizer(profile.model)
-    recipe = load_recipe(profile.recipe, profile.mix)
-    mix = mix_from_recipe(
-        recipe,
-        ChatFormat(tokenizer),
-        max_seq_length=profile.model.max_seq_length,
-        seed=profile.seed,
-        turns=profile.data.turns,
-        validation_fraction=profile.data.validation_fraction,
-        workers=profile.data.workers,
-        cache=cache_dir(),
-    )
-    manifest = mix.manifest
+    manifest = build_profile_mix(profile).manifest
     steps = planned_steps(profile, manifest["examples"]["train"])
     batch = profile.training.per_device_train_batch_size * profile.training.gradient_accumulation_steps
     tokens = int(manifest["total"]["tokens"] / manifest["examples"]["train"] * steps * batch)

@@ -206,7 +206,8 @@ def test_reasoning_of_a_non_thinking_conversation_is_left_out(chat_format: ChatF
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("text", ["Be terse.", "你是小星。", "\nedges \n", " ", "👩‍👩‍👧‍👦\ue000"])
 def test_system_prompt(chat_format: ChatFormat, mode: Mode, text: str) -> None:
-    one(chat_format, Conversation([system(text), user("q"), assistant("a", "r")], mode))
+    (target,) = one(chat_format, Conversation([system(text), user("q"), assistant("a", "r")], mode))
+    assert target == ("<think>\nr\n</think>\n\na<|im_end|>" if mode == "thinking" else "a<|im_end|>")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -272,7 +273,7 @@ def test_earlier_answers_without_reasoning_carry_no_loss_in_thinking_mode(chat_f
 @pytest.mark.parametrize("mode", MODES)
 def test_empty_answers_in_the_middle_carry_no_loss(chat_format: ChatFormat, mode: Mode) -> None:
     messages = [user("q"), assistant("", "r"), user("q"), assistant(" \n", "r"), user("q"), assistant("a", "r")]
-    one(chat_format, Conversation(messages, mode), at=[5])
+    assert len(one(chat_format, Conversation(messages, mode), at=[5])) == 1
 
 
 # --- tools ----------------------------------------------------------------------------------------------------------
