@@ -19,10 +19,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.conversations import Conversation, Message, Mode, Rejected
 from pipeline.errors import UserError
+from pipeline.files import fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 IGNORE_INDEX = -100
 EMPTY_THINK = "<think>\n\n</think>\n\n"
 Turns = Literal["all", "last"]
+RenderedAnswer = tuple[str, str, Mode, str]  # prompt, target, mode, splitting character ("" where none is needed)
 
 
 @dataclass
@@ -70,6 +73,27 @@ def _map_strings(value: Any, change: Any) -> Any:
     return value
 
 
+def _remember_safe_attributes(template: str) -> None:
+    """Let the sandbox in which transformers runs this template remember its own verdicts; saves a quarter of rendering.
+
+    Whether an attribute may be read depends on the type of the object and the attribute's name alone (jinja2.sandbox), and
+    the sandbox asks itself anew at every access. transformers compiles a template once and keeps it.
+    """
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    environment = _compile_jinja_template(template).environment
+    verdict = type(environment).is_safe_attribute
+    known: dict[tuple[type, str], bool] = {}
+
+    def is_safe_attribute(obj: Any, attr: str, value: Any) -> bool:
+        key = (type(obj), attr)
+        if key not in known:
+            known[key] = verdict(environment, obj, attr, value)
+        return known[key]
+
+    environment.is_safe_attribute = is_safe_attribute
+
+
 class ChatFormat:
     """Renders and tokenises with one tokenizer. Holds only what is derived from it once (its added tokens).
 
@@ -92,6 +116,14 @@ class ChatFormat:
                 f"add {EMPTY_THINK!r} to the prompt); this pipeline needs a hybrid Qwen3 model."
             )
         self.end = str(tokenizer.eos_token)
+        _remember_safe_attributes(str(tokenizer.chat_template))
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of the vocabulary and the template: equal keys give equal tokens."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        whole = backend.to_str() if backend is not None else self.tokenizer.get_vocab()
+        return fingerprint([whole, self.tokenizer.chat_template])
 
     def _template(self, messages: Sequence[Message], tools: Any, prompt: bool, **kwargs: Any) -> str:
         text = self.tokenizer.apply_chat_template(
@@ -117,8 +149,13 @@ class ChatFormat:
         """Token ids of rendered texts, one list a text, nothing added."""
         if not texts:
             return []
-        result = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        return list(result)
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:  # a tokenizer in pure Python
+            return list(self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"])
+        backend.no_truncation()  # an earlier call may have left its settings there
+        backend.no_padding()
+        # No offsets are computed: about 1.5 times as fast as calling the tokenizer, with the same ids.
+        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def _encode_marked(self, texts: Sequence[str], marks: Sequence[str]) -> list[list[int]]:
         pieces = [text.split(mark) if mark else [text] for text, mark in zip(texts, marks, strict=True)]
@@ -157,7 +194,7 @@ class ChatFormat:
             raise Rejected("no_assistant_turn")
         return result
 
-    def render(self, conversation: Conversation, turns: Turns = "all") -> list[tuple[str, str, Mode, str]]:
+    def render(self, conversation: Conversation, turns: Turns = "all") -> list[RenderedAnswer]:
         """(prompt, target, mode, splitting character) of each answer that carries loss.
 
         Raises:
@@ -171,7 +208,7 @@ class ChatFormat:
         ]
         (messages, tools), mark = self._protect([messages, conversation.tools])
         # Only content can hold control tokens that must stay text; the roles and keys above are ours.
-        result: list[tuple[str, str, Mode, str]] = []
+        result: list[RenderedAnswer] = []
         for index, mode in self._targets(conversation, turns):
             prompt = self.prompt_text(messages[:index], mode, tools)
             # Newlines around the answer are no part of it. The prompt keeps its own: inference sends them too.
@@ -187,6 +224,27 @@ class ChatFormat:
             result.append((prompt, full[len(prompt) :], mode, mark))
         return result
 
+    def render_all(
+        self, conversations: Iterable[Conversation], turns: Turns = "all"
+    ) -> list[list[RenderedAnswer] | Rejected]:
+        """``render`` of each conversation in order, or why it was rejected."""
+        result: list[list[RenderedAnswer] | Rejected] = []
+        for conversation in conversations:
+            try:
+                result.append(self.render(conversation, turns))
+            except Rejected as rejected:
+                result.append(rejected)
+        return result
+
+    def encode_answers(self, answers: Sequence[RenderedAnswer]) -> list[tuple[list[int], int]]:
+        """Of each rendered answer the token ids (prompt and target) and the length of the prompt; one batch."""
+        marks = [mark for _, _, _, mark in answers]
+        ids = self._encode_marked([a[0] for a in answers] + [a[1] for a in answers], marks + marks)
+        return [
+            (prompt + target, len(prompt))
+            for prompt, target in zip(ids[: len(answers)], ids[len(answers) :], strict=True)
+        ]
+
     def examples(self, conversations: Iterable[Conversation], turns: Turns = "all") -> list[list[Example] | Rejected]:
         """Examples of each conversation, or why it was rejected; tokenised in one batch.
 
@@ -196,17 +254,9 @@ class ChatFormat:
         Returns:
             One entry a conversation, in order.
         """
-        rendered: list[list[tuple[str, str, Mode, str]] | Rejected] = []
-        kept = []
-        for conversation in conversations:
-            kept.append(conversation)
-            try:
-                rendered.append(self.render(conversation, turns))
-            except Rejected as rejected:
-                rendered.append(rejected)
-        parts = [part for entry in rendered if not isinstance(entry, Rejected) for part in entry]
-        prompts = iter(self._encode_marked([p[0] for p in parts], [p[3] for p in parts]))
-        targets = iter(self._encode_marked([p[1] for p in parts], [p[3] for p in parts]))
+        kept = list(conversations)
+        rendered = self.render_all(kept, turns)
+        encoded = iter(self.encode_answers([a for entry in rendered if not isinstance(entry, Rejected) for a in entry]))
         result: list[list[Example] | Rejected] = []
         for conversation, entry in zip(kept, rendered, strict=True):
             if isinstance(entry, Rejected):
@@ -214,9 +264,8 @@ class ChatFormat:
                 continue
             rows = []
             for _, _, mode, _ in entry:
-                prompt, target = next(prompts), next(targets)
-                labels = [IGNORE_INDEX] * len(prompt) + target
-                rows.append(Example(prompt + target, labels, mode, conversation.source))
+                ids, prompt = next(encoded)
+                rows.append(Example(ids, [IGNORE_INDEX] * prompt + ids[prompt:], mode, conversation.source))
             result.append(rows)
         return result
 

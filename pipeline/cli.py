@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import sys
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,21 @@ def _parser() -> argparse.ArgumentParser:
         dest="action", required=True, metavar="ACTION"
     )
     build = command("build", "build the mix of a recipe", data)
-    build.add_argument("--recipe", metavar="FILE", help="recipe file (default: the profile's)")
     build.add_argument("--dry-run", action="store_true", help="say what the mix would be and write nothing")
     inspect = command("inspect", "print examples with their loss-bearing tokens coloured", data, output=False)
-    inspect.add_argument("--recipe", metavar="FILE", help="recipe file (default: the profile's)")
-    inspect.add_argument("--source", metavar="NAME", help="only this source of the recipe")
     inspect.add_argument("--rows", type=int, default=3, help="examples a source (default: 3)")
+    inspect.add_argument(
+        "--rejected", action="store_true", help="print rows that were left out instead, each with its reason"
+    )
+    inspect.add_argument("--reason", metavar="WORD", help="only rows that were left out for this reason")
+    stats = command("stats", "lengths by source and mode, and what each limit would cost", data, output=False)
+    for sub in (build, inspect, stats):
+        sub.add_argument("--recipe", metavar="FILE", help="recipe file (default: the profile's)")
+    for sub in (inspect, stats):
+        sub.add_argument("--source", metavar="NAME", help="only this source of the recipe")
+    diff = command("diff", "what changed between two mixes", data, output=False, profile=False)
+    for name in ("a", "b"):
+        diff.add_argument(name, type=Path, metavar=name.upper(), help="folder of a mix, as data build or run writes it")
 
     for name, help in (
         ("train", "build the mix and fine-tune"),
@@ -116,11 +126,17 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _data(args: argparse.Namespace) -> int:
+    if args.action == "diff":
+        from pipeline.stats import difference, difference_text
+
+        found = difference(args.a, args.b)
+        _show(args, found, difference_text(found))
+        return 0
     from pipeline.run import build_profile_mix, describe_mix
 
     profile = _profile(args)
-    if args.action == "inspect":
-        return _inspect(args, profile)
+    if args.action in ("inspect", "stats"):
+        return _look(args, profile)
     from pipeline.files import read_json
     from pipeline.mix import save_mix
 
@@ -137,12 +153,15 @@ def _data(args: argparse.Namespace) -> int:
     return 0
 
 
-def _inspect(args: argparse.Namespace, profile: Any) -> int:
+def _look(args: argparse.Namespace, profile: Any) -> int:
+    """``data inspect`` and ``data stats``: from the pools, so that nothing need be drawn."""
     from pipeline.chat_format import ChatFormat, coloured
     from pipeline.errors import nearest
-    from pipeline.mix import build_pool
+    from pipeline.pools import build_pools
+    from pipeline.screen import screen
     from pipeline.settings import load_recipe
     from pipeline.sources import cache_dir
+    from pipeline.stats import lengths, lengths_text
     from pipeline.train import load_tokenizer
 
     recipe = load_recipe(profile.recipe, profile.mix)
@@ -152,19 +171,34 @@ def _inspect(args: argparse.Namespace, profile: Any) -> int:
             f"The recipe has no source {args.source!r}.{nearest(args.source, names)} Known: {', '.join(names)}."
         )
     tokenizer = load_tokenizer(profile.model)
-    shown = []
-    for source in recipe.sources:
-        if args.source in (None, source.name):
-            limits = (profile.model.max_seq_length, profile.data.turns, profile.data.workers, cache_dir())
-            pool = build_pool(source, ChatFormat(tokenizer), *limits)
-            shown += [dict(pool.examples[i]) for i in range(min(args.rows, len(pool.examples)))]
+    limit = profile.model.max_seq_length
+    pools = build_pools(recipe, ChatFormat(tokenizer), limit, profile.data.turns, profile.data.workers, cache_dir())
+    chosen = [pool for pool in pools if args.source in (None, pool.source.name)]
+    if args.action == "stats":
+        entries = lengths(chosen, limit)
+        _show(args, entries, lengths_text(entries, limit))
+        return 0
+    if args.rejected or args.reason:
+        shown = []
+        for pool, screened in zip(pools, screen(recipe, pools, cache_dir()), strict=True):
+            if pool in chosen:
+                left_out = (r for r in chain(pool.iter_rejected(), screened.iter_rejected()))
+                shown += list(islice((r for r in left_out if args.reason in (None, r["reason"])), args.rows))
+        lines = [
+            f"--- {r['source']}, {r['file']}:{r['line']}, {r['step']}, {r['reason']}: {r['detail']}\n"
+            + json.dumps(r["row"], ensure_ascii=False)[:2000]
+            for r in shown
+        ]
+        _show(args, shown, "\n".join(lines) or "no such rows")
+        return 0
+    rows = [pool.some_examples(args.rows) for pool in chosen]
     form = "ansi" if args.output.isatty() else "plain"
     lines = []
-    for row in shown:
+    for row in chain.from_iterable(rows):
         loss = sum(label != -100 for label in row["labels"])
         lines.append(f"--- {row['source']}, {row['mode']}, {len(row['input_ids'])} tokens, {loss} with loss")
         lines.append(coloured(tokenizer, row, form))
-    _show(args, shown, "\n".join(lines))
+    _show(args, list(chain.from_iterable(rows)), "\n".join(lines))
     return 0
 
 

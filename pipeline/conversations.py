@@ -1,31 +1,36 @@
 """Rows of public datasets become conversations.
 
-In: one row (a dict) of a known layout. Out: a ``Conversation``: OpenAI-style messages, the mode of its last answer,
-optional tools, and the name of its source. A row that cannot become one raises ``Rejected`` with a reason that is
-counted and written out; nothing is skipped in silence.
+In: one row (a dict) in a usual format, named or detected (``pipeline.formats``). Out: a ``Conversation``: OpenAI-style
+messages, the mode of its last answer, optional tools, and the name of its source. A row that cannot become one raises
+``Rejected`` with a reason that is counted and written out; what a row loses on the way is said in its ``notes``.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
+from pipeline import formats
 from pipeline.errors import UserError, nearest
+from pipeline.formats import Rejected, Row, column, is_missing
+from pipeline.row_parts import (
+    as_text,
+    check_text,
+    content_of,
+    kind_of,
+    load_json,
+    read_tags,
+    split_reasoning,
+    strings_in,
+    tool_calls_of,
+    tools_of,
+)
 
 Mode = Literal["thinking", "non_thinking"]
 MODES: tuple[Mode, Mode] = ("thinking", "non_thinking")
 Message = dict[str, Any]
-
-
-class Rejected(Exception):
-    """A row that is left out. ``reason`` is a short snake_case word to count by, ``detail`` says what was seen."""
-
-    def __init__(self, reason: str, detail: str = ""):
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclass
@@ -33,225 +38,361 @@ class Conversation:
     """Messages ``{"role", "content"[, "reasoning_content"][, "tool_calls"]}`` in the order they were said.
 
     ``mode`` is the mode of the last answer: ``thinking`` if it comes with reasoning, else ``non_thinking``.
+    ``notes`` say what of the row will not be trained on, each with a snake_case word to count by in front:
+    ``reasoning_dropped``, ``reasoning_ignored``. ``format`` and ``because`` say how the row was read.
     """
 
     messages: list[Message]
     mode: Mode
     source: str = ""
     tools: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    format: str = field(default="", compare=False)
+    because: str = field(default="", compare=False)
 
 
-def split_reasoning(text: str) -> tuple[str, str]:
-    """Split ``<think>reasoning</think>answer`` into (reasoning, answer); reasoning is ``""`` where no tag is.
+@dataclass
+class Preference:
+    """Two answers to one prompt, for preference tuning. Both are assistant messages, and they differ."""
 
-    A chain whose opening tag was cut off with the prompt (``reasoning</think>answer``) is accepted, as some datasets
-    store it so.
+    prompt: list[Message]
+    chosen: Message
+    rejected: Message
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    source: str = ""
 
-    Raises:
-        Rejected: ``unclosed_think`` (a ``<think>`` without ``</think>``), ``several_think_blocks``.
+
+# --- turns --------------------------------------------------------------------------------------------------------------
+
+_ROLES = {
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("tool", "observation", "function", "function_response", "tool_response"), "tool"),
+    **dict.fromkeys(("function_call", "tool_call"), "call"),
+}
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+
+
+def _assistant(text: str, given: str = "") -> Message:
+    """An answer whose reasoning is ``given``, or stands in ``<think>…</think>`` in its text.
+
+    With given reasoning, tags in the answer are text, unless the reasoning is there once more.
     """
-    opened, closed = text.count("<think>"), text.count("</think>")
-    if not opened and not closed:
-        return "", text.strip()
-    if opened > closed:
-        raise Rejected("unclosed_think", text[:80])
-    if closed > 1 or (opened and not text.lstrip().startswith("<think>")):
-        raise Rejected("several_think_blocks", text[:80])
-    reasoning, _, answer = text.partition("</think>")
-    return reasoning.replace("<think>", "", 1).strip(), answer.strip()
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise Rejected("not_text", f"{where} is {type(value).__name__}, not text")
-    return value
-
-
-def _field(row: dict[str, Any], name: str) -> Any:
-    if name not in row:
-        raise Rejected("missing_column", f"no {name!r}; the row has {', '.join(map(repr, row)) or 'nothing'}")
-    return row[name]
-
-
-def _assistant(text: str, mode_from_text: bool = True) -> Message:
-    reasoning, answer = split_reasoning(text) if mode_from_text else ("", text.strip())
-    message: Message = {"role": "assistant", "content": answer}
+    if not given:
+        reasoning, answer = split_reasoning(text)
+        message: Message = {"role": "assistant", "content": answer}
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        return message
+    reasoning = given.strip().removeprefix("<think>").removesuffix("</think>").strip()
+    if "<think>" in reasoning or "</think>" in reasoning:
+        raise Rejected("nested_think", reasoning[:80])
+    answer = text.strip()
+    if answer.startswith("<think>") and "</think>" in answer:
+        again, answer = split_reasoning(text)
+        if again and again != reasoning:
+            raise Rejected("several_think_blocks", f"other reasoning in the text than beside it: {again[:80]!r}")
+    message = {"role": "assistant", "content": answer}
     if reasoning:
         message["reasoning_content"] = reasoning
     return message
 
 
-def _finish(messages: list[Message], tools: list[dict[str, Any]] | None = None) -> Conversation:
-    """Check the order of roles and derive the mode from the last answer."""
-    if not any(m["role"] == "assistant" for m in messages):
-        raise Rejected("no_assistant_turn")
-    previous = "start"
-    allowed = {
-        "system": {"start"},
-        "user": {"start", "system", "assistant"},
-        "assistant": {"user", "tool"},
-        "tool": {"call", "tool"},
-    }
+def _turn(turn: Any, where: str) -> Message:
+    """One message; a ``function_call`` turn has the role ``call``, which only ``_turns`` sees."""
+    if not isinstance(turn, dict):
+        raise Rejected("not_a_turn", f"{where} is {kind_of(turn)}, not a turn")
+    who = turn.get("role")
+    if who is None:
+        who = turn.get("from")
+    if who is None and "role" not in turn and "from" not in turn:
+        raise Rejected("not_a_turn", f"{where} has no 'role' or 'from'; it has {formats.columns_of(turn)}")
+    role = (_ROLES.get(who) or _ROLES.get(who.strip().lower())) if isinstance(who, str) else None
+    if role is None:
+        seen = repr(who[:40]) if isinstance(who, str) else kind_of(who)
+        raise Rejected("unknown_role", f"{where} is from {seen}")
+    key = "value" if "value" in turn and turn.get("content") is None else "content"
+    value = turn.get(key)
+    if role == "call":
+        return _call(value, f"{where}.{key}")
+    if role != "assistant":
+        return {"role": role, "content": content_of(value, f"{where}.{key}")}
+    text = "" if value is None and key == "content" else content_of(value, f"{where}.{key}")
+    name = column(turn, _REASONING_KEYS)
+    given = "" if name is None or is_missing(turn[name]) else as_text(turn[name], f"{where}.{name}")
+    message = _assistant(text, given.strip())
+    calls = turn.get("tool_calls")
+    if is_missing(calls) and not is_missing(turn.get("function_call")):
+        calls = [turn["function_call"]]  # OpenAI's older way to write one call
+    if not is_missing(calls) and calls != []:
+        message["tool_calls"] = tool_calls_of(calls, where)
+    return message
+
+
+def _call(value: Any, where: str) -> Message:
+    """LLaMA-Factory's ``function_call`` turn: a call or a list of parallel ones, as JSON text or as data."""
+    reasoning = ""
+    if isinstance(value, str):
+        reasoning, body = split_reasoning(value)
+        value = load_json(body, "bad_tool_call", where)
+    calls = tool_calls_of(value if isinstance(value, list) else [value], where)
+    message: Message = {"role": "call", "content": "", "tool_calls": calls}
+    return message | {"reasoning_content": reasoning} if reasoning else message
+
+
+def _turns(value: Any, name: str) -> list[Message]:
+    """A list of turns, in either spelling. System turns without text are left out: there is nothing in them."""
+    if not isinstance(value, list) or not value:
+        raise Rejected("empty_conversation", f"{name} is {'an empty list' if value == [] else kind_of(value)}")
+    messages: list[Message] = []
+    before = ""
+    for index, turn in enumerate(value):
+        message = _turn(turn, f"{name}[{index}]")
+        role = message["role"]
+        if role == "call":
+            message["role"] = "assistant"
+            if before == "call" and "reasoning_content" not in message:  # parallel calls, a turn each
+                messages[-1]["tool_calls"] += message["tool_calls"]
+                continue
+        before = role
+        if role != "system" or message["content"].strip():
+            messages.append(message)
+    return messages
+
+
+def _system(row: Row) -> list[Message]:
+    """The row's system column, as a message of its own."""
+    name = column(row, formats.SYSTEM)
+    if name is None or is_missing(row[name]):
+        return []
+    text = as_text(row[name], name)
+    return [{"role": "system", "content": text}] if text.strip() else []
+
+
+_MAY_FOLLOW = {
+    "system": {"the start"},
+    "user": {"the start", "system", "assistant"},
+    "assistant": {"user", "tool"},
+    "tool": {"call", "tool"},
+}
+
+
+def _finish(messages: list[Message], row: Row) -> Conversation:
+    """Put the system column in front, check order and text, and derive the mode from the last answer."""
+    if system := _system(row):
+        messages = messages if messages[:1] == system else system + messages  # some rows say it in both places
+    tools = tools_of(row)
+    if tools or any(message["role"] == "tool" for message in messages):
+        messages = read_tags(messages, bool(tools))
+    roles = [message["role"] for message in messages]
+    if "assistant" not in roles:
+        raise Rejected("no_assistant_turn", f"nobody answers: {', '.join(roles[:8])}")
+    previous = "the start"
+    structured: list[str] = []
     for index, message in enumerate(messages):
         role = message["role"]
-        if not isinstance(role, str) or role not in allowed:
-            raise Rejected("unknown_role", f"message {index} has role {role!r}")
-        if previous not in allowed[role]:
+        if role == "system" and "system" in roles[:index]:
+            raise Rejected("several_systems", f"message {index} is another system message")
+        if previous not in _MAY_FOLLOW[role]:
             raise Rejected("roles_out_of_order", f"message {index}: {role} after {previous}")
-        previous = "call" if message.get("tool_calls") else role
-    if messages[-1]["role"] != "assistant":
-        raise Rejected("does_not_end_on_assistant", f"the last message is from {messages[-1]['role']}")
-    last = messages[-1]
-    if not last["content"].strip() and not last.get("tool_calls"):
-        raise Rejected("empty_answer")
-    return Conversation(messages, "thinking" if last.get("reasoning_content") else "non_thinking", tools=tools or [])
+        calls = message.get("tool_calls")
+        if calls:
+            structured += strings_in(calls, "bad_tool_call", f"message {index}")
+        elif not message["content"].strip() and role != "tool":
+            thought = " but reasoning" if "reasoning_content" in message else ""
+            reason = "empty_answer" if role == "assistant" else "empty_prompt"
+            raise Rejected(reason, f"message {index} ({role}) has no text{thought}")
+        previous = "call" if calls else role
+    if roles[-1] != "assistant":
+        raise Rejected("does_not_end_on_assistant", f"the last message is from {roles[-1]}")
+    if tools:
+        structured += strings_in(tools, "bad_tools", "tools")
+    check_text(messages, structured)
+    mode: Mode = "thinking" if "reasoning_content" in messages[-1] else "non_thinking"
+    notes = []
+    if mode == "non_thinking" and (lost := sum("reasoning_content" in message for message in messages)):
+        notes.append(f"reasoning_dropped: of {lost} earlier answers, as the last answer has none")
+    return Conversation(messages, mode, tools=tools, notes=notes)
 
 
-# --- converters ---------------------------------------------------------------------------------------------------------
+# --- formats ------------------------------------------------------------------------------------------------------------
 
 
-def from_alpaca(row: dict[str, Any]) -> Conversation:
-    """Alpaca: ``instruction``, ``output``, optional ``input``, ``system`` and ``history`` (pairs)."""
-    instruction = _text(_field(row, "instruction"), "instruction")
-    extra = _text(row.get("input") or "", "input")
+def _column(row: Row, names: Sequence[str]) -> str:
+    name = column(row, names)
+    if name is None:
+        raise Rejected("missing_column", f"no {' or '.join(map(repr, names))}; the row has {formats.columns_of(row)}")
+    return name
+
+
+def _history(row: Row) -> list[Message]:
+    pairs = row.get("history")
+    if is_missing(pairs):
+        return []
+    if not isinstance(pairs, list | tuple):
+        raise Rejected("bad_history", f"history is {kind_of(pairs)}, not a list of pairs")
     messages: list[Message] = []
-    if row.get("system"):
-        messages.append({"role": "system", "content": _text(row["system"], "system")})
-    history = row.get("history") or []
-    if not isinstance(history, list | tuple):
-        raise Rejected("bad_history", f"history is {type(history).__name__}, not a list of pairs")
-    for index, pair in enumerate(history):
+    for index, pair in enumerate(pairs):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise Rejected("bad_history", f"history[{index}] is not a pair of question and answer")
-        messages.append({"role": "user", "content": _text(pair[0], f"history[{index}][0]")})
-        messages.append(_assistant(_text(pair[1], f"history[{index}][1]")))
-    question = f"{instruction}\n{extra}" if extra.strip() else instruction
+        messages.append({"role": "user", "content": as_text(pair[0], f"history[{index}][0]")})
+        messages.append(_assistant(as_text(pair[1], f"history[{index}][1]")))
+    return messages
+
+
+def _question(row: Row, name: str) -> list[Message]:
+    """The prompt in that column, text or a list of messages; what it is about (``input``, ``context``) goes below it."""
+    if isinstance(row[name], list):
+        return _turns(row[name], name)
+    lines = [as_text(row[name], name)]
+    for extra in formats.EXTRAS:
+        if extra != name and not is_missing(row.get(extra)) and as_text(row[extra], extra).strip():
+            lines.append(row[extra])
+    question = "\n".join(lines)
     if not question.strip():
-        raise Rejected("empty_prompt")
-    messages += [{"role": "user", "content": question}, _assistant(_text(_field(row, "output"), "output"))]
-    return _finish(messages)
+        raise Rejected("empty_prompt", f"{name} has no text")
+    return [{"role": "user", "content": question}]
 
 
-_SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "function_call": "call",
-    "observation": "tool",
-    "tool": "tool",
-}
+def _pair(row: Row, prompts: Sequence[str], answers: Sequence[str]) -> Conversation:
+    prompt, answer = _column(row, prompts), _column(row, answers)
+    messages = _history(row) + _question(row, prompt)
+    if isinstance(row[answer], list):
+        messages += _turns(row[answer], answer)
+    else:
+        messages.append(_assistant(as_text(row[answer], answer)))
+    conversation = _finish(messages, row)
+    if unread := formats.filled(row, formats.REASONING):
+        conversation.notes.append(f"reasoning_ignored: column {unread!r}; format: reasoning would read it")
+    return conversation
 
 
-def _tool_call(text: str, where: str) -> dict[str, Any]:
-    try:
-        call = json.loads(text)
-    except (ValueError, RecursionError) as error:  # bad JSON, a number of thousands of digits, thousands of brackets
-        raise Rejected("bad_tool_call", f"{where}: {error}") from error
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        raise Rejected("bad_tool_call", f"{where}: no 'name'")
-    return {"type": "function", "function": {"name": call["name"], "arguments": call.get("arguments", {})}}
+def from_alpaca(row: Row) -> Conversation:
+    """Alpaca: ``instruction``, ``output``, optional ``input``, ``system`` and ``history`` (pairs)."""
+    return _pair(row, ("instruction",), ("output",))
 
 
-def _tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
-    """OpenAI's ``tool_calls``, or bare ``{"name", "arguments"}``. The template needs arguments: none becomes ``{}``."""
-    if not isinstance(calls, list):
-        raise Rejected("bad_tool_call", f"{where}: tool_calls is {type(calls).__name__}, not a list")
-    result = []
-    for call in calls:
-        function = (call.get("function") or call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise Rejected("bad_tool_call", f"{where}: no 'name'")
-        arguments = function.get("arguments")
-        wrapped = {"type": "function"} if function is call else call
-        result.append({**wrapped, "function": {**function, "arguments": {} if arguments is None else arguments}})
-    return result
+def from_prompt_completion(row: Row) -> Conversation:
+    """A prompt and an answer under any of their usual names, as text or as lists of messages (TRL)."""
+    return _pair(row, formats.PROMPTS, formats.ANSWERS)
 
 
-def _tools(value: Any) -> list[dict[str, Any]]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else []
-        except (ValueError, RecursionError) as error:
-            raise Rejected("bad_tools", str(error)) from error
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise Rejected("bad_tools", "'tools' is not a list of objects")
-    # Qwen3's template prints each tool as it stands; the models saw OpenAI's wrapping.
-    return [tool if "function" in tool else {"type": "function", "function": tool} for tool in value]
+def from_reasoning(row: Row) -> Conversation:
+    """A prompt, an answer, and the reasoning in a column of its own."""
+    prompt, reasoning, answer = (_column(row, names) for names in formats.LAYOUTS["reasoning"].required)
+    given = "" if is_missing(row[reasoning]) else as_text(row[reasoning], reasoning).strip()
+    message = _assistant(as_text(row[answer], answer), given)
+    if "reasoning_content" not in message:
+        raise Rejected(
+            "empty_reasoning", f"{reasoning} has no text; format: prompt_completion would read the row without"
+        )
+    return _finish([*_history(row), *_question(row, prompt), message], row)
 
 
-def from_sharegpt(row: dict[str, Any]) -> Conversation:
-    """ShareGPT, FineTome's layout: ``conversations`` of ``{"from", "value"}``; tool calls as LLaMA-Factory keeps them."""
-    turns = _field(row, "conversations")
-    if not isinstance(turns, list) or not turns:
-        raise Rejected("empty_conversation")
-    messages: list[Message] = []
-    for index, turn in enumerate(turns):
-        where = f"conversations[{index}]"
-        if not isinstance(turn, dict):
-            raise Rejected("not_a_turn", f"{where} is {type(turn).__name__}")
-        role = _SHAREGPT_ROLES.get(str(turn.get("from")))
-        if role is None:
-            raise Rejected("unknown_role", f"{where} is from {turn.get('from')!r}")
-        value = _text(turn.get("value"), f"{where}.value")
-        if role == "assistant":
-            messages.append(_assistant(value))
-        elif role == "call":
-            messages.append({"role": "assistant", "content": "", "tool_calls": [_tool_call(value, where)]})
-        else:
-            messages.append({"role": role, "content": value})
-    return _finish(messages, _tools(row.get("tools") or []))
-
-
-def from_openmathreasoning(row: dict[str, Any]) -> Conversation:
+def from_openmathreasoning(row: Row) -> Conversation:
     """OpenMathReasoning: ``problem`` and ``generated_solution`` with its reasoning in ``<think>…</think>``."""
-    problem = _text(_field(row, "problem"), "problem").strip()
-    if not problem:
-        raise Rejected("empty_prompt")
-    answer = _assistant(_text(_field(row, "generated_solution"), "generated_solution"))
-    if not answer.get("reasoning_content"):
+    problem = as_text(row[_column(row, ("problem",))], "problem").strip()
+    answer = _assistant(as_text(row[_column(row, ("generated_solution",))], "generated_solution"))
+    if problem and "reasoning_content" not in answer:
         raise Rejected("empty_reasoning", "generated_solution has no reasoning in <think>…</think>")
-    return _finish([{"role": "user", "content": problem}, answer])
+    return _finish([{"role": "user", "content": problem}, answer], {})
 
 
-def from_messages(row: dict[str, Any]) -> Conversation:
+def from_sharegpt(row: Row) -> Conversation:
+    """ShareGPT, FineTome's layout: turns of ``{"from", "value"}``; tool calls as LLaMA-Factory keeps them."""
+    name = _column(row, formats.TURNS)
+    return _finish(_turns(row[name], name), row)
+
+
+def from_messages(row: Row) -> Conversation:
     """OpenAI ``messages``, with optional ``reasoning_content`` and ``tool_calls``, and a ``tools`` column."""
-    turns = _field(row, "messages")
-    if not isinstance(turns, list) or not turns:
-        raise Rejected("empty_conversation")
-    messages: list[Message] = []
-    for index, turn in enumerate(turns):
-        if not isinstance(turn, dict) or "role" not in turn:
-            raise Rejected("not_a_turn", f"messages[{index}]")
-        content = _text(turn.get("content") or "", f"messages[{index}].content")
-        if turn["role"] != "assistant":
-            messages.append({"role": turn["role"], "content": content})
-            continue
-        given = _text(turn.get("reasoning_content") or "", f"messages[{index}].reasoning_content").strip()
-        message = _assistant(content, mode_from_text=not given)
-        if given:
-            message["reasoning_content"] = given
-        if turn.get("tool_calls"):
-            message["tool_calls"] = _tool_calls(turn["tool_calls"], f"messages[{index}]")
-        messages.append(message)
-    return _finish(messages, _tools(row.get("tools") or []))
+    return _finish(_turns(row[_column(row, ("messages",))], "messages"), row)
 
 
-CONVERTERS: dict[str, Callable[[dict[str, Any]], Conversation]] = {
-    "alpaca": from_alpaca,
-    "sharegpt": from_sharegpt,
-    "openmathreasoning": from_openmathreasoning,
-    "messages": from_messages,
-}
+def _side(row: Row, side: str) -> Conversation:
+    """The conversation that ends in the answer of that column: a text, a turn, or a list of messages (TRL)."""
+    answer = row[_column(row, (side,))]
+    name = column(row, (*formats.TURNS, "prompt", "messages", *formats.PROMPTS))
+    prompt: list[Message] = []
+    if name in (*formats.TURNS, "messages"):
+        prompt = _turns(row[name], name)
+    elif name is not None:
+        prompt = _question(row, name)
+    if not isinstance(answer, list):
+        if not prompt:
+            _column(row, (*formats.TURNS, "messages", "prompt"))
+        turn = _turn(answer, side) if isinstance(answer, dict) else _assistant(as_text(answer, side))
+        return _finish([*prompt, turn | {"role": "assistant"} if turn["role"] == "call" else turn], row)
+    messages = _turns(answer, side)
+    if messages and messages[0]["role"] in ("assistant", "tool"):
+        return _finish(prompt + messages, row)
+    # The whole conversation, prompt included. A prompt that stands beside it must be one that is answered here.
+    asked, said = ({m["content"].strip() for m in part if m["role"] == "user"} for part in (prompt, messages))
+    if not asked <= said:
+        raise Rejected("prompts_differ", f"{side} does not answer what stands in {name!r}")
+    return _finish(messages, row)
 
 
-def converter(name: str) -> Callable[[dict[str, Any]], Conversation]:
-    """The converter of that name.
+def from_preference(row: Row) -> Conversation:
+    """The chosen answer of a preference row as a conversation; see ``preference_pair``."""
+    return _side(row, "chosen")
+
+
+def preference_pair(row: Row) -> Preference:
+    """A prompt (``conversations``, ``messages``, ``prompt``…) with a ``chosen`` and a ``rejected`` answer.
+
+    Each answer is a text, a turn, or a list of messages, with or without the prompt (TRL's conversational formats).
 
     Raises:
-        UserError: there is none (with the nearest known name).
+        Rejected: either side is no whole conversation (the detail says which), ``prompts_differ``, ``same_answers``.
     """
-    if name not in CONVERTERS:
-        raise UserError(f"Unknown converter {name!r}.{nearest(name, CONVERTERS)} Known: {', '.join(CONVERTERS)}.")
-    return CONVERTERS[name]
+    made = []
+    for side in ("chosen", "rejected"):
+        try:
+            made.append(_side(row, side))
+        except Rejected as error:
+            raise Rejected(error.reason, f"{side}: {error.detail}") from error
+    (*prompt, chosen), (*other, rejected) = made[0].messages, made[1].messages
+    if prompt != other:
+        raise Rejected("prompts_differ", "chosen and rejected do not answer the same messages")
+    if chosen == rejected:
+        raise Rejected("same_answers", f"chosen and rejected are the same: {chosen['content'][:80]!r}")
+    return Preference(prompt, chosen, rejected, made[0].tools)
+
+
+FORMATS: dict[str, Callable[[Row], Conversation]] = {
+    "alpaca": from_alpaca,
+    "sharegpt": from_sharegpt,
+    "messages": from_messages,
+    "openmathreasoning": from_openmathreasoning,
+    "prompt_completion": from_prompt_completion,
+    "reasoning": from_reasoning,
+    "preference": from_preference,
+}
+
+
+def converter(name: str, columns: Mapping[str, str] = MappingProxyType({})) -> Callable[[Row], Conversation]:
+    """The converter of a format, or with ``auto`` one that detects the format of each row.
+
+    Args:
+        columns: the format's name of a column → the rows' name of it. Renaming comes before detection.
+
+    Raises:
+        UserError: there is no such format (with the nearest known name), or it reads no such column.
+    """
+    if name != "auto" and name not in FORMATS:
+        known = ["auto", *FORMATS]
+        raise UserError(f"Unknown format {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
+    formats.check_columns(name, columns)
+
+    def convert(row: Row) -> Conversation:
+        if columns:
+            row = formats.rename(row, columns)
+        found, decisive = formats.match(row) if name == "auto" else (name, ())
+        conversation = FORMATS[found](row)
+        conversation.format = found
+        conversation.because = formats.explain(row, found, decisive) if decisive else "the recipe says so"
+        return conversation
+
+    return convert

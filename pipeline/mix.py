@@ -1,214 +1,82 @@
-"""A recipe becomes a training set in which each source has the share that was asked for.
+"""Pools become a training set in which each source has the share that was asked for.
 
-In: a ``Recipe``, a ``ChatFormat``, a seed. Out: a ``Mix``: training and validation examples, the rows that were left
-out with their reasons, and a manifest that accounts for every row and states the shares requested and achieved in all
-three units (rows, tokens, loss-bearing tokens).
+In: a ``Recipe``, the pools of its sources, a seed. Out: a ``Mix``: training and validation examples, the rows that were
+left out with their reasons, and a manifest that accounts for every row and states the shares requested and achieved in
+all three units (rows, tokens, loss-bearing tokens).
 
 ``share`` is a source's part of the *final mix*, counted in ``recipe.unit``. The same recipe, data and seed give the same
-bytes on any number of processes.
+bytes on any number of processes. Examples are gathered from the pools in batches, so memory does not grow with the mix.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import zlib
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import chat_format, conversations
-from pipeline.chat_format import IGNORE_INDEX, ChatFormat, Turns
-from pipeline.conversations import Rejected, converter
+from pipeline.chat_format import ChatFormat, Turns
+from pipeline.conversations import MODES
 from pipeline.errors import UserError
-from pipeline.files import atomic_path, file_sha256, fingerprint, read_json, read_jsonl, write_json, write_jsonl
-from pipeline.settings import UNITS, Recipe, SourceSettings
-from pipeline.sources import SourceRow, content_key, read_rows
+from pipeline.files import atomic_path, read_json, read_jsonl, write_json
+from pipeline.pools import Pool, build_pool, build_pools, example_table
+from pipeline.prepare import json_line
+from pipeline.screen import Screened, screen
+from pipeline.settings import UNITS, Recipe
 
 if TYPE_CHECKING:
+    import pyarrow
     from datasets import Dataset
 
-CHUNK = 512  # rows tokenised at once; no result depends on it
+BATCH = 4096  # examples gathered at once
+__all__ = ["Mix", "Part", "build_mix", "build_pool", "dataset_fingerprint", "load_mix", "mix_from_recipe", "save_mix"]
 
 
 @dataclass
-class Pool:
-    """All usable examples of one source, with what was left out.
+class Part:
+    """One side of a mix: its examples as tables of input_ids, labels, mode and source, batch by batch."""
 
-    ``examples`` has the columns input_ids, labels, mode, source, row (number of the row in the source, from 0) and key
-    (hash of the row's first example, the same for rows that begin alike).
-    """
+    rows: int
+    batches: Callable[[], Iterable[pyarrow.Table]]
 
-    source: SourceSettings
-    examples: Dataset
-    rejected: list[dict[str, Any]]
-    read: int
+    @cached_property
+    def dataset(self) -> Dataset:
+        """All examples in memory."""
+        import pyarrow as pa
+        from datasets import Dataset
+
+        return Dataset(pa.concat_tables(self.batches()))
 
 
 @dataclass
 class Mix:
-    """What training takes. Both datasets have the columns input_ids, labels, mode, source."""
+    """What training takes. ``train`` and ``validation`` have the columns input_ids, labels, mode, source."""
 
-    train: Dataset
-    validation: Dataset
-    rejected: list[dict[str, Any]]
+    train_part: Part
+    validation_part: Part
+    rejected_rows: Callable[[], Iterable[dict[str, Any]]]
     manifest: dict[str, Any]
 
+    @property
+    def train(self) -> Dataset:
+        """The training examples in their order."""
+        return self.train_part.dataset
 
-# --- rows → pool --------------------------------------------------------------------------------------------------------
+    @property
+    def validation(self) -> Dataset:
+        """The validation examples."""
+        return self.validation_part.dataset
 
-_worker_format: ChatFormat | None = None
-
-
-def _start_worker(tokenizer: Any) -> None:
-    global _worker_format
-    _worker_format = ChatFormat(tokenizer)
-
-
-def _tokenise_in_worker(job: tuple[list[SourceRow], SourceSettings, Turns, int]) -> list[Any]:
-    assert _worker_format is not None
-    return _tokenise(_worker_format, *job)
-
-
-def _tokenise(
-    form: ChatFormat, rows: list[SourceRow], source: SourceSettings, turns: Turns, limit: int
-) -> list[tuple[list[tuple[list[int], int, str]], str, str]]:
-    """For each row: its examples (ids, length of the prompt, mode), and reason and detail where it is rejected."""
-    convert = converter(source.converter)
-    results: list[tuple[list[tuple[list[int], int, str]], str, str]] = [([], "", "")] * len(rows)
-    kept, places = [], []
-    for place, row in enumerate(rows):
-        if row.data is None:
-            results[place] = ([], "broken_row", row.error)
-            continue
-        try:
-            conversation = convert(row.data)
-        except Rejected as rejected:
-            results[place] = ([], rejected.reason, rejected.detail)
-            continue
-        conversation.source = source.name
-        kept.append(conversation)
-        places.append(place)
-    for place, entry in zip(places, form.examples(kept, turns), strict=True):
-        if isinstance(entry, Rejected):
-            results[place] = ([], entry.reason, entry.detail)
-            continue
-        longest = max(len(e.input_ids) for e in entry)
-        if longest > limit:
-            results[place] = ([], "too_long", f"{longest} tokens, the limit is {limit}")
-            continue
-        results[place] = ([(e.input_ids, sum(x == IGNORE_INDEX for x in e.labels), e.mode) for e in entry], "", "")
-    return results
-
-
-def _pool_key(source: SourceSettings, form: ChatFormat, turns: Turns, limit: int) -> str:
-    tokenizer = form.tokenizer
-    return fingerprint(
-        {
-            "content": content_key(source),
-            "name": source.name,
-            "converter": source.converter,
-            "vocabulary": fingerprint(tokenizer.get_vocab()),
-            "template": tokenizer.chat_template,
-            "turns": turns,
-            "limit": limit,
-            "code": [file_sha256(Path(str(m.__file__))) for m in (conversations, chat_format)]
-            + [file_sha256(Path(__file__))],
-        }
-    )
-
-
-def build_pool(
-    source: SourceSettings,
-    form: ChatFormat,
-    max_seq_length: int,
-    turns: Turns = "all",
-    workers: int = 1,
-    cache: Path | None = None,
-) -> Pool:
-    """Read, convert and tokenise one source. With ``cache``, a pool that was built before is read from there.
-
-    Args:
-        max_seq_length: in tokens; a row with a longer example is rejected as ``too_long``, never cut.
-        workers: processes that tokenise; the pool does not depend on it.
-
-    Raises:
-        UserError: unknown converter, unreadable source, or no usable row in it.
-    """
-    from datasets import Dataset, Features, Sequence, Value
-
-    converter(source.converter)
-    stem = cache / _pool_key(source, form, turns, max_seq_length) if cache is not None else None
-    if stem is not None and stem.with_suffix(".json").exists():
-        record = read_json(stem.with_suffix(".json"))
-        examples = Dataset.from_parquet(str(stem.with_suffix(".parquet")), cache_dir=str(stem.parent / "arrow"))
-        return Pool(source, examples, record["rejected"], record["read"])
-
-    rows = list(read_rows(source))
-    if not rows:
-        raise UserError(f"source {source.name!r} ({source.path}) is empty: it has no rows.")
-    chunks = [rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)]
-    if workers > 1:
-        with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (form.tokenizer,)) as executor:
-            parts = list(executor.map(_tokenise_in_worker, [(c, source, turns, max_seq_length) for c in chunks]))
-    else:
-        parts = [_tokenise(form, c, source, turns, max_seq_length) for c in chunks]
-
-    columns: dict[str, list[Any]] = {n: [] for n in ("input_ids", "labels", "mode", "source", "row", "key")}
-    rejected: list[dict[str, Any]] = []
-    for number, (row, (examples_of_row, reason, detail)) in enumerate(
-        zip(rows, (result for part in parts for result in part), strict=True)
-    ):
-        if reason:
-            rejected.append(
-                {
-                    "source": source.name,
-                    "file": row.file,
-                    "line": row.line,
-                    "reason": reason,
-                    "detail": detail,
-                    "row": row.data,
-                }
-            )
-            continue
-        # Conversations that begin alike share their first example, so they must fall on one side of the split.
-        key = hashlib.sha256(json.dumps(examples_of_row[0][0]).encode()).hexdigest()[:16]
-        for ids, prompt, mode in examples_of_row:
-            columns["input_ids"].append(ids)
-            columns["labels"].append([IGNORE_INDEX] * prompt + ids[prompt:])
-            columns["mode"].append(mode)
-            columns["source"].append(source.name)
-            columns["row"].append(number)
-            columns["key"].append(key)
-    if not columns["row"]:
-        reasons = ", ".join(f"{n} × {r}" for r, n in Counter(r["reason"] for r in rejected).most_common(3))
-        first = rejected[0]
-        raise UserError(
-            f"source {source.name!r} ({source.path}): none of its {len(rows)} rows can be used ({reasons}); the first is "
-            f"{first['file']}:{first['line']} {first['detail']}. Is converter: {source.converter} the right one?"
-        )
-    features = Features(
-        input_ids=Sequence(Value("int32")),
-        labels=Sequence(Value("int32")),
-        mode=Value("string"),
-        source=Value("string"),
-        row=Value("int64"),
-        key=Value("string"),
-    )
-    pool = Pool(source, Dataset.from_dict(columns, features=features), rejected, len(rows))
-    if stem is not None:
-        with atomic_path(stem.with_suffix(".parquet")) as temporary:
-            pool.examples.to_parquet(str(temporary))
-        write_json(
-            stem.with_suffix(".json"), {"read": pool.read, "rejected": json.loads(json.dumps(rejected, default=str))}
-        )
-    return pool
+    @cached_property
+    def rejected(self) -> list[dict[str, Any]]:
+        """Every row that was left out: source, file, line, step, reason, detail, row."""
+        return list(self.rejected_rows())
 
 
 # --- pools → mix --------------------------------------------------------------------------------------------------------
@@ -216,39 +84,36 @@ def build_pool(
 
 @dataclass
 class _Rows:
-    """Rows of a pool: example numbers, and weights by unit, each an array with one entry a row."""
+    """Rows of a pool on one side of the split: entries of ``pool.rows``, and weights by unit."""
 
-    examples: list[list[int]]
+    entries: np.ndarray
     weights: dict[str, np.ndarray]
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.entries)
 
 
-def _rows_of(pool: Pool, validation_fraction: float) -> tuple[_Rows, _Rows]:
-    """Rows for training and for validation. The row's key decides, so rows that begin alike never straddle."""
-    tokens = [len(ids) for ids in pool.examples["input_ids"]]
-    loss = [sum(label != IGNORE_INDEX for label in labels) for labels in pool.examples["labels"]]
-    sides: tuple[dict[int, list[int]], dict[int, list[int]]] = ({}, {})
-    for example, (row, key) in enumerate(zip(pool.examples["row"], pool.examples["key"], strict=True)):
-        held = int(key[:8], 16) / 16**8 < validation_fraction
-        sides[held].setdefault(row, []).append(example)
+def held_out(keys: np.ndarray, fraction: float) -> np.ndarray:
+    """Whether rows with these keys (uint64) belong to the validation split: the key read as a number from 0 to 1."""
+    return (keys >> np.uint64(32)).astype(np.float64) / 2**32 < fraction
+
+
+def _rows_of(pool: Pool, screened: Screened, validation_fraction: float) -> tuple[_Rows, _Rows]:
+    """Rows for training and for validation. The row's key decides, so rows that hang together never straddle."""
+    held = held_out(screened.key, validation_fraction)
     result = []
-    for side in sides:
-        groups = list(side.values())
-        weights = {
-            "rows": np.ones(len(groups)),
-            "tokens": np.array([float(sum(tokens[e] for e in g)) for g in groups]),
-            "loss_tokens": np.array([float(sum(loss[e] for e in g)) for g in groups]),
-        }
-        result.append(_Rows(groups, weights))
+    for side in (~held, held):
+        entries = np.flatnonzero(screened.keep & side)
+        weights = {"rows": np.ones(len(entries))}
+        weights |= {unit: pool.rows[unit][entries].astype(float) for unit in ("tokens", "loss_tokens")}
+        result.append(_Rows(entries, weights))
     return result[0], result[1]
 
 
-def _take(rows: _Rows, unit: str, target: float, rng: np.random.Generator) -> list[int]:
+def _take(rows: _Rows, unit: str, target: float, rng: np.random.Generator) -> np.ndarray:
     """Row numbers whose weights add up to the target as closely as a prefix of a random order can, repeating at need."""
     if target <= 0 or not len(rows):
-        return []
+        return np.zeros(0, np.int64)
     order = rng.permutation(len(rows))
     cumulative = np.cumsum(rows.weights[unit][order])
     rounds, rest = divmod(target, cumulative[-1])
@@ -258,22 +123,31 @@ def _take(rows: _Rows, unit: str, target: float, rng: np.random.Generator) -> li
     if count < len(order):
         before = cumulative[count - 1] if count else 0.0
         count += bool(cumulative[count] - rest <= rest - before)
-    return [int(i) for i in np.concatenate([np.tile(order, int(rounds)), order[:count]])]
+    return np.concatenate([np.tile(order, int(rounds)), order[:count]])
 
 
 def _select(
-    recipe: Recipe, sides: Sequence[_Rows], total: float, seed: int, purpose: str
-) -> tuple[list[tuple[int, int]], list[list[int]]]:
-    """(source number, example number) of all chosen examples in their final order, and the chosen rows of each source."""
-    chosen: list[tuple[int, int]] = []
-    taken = []
-    for number, (source, rows) in enumerate(zip(recipe.sources, sides, strict=True)):
+    recipe: Recipe, pools: Sequence[Pool], sides: Sequence[_Rows], total: float, seed: int, purpose: str
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Pool number and example number of all chosen examples in their final order, and the chosen rows of each source."""
+    numbers, chosen, taken = [], [], []
+    for number, (source, pool, rows) in enumerate(zip(recipe.sources, pools, sides, strict=True)):
         rng = np.random.default_rng([seed, zlib.crc32(f"{purpose}:{source.name}".encode())])
         rows_taken = _take(rows, recipe.unit, source.share * total, rng)
         taken.append(rows_taken)
-        chosen += [(number, example) for row in rows_taken for example in rows.examples[row]]
-    order = np.random.default_rng([seed, zlib.crc32(purpose.encode())]).permutation(len(chosen))
-    return [chosen[i] for i in order], taken
+        entries = rows.entries[rows_taken]
+        counts = pool.rows["examples"][entries].astype(np.int64)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        chosen.append(np.repeat(pool.rows["first"][entries], counts) + within)
+        numbers.append(np.full(len(chosen[-1]), number))
+    order = np.random.default_rng([seed, zlib.crc32(purpose.encode())]).permutation(sum(map(len, chosen)))
+    return np.concatenate(numbers)[order], np.concatenate(chosen)[order], taken
+
+
+def _tables(pools: Sequence[Pool], numbers: np.ndarray, examples: np.ndarray) -> Iterator[pyarrow.Table]:
+    """The chosen examples, at least one table."""
+    for start in range(0, max(len(numbers), 1), BATCH):
+        yield example_table(pools, numbers[start : start + BATCH], examples[start : start + BATCH])
 
 
 def _available(recipe: Recipe, sides: Sequence[_Rows]) -> float:
@@ -299,36 +173,55 @@ def _check_supply(recipe: Recipe, sides: Sequence[_Rows], total: float) -> None:
         )
 
 
-def _dataset(pools: Sequence[Pool], chosen: list[tuple[int, int]]) -> Dataset:
-    from datasets import concatenate_datasets
+def _digest(digest: Any, tables: Iterable[pyarrow.Table]) -> None:
+    """Feed each row's length, ids and labels (little-endian int32) into the digest, whatever the batches are."""
+    for table in tables:
+        for chunk in table.combine_chunks().to_batches():
+            offsets = np.asarray(chunk["input_ids"].offsets, np.int64)
+            ids, labels = (np.asarray(chunk[n].values)[offsets[0] : offsets[-1]] for n in ("input_ids", "labels"))
+            lengths = np.diff(offsets)
+            starts = np.cumsum(2 * lengths + 1) - (2 * lengths + 1)
+            framed = np.empty(int((2 * lengths + 1).sum()), "<i4")
+            framed[starts] = lengths
+            within = np.arange(len(ids)) - np.repeat(offsets[:-1] - offsets[0], lengths)
+            to = np.repeat(starts + 1, lengths) + within
+            framed[to] = ids
+            framed[to + np.repeat(lengths, lengths)] = labels
+            digest.update(framed.tobytes())
 
-    offsets = np.cumsum([0, *(len(pool.examples) for pool in pools)])
-    together = concatenate_datasets([pool.examples.remove_columns(["row", "key"]) for pool in pools])
-    return together.select([int(offsets[source]) + example for source, example in chosen]).flatten_indices()
 
-
-def dataset_fingerprint(*parts: Dataset) -> str:
+def dataset_fingerprint(*parts: Part | Dataset) -> str:
     """SHA-256 (hex) of token ids and labels in order: equal exactly when training would see the same."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(b"dataset")
-        for row in part.select_columns(["input_ids", "labels"]):
-            digest.update(np.array([len(row["input_ids"]), *row["input_ids"], *row["labels"]], dtype="<i4").tobytes())
+        if isinstance(part, Part):
+            _digest(digest, part.batches())
+        else:
+            _digest(digest, part.select_columns(["input_ids", "labels"]).with_format("arrow").iter(BATCH))
     return digest.hexdigest()
 
 
-def build_mix(recipe: Recipe, pools: Sequence[Pool], seed: int, validation_fraction: float = 0.05) -> Mix:
+def build_mix(
+    recipe: Recipe,
+    pools: Sequence[Pool],
+    seed: int,
+    validation_fraction: float = 0.05,
+    cache: Path | None = None,
+) -> Mix:
     """Draw from each pool until every source has its share, and split off a validation set of the same shares.
 
     Args:
         pools: one for each source of the recipe, in its order.
         validation_fraction: part of each source's rows that is set aside for validation.
+        cache: where the search for duplicates is kept; None: it is made anew.
 
     Raises:
         UserError: a source is too small for its share (says which, and by how much) and the recipe does not allow
             repeating; or the validation split is empty.
     """
-    sides = [_rows_of(pool, validation_fraction) for pool in pools]
+    screened = screen(recipe, pools, cache)
+    sides = [_rows_of(pool, s, validation_fraction) for pool, s in zip(pools, screened, strict=True)]
     train_sides, validation_sides = [s[0] for s in sides], [s[1] for s in sides]
     for source, rows in zip(recipe.sources, train_sides, strict=True):
         if source.share > 0 and not len(rows):
@@ -337,8 +230,8 @@ def build_mix(recipe: Recipe, pools: Sequence[Pool], seed: int, validation_fract
             )
     total = float(recipe.total or _available(recipe, train_sides))
     _check_supply(recipe, train_sides, total)
-    chosen, taken = _select(recipe, train_sides, total, seed, "train")
-    train = _dataset(pools, chosen)
+    numbers, examples, taken = _select(recipe, pools, train_sides, total, seed, "train")
+    train = Part(len(numbers), partial(_tables, pools, numbers, examples))
 
     wanted = total * validation_fraction / (1 - validation_fraction)
     active = [len(rows) for source, rows in zip(recipe.sources, validation_sides, strict=True) if source.share > 0]
@@ -348,16 +241,18 @@ def build_mix(recipe: Recipe, pools: Sequence[Pool], seed: int, validation_fract
             "data.validation_fraction=0."
         )
     held = min(wanted, _available(recipe, validation_sides)) if validation_fraction else 0.0
-    validation_chosen, _ = _select(recipe, validation_sides, held, seed, "validation")
-    validation = _dataset(pools, validation_chosen)
+    numbers, examples, _ = _select(recipe, pools, validation_sides, held, seed, "validation")
+    validation = Part(len(numbers), partial(_tables, pools, numbers, examples))
 
     sums = [{u: float(rows.weights[u][t].sum()) for u in UNITS} for rows, t in zip(train_sides, taken, strict=True)]
     overall = {u: sum(s[u] for s in sums) for u in UNITS}
     sources = []
-    warnings = []
-    for source, pool, rows, t, own in zip(recipe.sources, pools, train_sides, taken, sums, strict=True):
+    warnings = _warnings_of_split(recipe, screened, validation_fraction)
+    for source, pool, judged, rows, t, own in zip(
+        recipe.sources, pools, screened, train_sides, taken, sums, strict=True
+    ):
         achieved = {u: own[u] / overall[u] if overall[u] else 0.0 for u in UNITS}
-        repeated = len(t) - len(set(t))
+        repeated = len(t) - len(np.unique(t))
         if repeated:
             warnings.append(f"source {source.name!r} is too small for its share: {repeated} rows occur more than once")
         if abs(achieved[recipe.unit] - source.share) > 0.01:
@@ -366,23 +261,23 @@ def build_mix(recipe: Recipe, pools: Sequence[Pool], seed: int, validation_fract
                 f"{source.share:.3f} was asked for: "
                 "the mix is too small for a finer split"
             )
-        modes = Counter(pool.examples["mode"])
+        entries = rows.entries[t]
         sources.append(
             {
                 "name": source.name,
                 "kind": source.kind,
-                "mode": modes.most_common(1)[0][0] if len(modes) == 1 else "mixed",
+                "mode": mode_of(pool),
                 "licence": source.licence,
+                "content": pool.key,
                 "requested": source.share,
                 "achieved": achieved,
                 "rows": len(t),
                 "rows_repeated": repeated,
-                "examples": sum(len(rows.examples[r]) for r in t),
+                "rows_augmented": int(pool.rows["augmented"][entries].sum()),
+                "examples": int(pool.rows["examples"][entries].sum()),
                 "tokens": int(own["tokens"]),
                 "loss_tokens": int(own["loss_tokens"]),
-                "read": pool.read,
-                "kept": pool.read - len(pool.rejected),
-                "rejected": dict(sorted(Counter(r["reason"] for r in pool.rejected).items())),
+                **account(pool, judged),
             }
         )
     manifest = {
@@ -390,12 +285,68 @@ def build_mix(recipe: Recipe, pools: Sequence[Pool], seed: int, validation_fract
         "seed": seed,
         "unit": recipe.unit,
         "total": {u: int(overall[u]) for u in UNITS},
-        "examples": {"train": len(train), "validation": len(validation)},
+        "examples": {"train": train.rows, "validation": validation.rows},
         "fingerprint": dataset_fingerprint(train, validation),
         "sources": sources,
         "warnings": warnings,
     }
-    return Mix(train, validation, [r for pool in pools for r in pool.rejected], manifest)
+    return Mix(train, validation, partial(_rejected, pools, screened), manifest)
+
+
+def mode_of(pool: Pool) -> str:
+    """The mode of all examples of a pool, or ``mixed``."""
+    modes = np.unique(pool.index["mode"])
+    return MODES[modes[0]] if len(modes) == 1 else "mixed"
+
+
+def account(pool: Pool, screened: Screened) -> dict[str, Any]:
+    """Where every row of a source went: read = kept + rejected, by reason and by step, with examples of each step."""
+    rejected = {step: dict(reasons) for step, reasons in pool.tally.rejected.items()}
+    rejected |= {step: entry["rejected"] for step, entry in screened.steps.items()}
+    by_reason: Counter[str] = Counter()
+    for reasons in rejected.values():
+        by_reason.update(reasons)
+    steps = {
+        step: {
+            "rejected": dict(sorted(rejected.get(step, {}).items())),
+            "changed": pool.tally.changed.get(step, 0),
+            "examples": [*pool.tally.examples.get(step, []), *screened.steps.get(step, {}).get("examples", [])],
+        }
+        for step in sorted({*rejected, *pool.tally.changed})
+    }
+    return {
+        "read": pool.read,
+        "kept": pool.read - by_reason.total(),
+        "rejected": dict(sorted(by_reason.items())),
+        "steps": steps,
+        "formats": {
+            name: {"rows": rows, "because": pool.tally.because[name]}
+            for name, rows in sorted(pool.tally.formats.items())
+        },
+        "notes": dict(sorted(pool.tally.notes.items())),
+        "augmented": dict(sorted(pool.tally.augmented.items())),
+    }
+
+
+def _warnings_of_split(recipe: Recipe, screened: Sequence[Screened], fraction: float) -> list[str]:
+    """Groups of alike rows may be so large that the split cannot have the size that was asked for."""
+    result = []
+    for source, judged in zip(recipe.sources, screened, strict=True):
+        keys = judged.key[judged.keep]
+        got = float(held_out(keys, fraction).mean()) if len(keys) else fraction
+        largest = int(np.unique(keys, return_counts=True)[1].max()) if len(keys) else 0
+        if abs(got - fraction) > max(0.02, 4 * (fraction / max(len(keys), 1)) ** 0.5) and largest > 0.01 * len(keys):
+            result.append(
+                f"source {source.name!r}: {got:.3f} of its rows are set aside for validation instead of {fraction:.3f}, because "
+                f"{largest:,} rows are alike and stay on one side (group_near_duplicates: false parts them)"
+            )
+    return result
+
+
+def _rejected(pools: Sequence[Pool], screened: Sequence[Screened]) -> Iterator[dict[str, Any]]:
+    for pool, judged in zip(pools, screened, strict=True):
+        yield from pool.iter_rejected()
+        yield from judged.iter_rejected()
 
 
 def mix_from_recipe(
@@ -409,11 +360,9 @@ def mix_from_recipe(
     workers: int = 1,
     cache: Path | None = None,
 ) -> Mix:
-    """All of this module in one call: pools of every source, then the mix."""
-    for source in recipe.sources:
-        converter(source.converter)  # before any reading
-    pools = [build_pool(source, form, max_seq_length, turns, workers, cache) for source in recipe.sources]
-    return build_mix(recipe, pools, seed, validation_fraction)
+    """All of the data path in one call: pools of every source, then the mix."""
+    pools = build_pools(recipe, form, max_seq_length, turns, workers, cache)
+    return build_mix(recipe, pools, seed, validation_fraction, cache)
 
 
 # --- on disk ------------------------------------------------------------------------------------------------------------
@@ -421,11 +370,27 @@ def mix_from_recipe(
 
 def save_mix(mix: Mix, folder: Path) -> None:
     """Write train.parquet, validation.parquet, rejected.jsonl and, last, manifest.json: its presence says "complete"."""
-    for name, part in (("train", mix.train), ("validation", mix.validation)):
+    import pyarrow.parquet as parquet
+
+    for name, part in (("train", mix.train_part), ("validation", mix.validation_part)):
         with atomic_path(folder / f"{name}.parquet") as temporary:
-            part.to_parquet(str(temporary))
-    write_jsonl(folder / "rejected.jsonl", json.loads(json.dumps(mix.rejected, default=str)))
+            tables = iter(part.batches())
+            first = next(tables)
+            with parquet.ParquetWriter(temporary, first.schema) as writer:
+                writer.write_table(first)
+                for table in tables:
+                    writer.write_table(table)
+    with atomic_path(folder / "rejected.jsonl") as temporary, temporary.open("wb") as file:
+        file.writelines(map(json_line, mix.rejected_rows()))
     write_json(folder / "manifest.json", mix.manifest)
+
+
+def _stored_tables(path: Path) -> Iterator[pyarrow.Table]:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    for batch in parquet.ParquetFile(path).iter_batches(BATCH):
+        yield pa.Table.from_batches([batch])
 
 
 def load_mix(folder: Path) -> Mix:
@@ -434,15 +399,15 @@ def load_mix(folder: Path) -> Mix:
     Raises:
         UserError: there is no complete mix, or its data does not match its manifest.
     """
-    from datasets import Dataset
+    import pyarrow.parquet as parquet
 
     if not (folder / "manifest.json").exists():
         raise UserError(f"{folder} holds no finished mix; make one with: python -m pipeline data build.")
     manifest = read_json(folder / "manifest.json")
     train, validation = (
-        Dataset.from_parquet(str(folder / f"{name}.parquet"), cache_dir=str(folder / ".arrow"))
-        for name in ("train", "validation")
+        Part(parquet.ParquetFile(path).metadata.num_rows, partial(_stored_tables, path))
+        for path in (folder / "train.parquet", folder / "validation.parquet")
     )
     if dataset_fingerprint(train, validation) != manifest["fingerprint"]:
         raise UserError(f"The data in {folder} does not match its manifest; it was changed. Build the mix again.")
-    return Mix(train, validation, read_jsonl(folder / "rejected.jsonl"), manifest)
+    return Mix(train, validation, partial(read_jsonl, folder / "rejected.jsonl"), manifest)

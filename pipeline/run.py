@@ -108,12 +108,17 @@ class Run:
 
     def _require_sources(self) -> None:
         """Fail before anything is written, and before any library is loaded, where model or data are out of reach."""
-        from pipeline.sources import require_source
+        from pipeline.augment import require_augmentation
+        from pipeline.sources import benchmark_source, require_source
         from pipeline.train import model_location
 
         model_location(self.profile.model)
-        for source in self.recipe.sources:
-            require_source(source)
+        recipe = self.recipe
+        benchmarks = [benchmark_source(b) for b in recipe.decontaminate.benchmarks] if recipe.decontaminate else []
+        for source in [*recipe.sources, *benchmarks]:
+            require_source(source, recipe.root)
+        for source in recipe.sources:
+            require_augmentation(source.augment)
 
     def _path(self, *parts: str) -> Path:
         return self.folder.joinpath(*parts)
@@ -319,6 +324,12 @@ def build_profile_mix(profile: Profile) -> Mix:
     return _mix(profile, load_recipe(profile.recipe, profile.mix), load_tokenizer(profile.model))
 
 
+def _detected(source: dict[str, Any]) -> str:
+    """The formats that the rows were read as, and why."""
+    found = [f"{f['rows']:,} as {name} ({f['because']})" for name, f in source["formats"].items()]
+    return f"; {', '.join(found)}" if found else ""
+
+
 def describe_mix(manifest: dict[str, Any]) -> str:
     """The mix in a few lines: share asked for and achieved, rows kept and rejected, by source."""
     total = manifest["total"]
@@ -331,8 +342,16 @@ def describe_mix(manifest: dict[str, Any]) -> str:
         lines.append(
             f"  {source['name']}: share {source['requested']:.3f} of {manifest['unit']} asked for; is {achieved}"
         )
-        gone = ", ".join(f"{n} {reason}" for reason, n in source["rejected"].items()) or "none"
-        lines.append(f"    {source['read']:,} rows read, {source['kept']:,} kept, rejected: {gone}")
+        lines.append(f"    {source['read']:,} rows read, {source['kept']:,} kept" + _detected(source))
+        for step, entry in source["steps"].items():
+            counts = [f"{n:,} {reason}" for reason, n in entry["rejected"].items()]
+            rejected = f"rejected {', '.join(counts)}" if counts else ""
+            changed = f"changed {entry['changed']:,}" if entry["changed"] else ""
+            lines.append(f"    {step}: {'; '.join(filter(None, (rejected, changed)))}")
+            lines += [f"      {example}" for example in entry["examples"][:1]]
+        for name, counts in (("noted", source["notes"]), ("augmented", source["augmented"])):
+            if counts:
+                lines.append(f"    {name}: {', '.join(f'{n:,} {word}' for word, n in counts.items())}")
     return "\n".join([*lines, *(f"  note: {w}" for w in manifest["warnings"])])
 
 

@@ -31,7 +31,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def recipe(tmp_path: Path, source: dict[str, Any], **changes: Any) -> str:
-    values = {"name": "own", "kind": "chat", "source": "local", "path": "x", "converter": "sharegpt", "share": 1.0}
+    values = {"name": "own", "kind": "chat", "source": "local", "path": "x", "format": "sharegpt", "share": 1.0}
     data = {"name": "own", "sources": [values | source]} | changes
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(data), encoding="utf-8")
@@ -132,7 +132,7 @@ def test_hub_name_without_network_fails_within_five_seconds(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("source", "changes", "words"),
     [
-        ({"converter": "sharegtp"}, {}, "Unknown converter 'sharegtp'. Did you mean 'sharegpt'?"),
+        ({"format": "sharegtp"}, {}, "Unknown format 'sharegtp'. Did you mean 'sharegpt'?"),
         ({"share": 1.5}, {}, "less than or equal to 1"),
         ({"share": 0.4}, {}, "add up to 0.4, not 1"),
         ({"colour": "red"}, {}, "unknown key 'sources.0.colour'"),
@@ -157,7 +157,7 @@ def test_share_out_of_range_on_the_command_line(tmp_path: Path, capsys: pytest.C
 def test_empty_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty.jsonl").write_text("\n", encoding="utf-8")
     path = recipe(tmp_path, {"path": str(tmp_path / "empty.jsonl")})
-    assert "is empty" in fails(capsys, "data", "build", "--recipe", path, "--output-dir", str(tmp_path / "mix"))
+    assert "holds no rows" in fails(capsys, "data", "build", "--recipe", path, "--output-dir", str(tmp_path / "mix"))
 
 
 def test_row_without_an_assistant_turn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

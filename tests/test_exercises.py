@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
 import re
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,10 @@ import pytest
 from pipeline import exercises
 from pipeline.chat_format import EMPTY_THINK
 from pipeline.conversations import Conversation, Rejected, converter
+from pipeline.decontaminate import Decontaminator, load_benchmarks
 from pipeline.errors import UserError
 from pipeline.exercises import check, nb00, nb01, nb02
+from pipeline.settings import BenchmarkSettings, Decontamination
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,6 +28,17 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COURSE = [path for path in NOTEBOOKS if re.match(r"\d\d_", path.name)]
 PARAMETERS = {"profile": "embedded", "output_dir": "../outputs/course/run", "chat_share": None, "overrides": []}
+CLEAN: dict[str, Any] = {
+    "score": {"at_least": 3},
+    "broken_reasoning": True,
+    "check_answer": True,
+    "repetition": {},
+    "languages": ["en", "zh"],
+    "refusals": True,
+    "personal_data": {"action": "drop"},
+    "exact_duplicates": True,
+    "near_duplicates": {},
+}
 TRIAL = ["training.max_steps=50", "training.learning_rate=1e-3", "data.validation_fraction=0"]
 
 
@@ -42,16 +55,6 @@ def _from_scratchpad(row: dict[str, Any]) -> Conversation:
         raise Rejected("empty_reasoning")
     reply = {"role": "assistant", "reasoning_content": row["scratchpad"], "content": row["reply"]}
     return Conversation([{"role": "user", "content": row["question"]}, reply], "thinking")
-
-
-def _reasons() -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for row in nb02.practice_rows():
-        try:
-            converter("sharegpt")(row)
-        except Rejected as rejected:
-            counts[rejected.reason] += 1
-    return dict(counts)
 
 
 def _limit(lengths: list[int], keep: float) -> int:
@@ -93,8 +96,9 @@ RIGHT: dict[str, Any] = {
     "01.2": lambda prompt: "non_thinking" if prompt.endswith(EMPTY_THINK) else "thinking",
     "01.3": _obeys,
     "02.1": _from_scratchpad,
-    "02.2": _reasons(),
+    "02.2": CLEAN,
     "02.3": _limit,
+    "02.4": [2, 4, 7, 9],
 }
 # What a learner may well write first.
 WRONG: dict[str, list[Any]] = {
@@ -157,9 +161,17 @@ WRONG: dict[str, list[Any]] = {
     "02.2": [
         [],
         {},
-        _reasons() | {"": 3},
-        {k: v for k, v in _reasons().items() if k != "empty_answer"},
-        _reasons() | {"empty_answer": 0},
+        {"refusal": True},  # misspelt
+        {"languages": ["english"]},
+        {"score": 3},
+        *({key: value for key, value in CLEAN.items() if key != step} for step in CLEAN),
+        CLEAN | {"personal_data": {}},  # masks, so the row stays
+        CLEAN | {"languages": ["en"]},
+        CLEAN | {"score": {"at_least": 3.5}},
+        CLEAN | {"length": {"min_answer": 10}},
+        CLEAN | {"near_duplicates": {"threshold": 0.5}},
+        CLEAN | {"personal_data": {"action": "drop", "kinds": ["email", "phone", "ip_address"]}},
+        CLEAN | {"class_balance": {}},
     ],
     "02.3": [
         144,
@@ -169,6 +181,7 @@ WRONG: dict[str, list[Any]] = {
         lambda lengths, keep: float(_limit(lengths, keep)),
         lambda lengths, keep: sorted(lengths)[min(int(keep * len(lengths)), len(lengths) - 1)],
     ],
+    "02.4": [4, [], [0, 2, 4, 7, 9], [2, 4, 9], [2, 4, 7, 9, 10], [1, 2], ["2", "4", "7", "9"], list(range(1, 11))],
 }
 NAMES = sorted(RIGHT)
 
@@ -203,15 +216,50 @@ def test_an_unknown_exercise_is_named(name: str) -> None:
         check(name, 1)
 
 
-def test_a_counter_is_a_dict_too() -> None:
-    assert check("02.2", Counter(_reasons())).endswith("right")
-
-
-def test_hints_do_not_give_the_numbers_away() -> None:
-    """A hint about a count that is wrong names the reason and not the count."""
+def _hint(name: str, answer: Any) -> str:
     with pytest.raises(AssertionError) as caught:
-        check("02.2", dict.fromkeys(_reasons(), 0))
-    assert not re.search(r"\d", str(caught.value))
+        check(name, answer)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        ({"check_answer": False}, "Still in the data: a wrong answer."),
+        ({"personal_data": None}, "Still in the data: a person's data."),
+        ({"languages": None, "repetition": None}, "Still in the data: another language, text that goes in circles."),
+        ({"near_duplicates": {"threshold": 0.5}}, "Good rows were lost: line 70 (near_duplicates, near_duplicate: "),
+        ({"length": {"min_answer": 2}}, "Good rows were lost: line 61 (length, too_short: "),
+    ],
+)
+def test_the_hint_says_which_dirt_is_left_or_which_good_rows_are_lost(change: dict[str, Any], hint: str) -> None:
+    assert _hint("02.2", CLEAN | change).startswith(hint)
+
+
+def test_more_steps_than_needed_are_right_too() -> None:
+    assert check("02.2", CLEAN | {"normalise": True, "length": {}}) == "02.2: right"
+
+
+def test_hints_about_contamination_do_not_name_a_missing_line() -> None:
+    assert re.findall(r"\d+", _hint("02.4", [2, 4, 9])) == ["1"]
+
+
+@pytest.mark.parametrize(("ngram", "overlap", "lines"), [(8, 0.5, [2, 4, 9]), (5, 0.35, [2, 4, 7, 9])])
+def test_contaminated_lines_are_those_that_the_module_finds(
+    tmp_path: Path, ngram: int, overlap: float, lines: list[int]
+) -> None:
+    benchmark, training = nb02.contamination_files(tmp_path)
+    settings = BenchmarkSettings(name="b", source="local", path=str(benchmark))  # type: ignore[call-arg]
+    decontamination = Decontamination(benchmarks=[settings], ngram=ngram, overlap=overlap)
+    decontaminate = Decontaminator(load_benchmarks(decontamination), decontamination)
+    found = []
+    for line, text in enumerate(training.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            decontaminate(converter("auto")(json.loads(text)))
+        except Rejected as rejected:
+            assert rejected.reason == "contaminated"
+            found.append(line)
+    assert found == lines
 
 
 def test_the_prompts_of_01_2_are_what_the_template_writes(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -223,10 +271,16 @@ def test_the_prompts_of_01_2_are_what_the_template_writes(tokenizer: PreTrainedT
         assert rendered == text
 
 
-def test_practice_rows_are_the_same_each_time() -> None:
-    assert nb02.practice_rows() == nb02.practice_rows()
-    assert len(nb02.practice_rows()) == 88
-    assert {reason for _, reason in nb02._practice()} == {"", *_reasons()}
+def test_the_practice_file_is_the_same_each_time_and_holds_what_it_says(tmp_path: Path) -> None:
+    texts = [nb02.practice_file(tmp_path / name).read_bytes() for name in ("a", "b")]
+    assert texts[0] == texts[1]
+    rows = [json.loads(line) for line in texts[0].splitlines()]
+    dirty = [bool(kind) for kind, _ in nb02._practice()]
+    assert len(rows) == len(dirty) == 73 and sum(dirty) == 20
+    assert all(row.keys() <= {"question", "answer", "score", "expected_answer"} for row in rows)
+    for line, (row, (kind, _)) in enumerate(zip(rows, nb02._practice(), strict=True)):
+        if kind == "a duplicate":
+            assert row in rows[:line], "the first of two equal rows has to be the good one"
 
 
 # --- every notebook ---------------------------------------------------------------------------------------------------
