@@ -268,7 +268,7 @@ def build_mix(
                 "kind": source.kind,
                 "mode": mode_of(pool),
                 "licence": source.licence,
-                "content": pool.key,
+                "content": pool.content,
                 "requested": source.share,
                 "achieved": achieved,
                 "rows": len(t),
@@ -300,7 +300,10 @@ def mode_of(pool: Pool) -> str:
 
 
 def account(pool: Pool, screened: Screened) -> dict[str, Any]:
-    """Where every row of a source went: read = kept + rejected, by reason and by step, with examples of each step."""
+    """Where every row of a source went: read = kept + rejected, by reason and by step, with examples of each step.
+
+    ``over_limit``: what the length limit costs, as a part of the rows that came so far and of their loss-bearing tokens.
+    """
     rejected = {step: dict(reasons) for step, reasons in pool.tally.rejected.items()}
     rejected |= {step: entry["rejected"] for step, entry in screened.steps.items()}
     by_reason: Counter[str] = Counter()
@@ -314,9 +317,16 @@ def account(pool: Pool, screened: Screened) -> dict[str, Any]:
         }
         for step in sorted({*rejected, *pool.tally.changed})
     }
+    original = ~pool.rows["augmented"]
+    over = original & (pool.rows["examples"] == 0)
+    loss = pool.rows["loss_tokens"]
     return {
         "read": pool.read,
         "kept": pool.read - by_reason.total(),
+        "over_limit": {
+            "rows": float(over.sum() / original.sum()),
+            "loss_tokens": float(loss[over].sum() / max(loss[original].sum(), 1)),
+        },
         "rejected": dict(sorted(by_reason.items())),
         "steps": steps,
         "formats": {

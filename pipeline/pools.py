@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import shutil
@@ -141,6 +142,7 @@ class Pool:
     source: SourceSettings
     folder: Path
     key: str
+    content: str = ""  # hash of the source's data, wherever it lies
     read: int = 0  # rows that came in
     tally: Tally = field(default_factory=Tally)
 
@@ -324,9 +326,10 @@ def build_pool(
     converter(source.format, source.columns)
     cleaning = cleaning or CleanSettings()
     preparation = Preparation(source, form, max_seq_length, turns, cleaning, comparing, signing, decontaminator)
+    content = content_key(source, root)
     key = fingerprint(
         {
-            "content": content_key(source, root),
+            "content": content,
             "source": {k: v for k, v in source.model_dump().items() if k in ("name", "format", "columns")},
             "cleaning": cleaning.model_dump(exclude=JUDGED_LATER),
             "label": cleaning.class_balance.field if cleaning.class_balance else None,
@@ -341,11 +344,15 @@ def build_pool(
         }
     )
     folder = cache / "pools" / key if cache is not None else Path(tempfile.mkdtemp(prefix="pool-"))
-    pool = Pool(source, folder, key)
+    pool = Pool(source, folder, key, content)
     if cache is None:
         weakref.finalize(pool, shutil.rmtree, folder, ignore_errors=True)
     if not (folder / "pool.json").exists():
-        _fill(folder, preparation, root, workers)
+        gc.freeze()  # rows make much garbage; what the libraries hold need not be searched each time (saves some 5 %)
+        try:
+            _fill(folder, preparation, root, workers)
+        finally:
+            gc.unfreeze()
     record = read_json(folder / "pool.json")
     pool.read, pool.tally = record["read"], Tally.of(record)
     if not record["kept"]:

@@ -347,7 +347,11 @@ def describe_mix(manifest: dict[str, Any]) -> str:
             counts = [f"{n:,} {reason}" for reason, n in entry["rejected"].items()]
             rejected = f"rejected {', '.join(counts)}" if counts else ""
             changed = f"changed {entry['changed']:,}" if entry["changed"] else ""
-            lines.append(f"    {step}: {'; '.join(filter(None, (rejected, changed)))}")
+            cost = ""
+            if step == "length_limit":
+                over = source["over_limit"]
+                cost = f": {over['rows']:.1%} of the rows, {over['loss_tokens']:.1%} of the loss-bearing tokens"
+            lines.append(f"    {step}: {'; '.join(filter(None, (rejected, changed)))}{cost}")
             lines += [f"      {example}" for example in entry["examples"][:1]]
         for name, counts in (("noted", source["notes"]), ("augmented", source["augmented"])):
             if counts:

@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 # --- model and adapter --------------------------------------------------------------------------------------------------
 
 
-def model_location(settings: ModelSettings) -> str:
+def model_location(settings: ModelSettings, weights: bool = True) -> str:
     """The folder or hub name to load, checked before any library tries.
+
+    Args:
+        weights: whether the folder has to hold a whole model; its tokenizer is enough to build data.
 
     Raises:
         UserError: the folder is missing or holds no model; the hub cannot be reached.
@@ -52,17 +55,19 @@ def model_location(settings: ModelSettings) -> str:
             f"There is no model folder {settings.name!r}. Give a folder with model.name, or set model.source=huggingface "
             "(or modelscope) to load that name from a hub."
         )
-    lacking = [what for what in ("config.json", "tokenizer_config.json") if not (folder / what).exists()]
-    if not any(folder.glob("*.safetensors")):
+    needed = ("config.json", "tokenizer_config.json") if weights else ("tokenizer_config.json",)
+    lacking = [what for what in needed if not (folder / what).exists()]
+    if weights and not any(folder.glob("*.safetensors")):
         lacking.append("*.safetensors")
     if lacking:
-        raise UserError(f"{settings.name!r} is no model folder: it has no {', no '.join(lacking)}.")
+        kind = "model" if weights else "tokenizer"
+        raise UserError(f"{settings.name!r} is no {kind} folder: it has no {', no '.join(lacking)}.")
     return str(folder)
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """The model's tokenizer alone (no torch model is loaded)."""
-    location = model_location(settings)
+    """The model's tokenizer alone; a folder that holds nothing else will do."""
+    location = model_location(settings, weights=False)
     if settings.source == "modelscope":
         from modelscope import snapshot_download
 

@@ -92,6 +92,71 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path: Path, caps
     assert not folder.exists()
 
 
+def test_data_stats_marks_the_limit_in_force(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "stats", "--source", "math", "--set", "model.max_seq_length=100"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("math, thinking: ") and "a limit of    100 costs" in text and "← the limit in force" in text
+    assert main(["data", "stats", "--json", "--set", "model.max_seq_length=100"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [e["source"] for e in entries] == ["chat", "math"]
+    cost = next(c for c in entries[1]["limits"] if c["limit"] == 100)
+    assert f"{cost['rows']:.1%} of the source's rows" in text and cost["rows"] > 0
+
+
+def test_data_inspect_shows_what_was_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = {"prompt": "hello", "completion": "Hello!"}
+    rows = [good, {"prompt": "hello"}, good | {"completion": "<think>open"}, good]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    clean = {"exact_duplicates": True}
+    path = recipe(tmp_path, {"path": str(tmp_path / "rows.jsonl"), "format": "auto"}, clean=clean)
+    assert main(["data", "inspect", "--recipe", path, "--rejected", "--rows", "9", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [(r["line"], r["step"]) for r in shown] == [(2, "convert"), (3, "convert"), (4, "exact_duplicates")]
+    assert [r["row"] for r in shown] == rows[1:]
+    assert main(["data", "inspect", "--recipe", path, "--reason", "duplicate"]) == 0
+    assert capsys.readouterr().out.startswith(
+        "--- own, rows.jsonl:4, exact_duplicates, duplicate: the same as rows.jsonl:1"
+    )
+    assert main(["data", "inspect", "--recipe", path, "--reason", "refusal"]) == 0
+    assert capsys.readouterr().out == "no such rows\n"
+
+
+def test_data_diff(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, share in (("a", "0.5"), ("b", "0.8")):
+        assert (
+            main(["data", "build", "--output-dir", str(tmp_path / name), *SMALL, "--set", f"mix.chat_share={share}"])
+            == 0
+        )
+    capsys.readouterr()
+    assert main(["data", "diff", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert "sources.chat.share: 0.5 → 0.8" in capsys.readouterr().out
+    assert main(["data", "diff", str(tmp_path / "a"), str(tmp_path / "a"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["same"] is True
+    assert "holds no finished mix" in fails(capsys, "data", "diff", str(tmp_path / "a"), str(tmp_path / "c"))
+
+
+def test_what_was_decided_and_taken_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"instruction": f"Say {n}.", "output": f"{n}!"} for n in range(60)] + [
+        {"instruction": "x", "output": "<think>"}
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    path = recipe(tmp_path, {"path": str(tmp_path / "rows.jsonl"), "format": "auto"})
+    assert main(["data", "build", "--recipe", path, "--dry-run", "--output-dir", str(tmp_path / "mix")]) == 0
+    text = capsys.readouterr().out
+    assert "61 rows read, 60 kept; 60 as alpaca (has 'instruction' and 'output')" in text
+    assert "convert: rejected 1 unclosed_think" in text and "rows.jsonl:61 unclosed_think" in text
+    assert not (tmp_path / "mix").exists()
+
+
+def test_no_path_out_of_the_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "secret.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    outside = str(tmp_path / "root" / ".." / "secret.jsonl")
+    path = recipe(tmp_path, {"path": outside, "format": "auto"}, root=str(tmp_path / "root"))
+    text = fails(capsys, "data", "build", "--recipe", path, "--output-dir", str(tmp_path / "mix"))
+    assert "secret.jsonl" in text and "root" in text
+
+
 # --- bad input ------------------------------------------------------------------------------------------------------------
 
 
@@ -230,3 +295,12 @@ def test_too_little_space_stops_before_training(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=10 * 2**20))
     text = fails(capsys, "train", "--output-dir", str(tmp_path / "run"), *SMALL)
     assert "10 MiB are free" in text
+
+
+def test_data_needs_a_tokenizer_and_no_weights(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = f"model.name={shared_data / 'qwen3_tokenizer'}"
+    assert main(["data", "stats", "--source", "math", "--set", tokenizer, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["rows"] == 9000
+    assert "is no model folder" in fails(capsys, "train", "--output-dir", str(tmp_path / "r"), "--set", tokenizer)

@@ -140,6 +140,7 @@ def test_accounting_and_rejected_rows(form: ChatFormat, tmp_path: Path) -> None:
         ("rows.jsonl", 5, "too_long"),
     ]
     assert max(map(len, mix.train["input_ids"])) <= 128
+    assert entry["over_limit"]["rows"] == pytest.approx(1 / 42) and entry["over_limit"]["loss_tokens"] > 0.5
     save_mix(mix, tmp_path / "mix")
     written = [
         json.loads(line) for line in (tmp_path / "mix" / "rejected.jsonl").read_text(encoding="utf-8").splitlines()
