@@ -46,7 +46,6 @@ from pipeline.decontaminate import Decontaminator, load_benchmarks  # noqa: E402
 from pipeline.duplicates import Signer, exact_key, find_duplicates, text_of  # noqa: E402
 from pipeline.evaluate import wilson  # noqa: E402
 from pipeline.settings import (  # noqa: E402
-    BenchmarkSettings,
     CleanSettings,
     Decontamination,
     NearDuplicates,
@@ -93,7 +92,8 @@ class File:
 
 
 def read_file(folder: Path, name: str) -> File:
-    source = SourceSettings(name="file", kind="other", source="local", path=str(folder / name), share=1)
+    where = {"name": "file", "kind": "other", "source": "local", "path": str(folder / name), "share": 1}
+    source = SourceSettings.model_validate(where)
     convert, file = converter("auto"), File(name, 0, Counter(), [])
     for row in read_rows(source):
         file.read += 1
@@ -111,7 +111,9 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     cells = [list(map(str, header)), *(list(map(str, row)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
-        first, *rest = (cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        first, *rest = (
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
         print("  ".join([first, *rest]))
 
 
@@ -156,7 +158,7 @@ def decontaminated(decontaminator: Decontaminator, conversation: Conversation) -
 
 def duplicates(rows: Sequence[Row]) -> dict[str, Any]:
     """Exact and near-duplicates within one file."""
-    settings = NearDuplicates()
+    settings = NearDuplicates.model_validate({})
     signer = Signer(settings)
     signer(["warm up"])
     began = time.process_time()
@@ -186,10 +188,10 @@ def last_number(text: str) -> Fraction | None:
 
 def add_gold(solutions: File, train: File) -> int:
     """Put the gold number in ``expected_answer`` where the question stands in the training set; returns how many got one."""
-    gold = {row.data["question"].strip(): row.data["answer"].rpartition("####")[2].strip() for row in train.rows}
+    gold = {" ".join(row.data["question"].split()): row.data["answer"].rpartition("####")[2] for row in train.rows}
     for row in solutions.rows:
-        if (answer := gold.get(row.data["instruction"].strip())) is not None:
-            row.data["expected_answer"] = answer
+        if (answer := gold.get(" ".join(row.data["instruction"].split()))) is not None:
+            row.data["expected_answer"] = answer.strip()
     return sum("expected_answer" in row.data for row in solutions.rows)
 
 
@@ -243,7 +245,7 @@ def part_files(files: dict[str, File], decontaminator: Decontaminator) -> dict[s
         result["files"][file.name] = {"read": file.read, "no_conversation": dict(file.rejected), "steps": steps}
     result["judge"] = against_plain_judge(files[SOLUTIONS], result["files"][SOLUTIONS]["steps"]["check_answer"])
     split = split_solutions(files[SOLUTIONS])
-    result["split_solutions"] = {"rows": len(split)} | run_step(partial(cleaning, cleaners["broken_reasoning"]), split)
+    result["split_solutions"] = {"read": len(split)} | run_step(partial(cleaning, cleaners["broken_reasoning"]), split)
     result["personal_data_maths"] = personal_data_in_maths(files)
     return result
 
@@ -277,7 +279,7 @@ def print_files(result: dict[str, Any]) -> None:
         reasons = {s: file["steps"][s]["taken"] for s in steps if s in file["steps"] and file["steps"][s]["taken"]}
         print(f"  {name}: {reasons | ({'reading': file['no_conversation']} if file['no_conversation'] else {})}")
     split = result["split_solutions"]
-    print(f"  {split['rows']} solutions split into reasoning and answer: broken_reasoning {split['taken']}")
+    print(f"  {split['read']} solutions split into reasoning and answer: broken_reasoning {split['taken']}")
     maths = result["personal_data_maths"]
     print(f"  personal data of all kinds in {maths['rows']} rows of GSM8K: {maths['hits']}")
     judge = result["judge"]
@@ -292,9 +294,8 @@ def print_files(result: dict[str, Any]) -> None:
 
 # --- decontamination ----------------------------------------------------------------------------------------------------
 
-# (n-gram, overlap) of the module. None stands for the recipe's default; 8 and a half is Tülu 3's.
-OVERLAPS = ((None, None), (8, 0.5))
-ANY = (8, 13)  # one shared n-gram is enough: Open-R1 (and s1), GPT-3
+OVERLAPS = ((None, None), (8, 0.5))  # (n-gram, overlap) of the module; None stands for the recipe's default
+ANY = (8, 13)  # words of which one shared n-gram is enough: Open-R1's script (after s1), GPT-3's filter
 
 _NAMES = "Olivia Mateo Priya Wei Kofi Ingrid Tariq Yuki Amara Dmitri".split()
 _FILLERS = "really also just now very then actually usually often simply".split()
@@ -346,11 +347,14 @@ class Changes:
         gone = set(rng.sample(range(len(parts)), max(1, round(len(parts) / 10))))
         return " ".join(part for place, part in enumerate(parts) if place not in gone)
 
-    def replaced(self, text: str, rng: random.Random) -> str:
+    def replaced(self, text: str, rng: random.Random, one_in: int = 10) -> str:
         parts = text.split(" ")
-        for place in rng.sample(range(len(parts)), max(1, round(len(parts) / 10))):
+        for place in rng.sample(range(len(parts)), max(1, round(len(parts) / one_in))):
             parts[place] = rng.choice(_FILLERS)
         return " ".join(parts)
+
+    def fifth_replaced(self, text: str, rng: random.Random) -> str:
+        return self.replaced(text, rng, 5)
 
     def sentence_dropped(self, text: str, rng: random.Random) -> str | None:
         sentences = re.split(r"(?<=[.?!])\s+", text)
@@ -392,6 +396,7 @@ class Changes:
             "a tenth of the words inserted": self.inserted,
             "a tenth of the words dropped": self.dropped,
             "a tenth of the words replaced": self.replaced,
+            "a fifth of the words replaced": self.fifth_replaced,
             "a sentence dropped": self.sentence_dropped,
         }
 
@@ -424,11 +429,9 @@ class AnySharedGram:
 
 
 def decontamination(folder: Path, ngram: int | None = None, overlap: float | None = None) -> Decontamination:
-    benchmarks = [
-        BenchmarkSettings(name=name, source="local", path=str(folder / path)) for name, path in BENCHMARKS.items()
-    ]
-    given = {"ngram": ngram, "overlap": overlap}
-    return Decontamination(benchmarks=benchmarks, **{key: value for key, value in given.items() if value})
+    benchmarks = [{"name": name, "source": "local", "path": str(folder / path)} for name, path in BENCHMARKS.items()]
+    given = {key: value for key, value in (("ngram", ngram), ("overlap", overlap)) if value}
+    return Decontamination.model_validate({"benchmarks": benchmarks} | given)
 
 
 def part_decontamination(folder: Path, files: dict[str, File], seed: int) -> dict[str, Any]:
@@ -521,11 +524,19 @@ def other_digit(digit: str, rng: random.Random) -> str:
     return rng.choice([d for d in string.digits if d != digit])
 
 
+MIXED = "English word in Chinese"  # kinds that end so are only planted in Chinese sentences
+
+
 class Maker:
     """Invented items. Each gives (what stands before, the item, what stands behind); only the item is to be found."""
 
     def __init__(self, rng: random.Random):
         self.rng = rng
+        self.chinese = False  # the sentence that the next item goes into
+
+    def said(self, english: str, chinese: str) -> str:
+        """One of the words (parted by |) that say what an item is, in the sentence's language."""
+        return self.rng.choice((chinese if self.chinese else english).split("|"))
 
     def digits(self, count: int) -> str:
         return "".join(self.rng.choices(string.digits, k=count))
@@ -553,7 +564,7 @@ class Maker:
 
     def landline(self) -> str:
         area = self.rng.choice("010 021 020 0755 0571".split())
-        return f"{area}-{self.rng.choice('68')}{self.digits(7)}"
+        return f"{area}-{self.rng.choice('68')}{self.rng.choice('123456789')}{self.digits(6)}"
 
     def american(self) -> str:
         area = self.rng.choice("212 415 312 617 206 305".split())
@@ -566,7 +577,7 @@ class Maker:
                 f"+1 {self.rng.choice(['212', '415'])} {self.rng.choice('2345678')}{self.rng.choice('2345678')}"
                 f"{self.digits(1)} {self.digits(4)}",
                 f"+44 20 7{self.rng.choice('0123469')}{self.digits(2)} {self.digits(4)}",
-                f"+33 6 {self.rng.choice('1234567')}{self.digits(1)} {self.digits(2)} {self.digits(2)} {self.digits(2)}",
+                f"+33 6 {self.rng.choice('12456')}{self.digits(1)} {self.digits(2)} {self.digits(2)} {self.digits(2)}",
                 f"+49 151 {self.rng.choice('12456')}{self.digits(7)}",
                 f"+81 90-{self.rng.choice('123456789')}{self.digits(3)}-{self.digits(4)}",
             ]
@@ -633,9 +644,12 @@ class Maker:
         def bare(make: Callable[[], str]) -> Callable[[], tuple[str, str, str]]:
             return lambda: ("", make(), "")
 
-        def old_id() -> tuple[str, str, str]:
+        def old_id(words: str = "身份证号：|证件号码是") -> tuple[str, str, str]:
             body = self.id_body()
-            return pick(["身份证号：", "ID number: "]), body[:6] + body[8:], ""
+            return self.said("ID number: |identity card ", words), body[:6] + body[8:], ""
+
+        def called_phone(words: str = "电话：|手机号是") -> tuple[str, str, str]:
+            return self.said("phone: |call me at ", words), f"{pick('2345678')}{self.digits(pick([6, 7, 9]))}", ""
 
         return {
             "e-mail": ("email", bare(self.email)),
@@ -643,14 +657,17 @@ class Maker:
             "landline, China": ("phone", bare(self.landline)),
             "telephone, USA": ("phone", bare(self.american)),
             "telephone, +country": ("phone", bare(self.abroad)),
+            "telephone, no known form, named": ("phone", called_phone),
+            f"telephone, no known form, {MIXED}": ("phone", lambda: called_phone("phone: |tel ")),
             "identity number, 18": ("chinese_id", bare(self.chinese_id)),
             "identity number, 15, named": ("chinese_id", old_id),
+            f"identity number, 15, {MIXED}": ("chinese_id", lambda: old_id("ID number: |identity card ")),
             "bank card": ("bank_card", bare(self.card_written)),
             "key with a known prefix": ("secret", bare(self.key)),
             "JSON web token": ("secret", bare(self.jwt)),
             "private key": ("secret", bare(self.private_key)),
-            "password, named": ("secret", lambda: (pick(["password: ", "密码是", "pwd="]), self.token(12), "")),
-            "key, named": ("secret", lambda: (pick(["api_key = ", "token: ", "密钥："]), self.token(32), "")),
+            "password, named": ("secret", lambda: (self.said("password: |pwd=", "密码是|口令："), self.token(12), "")),
+            "key, named": ("secret", lambda: (self.said("api_key = |token: ", "密钥：|token: "), self.token(32), "")),
             "password in a URL": ("secret", lambda: ("postgres://admin:", self.token(12), "@db.internal/app")),
             "IPv4 (off by default)": ("ip_address", bare(self.ip_address)),
         }
@@ -690,8 +707,8 @@ class Maker:
                 ]
             )
 
-        def called_otherwise() -> tuple[str, str, str]:
-            return pick(["order number ", "invoice no. ", "订单号：", "tracking number: ", "流水号"]), self.mobile(), ""
+        def called_otherwise(words: str = "订单号：|快递单号是|流水号") -> tuple[str, str, str]:
+            return self.said("order number |invoice no. |tracking number: ", words), self.mobile(), ""
 
         def plain_digits() -> tuple[str, str, str]:
             stamp = self.rng.randint(1_600_000_000, 1_790_000_000)
@@ -733,6 +750,7 @@ class Maker:
             "mobile, no such prefix": lambda: ("", pick(["110", "120", "123", "128"]) + self.digits(8), ""),
             "mobile or card number in mathematics": in_maths,
             "mobile number called an order": called_otherwise,
+            f"mobile number called an order, {MIXED}": lambda: called_otherwise("order number |invoice no. "),
             "time stamps, dates, decimals": plain_digits,
             "@ in code and handles": handles,
             "placeholders for secrets": placeholders,
@@ -762,8 +780,6 @@ def plant(sentence: str, item: tuple[str, str, str], rng: random.Random) -> tupl
     else:
         place, gap = rng.choice([m.start() for m in re.finditer(r"(?<=[一-鿿])(?=[一-鿿])", sentence)]), ""
     head = sentence[:place] + before
-    if not gap and re.match(r"[!-~]", behind):  # mathematics ends before the Chinese text goes on
-        behind += " "
     return f"{head}{value}{behind}{gap}{sentence[place:]}", len(head), len(head) + len(value)
 
 
@@ -785,7 +801,8 @@ def part_personal_data(files: dict[str, File], number: int, seed: int) -> dict[s
     for name, (kind, make) in maker.valid().items():
         hits, other, missed = 0, 0, []
         for turn in range(number):
-            text, start, end = plant(rng.choice(hosts[turn % 2]), make(), rng)
+            maker.chinese = bool(turn % 2) or name.endswith(MIXED)
+            text, start, end = plant(rng.choice(hosts[maker.chinese]), make(), rng)
             spans = personal_data.find(text, personal_data.KINDS if kind not in default else default)
             whole = any(s <= start and end <= e for _, s, e in spans)
             hits += whole
@@ -797,7 +814,8 @@ def part_personal_data(files: dict[str, File], number: int, seed: int) -> dict[s
     for name, make in maker.invalid().items():
         hits, false = 0, []
         for turn in range(number):
-            text, start, end = plant(rng.choice(hosts[turn % 2]), make(), rng)
+            maker.chinese = bool(turn % 2) or name.endswith(MIXED)
+            text, start, end = plant(rng.choice(hosts[maker.chinese]), make(), rng)
             spans = [span for span in personal_data.find(text, default) if span[1] < end and start < span[2]]
             hits += bool(spans)
             if spans:
@@ -833,9 +851,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the numbers, and the rows behind them, to this JSON file")
     arguments = parser.parse_args()
     folder: Path = arguments.shared
-    missing = [name for name in (*FILES, *BENCHMARKS.values()) if not (folder / name).is_file()]
+    missing = [name for name in dict.fromkeys((*FILES, *BENCHMARKS.values())) if not (folder / name).is_file()]
     if missing:
-        parser.error(f"{folder} lacks {', '.join(dict.fromkeys(missing))}")
+        parser.error(
+            f"{folder} lacks {', '.join(missing)}. Give the folder that holds sft/, reason/, tools/, pref/, eval/."
+        )
 
     began = time.perf_counter()
     files = {name: read_file(folder, name) for name in FILES}

@@ -88,6 +88,14 @@ def _parser() -> argparse.ArgumentParser:
             )
     command("report", "write report.json, report.html and model_card.md of a finished run", profile=False)
 
+    sweep = command("sweep", "one setting, several values and seeds: a curve, and which values to take")
+    sweep.add_argument(
+        "--axis", default="chat_share", help="any setting, e.g. training.learning_rate (default: chat_share)"
+    )
+    sweep.add_argument("--values", required=True, metavar="A,B,…", help="values, separated by commas")
+    sweep.add_argument("--seeds", type=int, default=1, help="runs a value, with successive seeds (default: 1)")
+    sweep.add_argument("--workers", type=int, metavar="N", help="runs at a time (default: what the cores allow)")
+
     course = command("course", "execute the notebooks in order with papermill")
     course.add_argument("--only", action="append", metavar="NN", help="only these notebooks, e.g. --only 01")
     course.add_argument("--chat-share", type=float, metavar="X", help="passed to the notebooks")
@@ -288,6 +296,17 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _sweep(args: argparse.Namespace) -> int:
+    from pipeline.sweep import run_sweep, table
+
+    values = [value.strip() for value in args.values.split(",") if value.strip()]
+    path = Path(args.profile)
+    name = str(path.resolve()) if path.suffix and path.exists() else args.profile
+    result = run_sweep(name, args.axis, values, args.seeds, args.output_dir.resolve(), list(args.set), args.workers)
+    _show(args, result, f"{table(result)}\n\npicture: {args.output_dir / 'sweep.png'}")
+    return 1 if result["failed"] else 0
+
+
 def _course(args: argparse.Namespace) -> int:
     from pipeline.course import execute_course
 
@@ -355,6 +374,7 @@ def main(argv: list[str] | None = None) -> int:
         "evaluate": _stages,
         "run": _stages,
         "report": _report,
+        "sweep": _sweep,
         "course": _course,
         "embedded": _embedded,
     }

@@ -74,7 +74,7 @@ _CALCULATION_AFTER = re.compile(
     r"|\s+-\s+\d{1,9}(?!\d)"
 )
 _OTHER_NUMBER_BEFORE = re.compile(
-    r"(?i)(?:\b(?:order|invoice|tracking|serial|ticket|transaction|isbn|issn|doi|sku|reference|ref|model|batch)"
+    r"(?i)(?:(?<![A-Za-z])(?:order|invoice|tracking|serial|ticket|transaction|isbn|issn|doi|sku|reference|ref|model|batch)"
     r"(?:[ -]?(?:number|no|id|code))?"
     r"|(?:订单|快递|物流)(?:编号|单号|号码|号)?|单号|编号|序列号|流水号?|发票号?码?|货号|型号|批号)"
     r"[ .]*(?:is|was|是|为)?[ :：#=\"'“]*$|#\s?$|(?-i:[A-Z]{2,}\d{0,4}-)(?<!TEL-)$"
@@ -97,7 +97,7 @@ _ID18 = re.compile(
 _ID15 = re.compile(
     r"(?<![A-Za-z0-9])(?<!\d\.)[1-9]\d{5}\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}(?![A-Za-z0-9])"
 )
-_ID_WORD = re.compile(r"(?i)身份证|证件号|\bid (?:card|number|no)|identity (?:card|number)")
+_ID_WORD = re.compile(r"(?i)身份证|证件号|(?<![A-Za-z])id (?:card|number|no)|(?<![A-Za-z])identity (?:card|number)")
 _PROVINCES = frozenset(
     "11 12 13 14 15 21 22 23 31 32 33 34 35 36 37 41 42 43 44 45 46 50 51 52 53 54 61 62 63 64 65 71 81 82 83 91".split()
 )
@@ -190,8 +190,9 @@ _AMERICAN = re.compile(
     _FREE + r"(?<!\d[ .,\-])(?:1[-. ])?(?:\([2-9]\d{2}\) ?\d{3}[-. ]|[2-9]\d{2}([-.])\d{3}\1)\d{4}(?![.\-]\d)" + _ENDS
 )
 _CALLED_PHONE = re.compile(
-    r"(?i)(?:(?:\b(?:phone|telephone|tel|mobile|cell(?:phone)?|whatsapp|wechat|fax|hotline)(?:[ _-]?(?:number|no))?[\"'”’]?[ \t]*"
-    r"(?:is\b|at\b|[:：=.-])|\b(?:tel|fax|phone number)\b|\bcall (?:me|us) (?:at|on)\b"
+    r"(?i)(?:(?:(?<![A-Za-z])(?:phone|telephone|tel|mobile|cell(?:phone)?|whatsapp|wechat|fax|hotline)"
+    r"(?:[ _-]?(?:number|no))?[\"'”’]?[ \t]*(?:is\b|at\b|[:：=.-])"
+    r"|(?<![A-Za-z])(?:tel|fax|phone number)\b|(?<![A-Za-z])call (?:me|us) (?:at|on)\b"
     r"|(?:电话|手机|联系方式|热线|传真)(?:号码|号)?[\"”]?[ \t]*[:：=是为]?))[ \t]*[\"'“‘]?"
     r"(\+?\(?\d(?:[ ().\-]{0,2}\d){6,14})(?![\d%]|\.\d)"
 )
@@ -255,7 +256,7 @@ _PEM = re.compile(
     r"-----BEGIN ((?:[A-Z]+ ){0,3}PRIVATE KEY)-----(?:[\s\S]{0,20000}?-----END \1-----|[A-Za-z0-9+/=\s\\]*)"
 )
 _URL_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]{1,20}://[^\s/:@\"'<>]{0,64}:([^\s/@\"'<>]{4,128})@")
-_BEARER = re.compile(r"(?i)\b(?:bearer|basic) +([A-Za-z0-9._~+/=-]{20,4000})")
+_BEARER = re.compile(r"(?i)(?<![A-Za-z])(?:bearer|basic) +([A-Za-z0-9._~+/=-]{20,4000})")
 _CALLED_SECRET = re.compile(
     r"(?i)(?:(?<![A-Za-z])(?:pass(?:word|wd|phrase)|pwd)|密码|口令|密钥|令牌"
     r"|(?P<key>(?:api|access|secret|private|auth|client)[_ -]?(?:key|token|secret)|(?<![A-Za-z])(?:token|secret)(?![A-Za-z])))"
@@ -327,7 +328,7 @@ def _value(match: re.Match[str]) -> str:
 
 _IPV4 = re.compile(r"(?<![A-Za-z0-9])(?<!\d\.)(?:\d{1,3}\.){3}\d{1,3}(?![A-Za-z0-9]|\.\d)")
 _IPV6 = re.compile(r"(?<![A-Za-z0-9:])(?=[0-9A-Fa-f:]*\d)[0-9A-Fa-f]{1,4}(?:::?[0-9A-Fa-f]{1,4}){2,7}(?![A-Za-z0-9:])")
-_VERSION_BEFORE = re.compile(r"(?i)(?:\b(?:version|release|section|chapter|v)|版本|第)[ :.]*$")
+_VERSION_BEFORE = re.compile(r"(?i)(?:(?<![A-Za-z])(?:version|release|section|chapter|v)|版本|第)[ :.]*$")
 
 
 def _ip_addresses(text: str) -> Iterator[Span]:

@@ -225,3 +225,17 @@ def test_no_personal_data_in_school_mathematics(shared_data: Path) -> None:
 def test_long_odd_texts_do_not_hang(text: str) -> None:
     masked, counts = mask(text)  # quadratic search would take minutes
     assert masked.count("[PHONE]") == counts["phone"] == text.count("13812345678")
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("请联系phone: 8698103153谢谢", ["phone"]),
+        ("请联系 phone: 8698103153 谢谢", ["phone"]),
+        ("我的ID number: 110105491231002好", ["chinese_id"]),
+        ("您的order number 13812345678已发货", []),
+        ("microphone: 8698103153", []),
+    ],
+)
+def test_an_english_word_right_after_a_chinese_character_is_a_word(text: str, kinds: list[str]) -> None:
+    assert [kind for kind, _, _ in find(text, KINDS)] == kinds

@@ -1,0 +1,488 @@
+"""One setting, several values, several seeds: each cell is a run of its own, and together they are a curve.
+
+In: a profile, an axis, values, a number of seeds. Out: a directory with one run a cell, and ``sweep.json``, ``sweep.png``: scores
+and mode fidelity by value with intervals over items and seeds, the Pareto front, and a recommended range with its rule.
+
+Every cell is ``python -m pipeline run`` in a process of its own, so whatever happens to one leaves the others alone. What
+cells have in common is made once: the tokenised pools (by their cache) and the evaluation of the base (copied).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from pydantic import BaseModel
+
+from pipeline.conversations import MODES
+from pipeline.errors import UserError, nearest
+from pipeline.files import fingerprint, read_json, read_jsonl, write_json, write_text
+from pipeline.settings import ROOT, Profile, Recipe, apply_overrides, load_profile, load_recipe, parse
+from pipeline.statistics import bootstrap, interval95, paired_permutation
+
+FIDELITY_FLOOR = 0.95  # of the recommended range, in both modes
+KNOWN = 0.5  # a benchmark that the base solves so often was known before
+LEARNT = 0.05  # a rise by so much, its interval above 0, counts as learnt
+RULE = (
+    "A value is recommended if its mode fidelity is at least {floor} in both modes and its balance is not shown to be lower than "
+    "the best one (the interval of the paired difference, over items and seeds, reaches 0). Balance is the smaller of two "
+    "parts: what was learnt, as a part of the most that any value learnt, and what was kept of each benchmark that the base "
+    "knew, on the average."
+)
+
+
+# --- axes and cells -----------------------------------------------------------------------------------------------------
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted names of all single settings of a settings class."""
+    names = []
+    for name, field in model.model_fields.items():
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        is_list = getattr(field.annotation, "__origin__", None) is list
+        if inner is None or is_list:
+            names.append(prefix + name)
+        else:
+            names += [prefix + name, *_keys(inner, f"{prefix}{name}.")]
+    return names
+
+
+def axis_key(axis: str) -> str:
+    """The dotted key of an axis: ``chat_share`` → ``mix.chat_share``; keys of the recipe begin with ``recipe.``.
+
+    Raises:
+        UserError: there is no such setting (names the nearest), or several that end so.
+    """
+    known = [*_keys(Profile), *(f"recipe.{key}" for key in _keys(Recipe))]
+    if axis in known:
+        return axis
+    ending = [key for key in known if key.rpartition(".")[2] == axis]
+    # A setting that stands both in the profile and in the recipe means the profile's.
+    ending = [key for key in ending if not key.startswith("recipe.")] or ending
+    if len(ending) == 1:
+        return ending[0]
+    if ending:
+        raise UserError(f"--axis {axis} could be {', '.join(ending)}; name one of them whole.")
+    hint = nearest(axis, known) or nearest(axis, [key.rpartition(".")[2] for key in known])
+    raise UserError(f"There is no setting {axis!r} to sweep.{hint} Any key of a profile works, or recipe.KEY.")
+
+
+@dataclass
+class Cell:
+    """One value with one seed."""
+
+    number: int
+    value: Any
+    seed: int
+    profile: Profile
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "run" / "report.json"
+
+    @property
+    def name(self) -> str:
+        return f"{self.value} (seed {self.seed})"
+
+
+def plan(
+    profile: str, overrides: list[str], axis: str, values: Sequence[str], seeds: int, folder: Path
+) -> tuple[str, list[Cell]]:
+    """All cells, checked: every value fits its setting.
+
+    Raises:
+        UserError: unknown axis, a value of the wrong type, fewer than one value or seed, a value given twice.
+    """
+    key = axis_key(axis)
+    if not values or seeds < 1:
+        raise UserError("A sweep needs at least one value and one seed.")
+    base = load_profile(profile, overrides)
+    cells: list[Cell] = []
+    seen: list[Any] = []
+    for text in values:
+        if key.startswith("recipe."):
+            changed = base.model_copy(deep=True)
+            recipe_data = load_recipe(base.recipe, base.mix).model_dump()
+            apply_overrides(recipe_data, [f"{key.removeprefix('recipe.')}={text}"])
+            recipe = parse(Recipe, recipe_data, f"--values {text}")
+            value = _at(recipe.model_dump(), key.removeprefix("recipe."))
+        else:
+            changed = load_profile(profile, [*overrides, f"{key}={text}"])
+            recipe = load_recipe(changed.recipe, changed.mix)
+            value = _at(changed.model_dump(), key)
+        if value in seen:
+            raise UserError(f"--values: {text} is given twice.")
+        seen.append(value)
+        for number in range(seeds):
+            one = changed.model_copy(update={"seed": changed.seed + number}, deep=True)
+            name = f"{len(seen) - 1:02d}-seed{one.seed}"
+            cells.append(Cell(len(cells), value, one.seed, one, recipe, folder / "cells" / name))
+    return key, cells
+
+
+def _at(data: Any, key: str) -> Any:
+    for part in key.split("."):
+        data = data[part]
+    return data
+
+
+# --- running ------------------------------------------------------------------------------------------------------------
+
+
+def run_sweep(
+    profile: str,
+    axis: str,
+    values: Sequence[str],
+    seeds: int,
+    folder: Path,
+    overrides: list[str] | None = None,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Run all cells that are not done, then summarise; see the module's docstring.
+
+    Args:
+        workers: runs at a time; None: as many as the cores allow at the profile's number of threads.
+
+    Returns:
+        What ``sweep.json`` holds; ``failed`` names cells without a result, with the reason.
+
+    Raises:
+        UserError: see ``plan``; or the directory belongs to another sweep; or every cell failed.
+    """
+    key, cells = plan(profile, overrides or [], axis, values, seeds, folder)
+    identity = fingerprint([[c.profile.model_dump(), c.recipe.model_dump()] for c in cells])
+    record = folder / "plan.json"
+    if record.exists():
+        if read_json(record)["cells"] != identity:
+            raise UserError(f"{folder} holds another sweep. Choose another --output-dir; nothing was changed.")
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no sweep. Choose another --output-dir; nothing was changed.")
+    write_json(record, {"axis": key, "values": [str(v) for v in values], "seeds": seeds, "cells": identity})
+    for cell in cells:
+        _write_inputs(cell)
+    threads = cells[0].profile.model.cpu_threads or os.cpu_count() or 1
+    at_once = workers or max(1, (os.cpu_count() or 1) // threads)
+    _run_all([cell for cell in cells if not cell.report.exists()], at_once, folder)
+    return summarise(key, cells, folder)
+
+
+def _write_inputs(cell: Cell) -> None:
+    """The cell's own profile and recipe as files, so that its run can be repeated by hand."""
+    recipe = cell.folder / "recipe.yaml"
+    data = cell.profile.model_dump() | {"recipe": str(recipe), "mix": {}}
+    for name, content in (("recipe.yaml", cell.recipe.model_dump()), ("profile.yaml", data)):
+        write_text(cell.folder / name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def _base_folder(cell: Cell, folder: Path) -> Path:
+    """Where the base evaluation that this cell shares with others lies."""
+    same = {"model": cell.profile.model.model_dump(), "evaluation": cell.profile.evaluation.model_dump()}
+    return folder / "base" / fingerprint(same)[:16]
+
+
+def _command(cell: Cell, *command: str) -> list[str]:
+    arguments = ["--profile", str(cell.folder / "profile.yaml"), "--output-dir", str(cell.folder / "run")]
+    return [sys.executable, "-m", "pipeline", *command, *arguments, "--resume"]
+
+
+def _start(cell: Cell, folder: Path) -> subprocess.Popen[bytes]:
+    """Start the cell's run; it finds the base evaluation of its kind where another cell has made it."""
+    base = _base_folder(cell, folder)
+    own = cell.folder / "run" / "evaluation" / "base"
+    if not (cell.folder / "run" / "run.json").exists():
+        shutil.rmtree(cell.folder / "run", ignore_errors=True)
+    elif base.exists() and not own.exists():
+        shutil.copytree(base, own)
+    (cell.folder / "failed.json").unlink(missing_ok=True)
+    # The run's own process group: Ctrl-C reaches this process, which then stops the cells in order.
+    with (cell.folder / "log.txt").open("wb") as log:
+        return subprocess.Popen(_command(cell, "run"), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+
+
+def _run_all(cells: list[Cell], at_once: int, folder: Path) -> None:
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    waiting, running = list(cells), dict[int, tuple[Cell, subprocess.Popen[bytes]]]()
+    done = 0
+    try:
+        _share_bases(waiting, folder, console)
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                cell = waiting.pop(0)
+                running[cell.number] = (cell, _start(cell, folder))
+            time.sleep(0.2)
+            for number, (cell, process) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[number]
+                done += 1
+                outcome = "done" if cell.report.exists() else f"failed: {_failure(cell, process.returncode)}"
+                console.print(f"[{done}/{len(cells)}] {cell.name}: {outcome}", markup=False)
+    finally:
+        for _, process in running.values():
+            process.terminate()
+        for _, process in running.values():
+            process.wait()
+
+
+def _share_bases(cells: list[Cell], folder: Path, console: Any) -> None:
+    """Evaluate the base once for each kind of model and evaluation among the cells, and give it to all of them."""
+    for cell in cells:
+        base = _base_folder(cell, folder)
+        if not base.exists():
+            console.print(f"base evaluation for {cell.name}", markup=False)
+            with (cell.folder / "log.txt").open("wb") as log:
+                command = [*_command(cell, "evaluate"), "--which", "base"]
+                code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+            own = cell.folder / "run" / "evaluation" / "base"
+            if code or not own.exists():
+                continue  # the cell itself will fail with the same reason, and say it
+            partial = base.with_name(f".{base.name}.{os.getpid()}")
+            shutil.copytree(own, partial)
+            os.replace(partial, base)
+
+
+def _failure(cell: Cell, code: int) -> str:
+    """Why a cell has no result: its own error, or the signal that ended it; kept in ``failed.json``."""
+    lines = (cell.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    reason = errors[-1] if errors else f"ended by signal {-code}" if code < 0 else (lines or ["no output"])[-1]
+    write_json(cell.folder / "failed.json", {"value": cell.value, "seed": cell.seed, "code": code, "reason": reason})
+    return reason
+
+
+# --- the curve ----------------------------------------------------------------------------------------------------------
+
+
+def _items(cell: Cell, which: str) -> dict[tuple[str, str], dict[str, np.ndarray]]:
+    """(mode, benchmark) → item arrays ``score`` and ``faithful``, in the order of the items."""
+    result: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+    for mode in MODES:
+        rows = read_jsonl(cell.folder / "run" / "evaluation" / which / mode / "predictions.jsonl")
+        for name in dict.fromkeys(row["benchmark"] for row in rows):
+            own = sorted((r for r in rows if r["benchmark"] == name), key=lambda r: (r["subset"], r["index"]))
+            result[mode, name] = {k: np.array([float(r[k]) for r in own]) for k in ("score", "faithful")}
+    return result
+
+
+@dataclass
+class Scores:
+    """Item scores of all values, ``[1 + values, seeds, items]`` by "mode/benchmark"; entry 0 is the base."""
+
+    score: dict[str, np.ndarray]
+    faithful: dict[str, np.ndarray]
+
+
+def load_scores(values: Sequence[Any], cells: Sequence[Cell]) -> Scores:
+    """Item scores of cells that are done; every value needs the same seeds."""
+    tables: dict[str, dict[str, list[list[np.ndarray]]]] = {"score": {}, "faithful": {}}
+    own = [[cell for cell in cells if cell.value == value] for value in values]
+    groups = [(("base"), own[0]), *(("tuned", group) for group in own)]
+    for number, (which, group) in enumerate(groups):
+        for cell in group:
+            for (mode, name), arrays in _items(cell, which).items():
+                for kind, array in arrays.items():
+                    rows = tables[kind].setdefault(f"{mode}/{name}", [[] for _ in groups])
+                    rows[number].append(array)
+    return Scores(*({name: np.array(rows) for name, rows in tables[kind].items()} for kind in ("score", "faithful")))
+
+
+def _means(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array.mean(axis=(1, 2)) for name, array in arrays.items()}
+
+
+def _fidelity(faithful: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Mode fidelity [modes, 1 + values]: the mean over all replies of a mode."""
+    result = []
+    for mode in MODES:
+        own = [array for name, array in faithful.items() if name.startswith(f"{mode}/")]
+        result.append(np.concatenate(own, axis=2).mean(axis=(1, 2)))
+    return np.array(result)
+
+
+def balance(means: Mapping[str, np.ndarray], learnt: Sequence[str], known: Sequence[str]) -> np.ndarray:
+    """[3, values]: gain, keep and balance of each value; see ``RULE``.
+
+    Args:
+        means: "mode/benchmark" → [1 + values], the base first.
+    """
+    count = len(next(iter(means.values()))) - 1
+    gain = np.mean([means[n][1:] - means[n][0] for n in learnt], axis=0) if learnt else np.zeros(count)
+    keep = np.mean([np.minimum(1, means[n][1:] / means[n][0]) for n in known], axis=0) if known else np.ones(count)
+    most = gain.max()
+    part = np.clip(gain / most, 0, 1) if learnt and most > 0 else np.ones(count)
+    return np.array([gain, keep, np.minimum(part, keep)])
+
+
+def pareto(gain: Sequence[float], keep: Sequence[float]) -> list[int]:
+    """Numbers of the values that no other value beats in one of the two without losing in the other."""
+    points = list(zip(gain, keep, strict=True))
+    return [
+        i for i, (g, k) in enumerate(points) if not any(og >= g and ok >= k and (og > g or ok > k) for og, ok in points)
+    ]
+
+
+def summarise(key: str, cells: Sequence[Cell], folder: Path) -> dict[str, Any]:
+    """Read the cells' predictions and write ``sweep.json`` and ``sweep.png``.
+
+    Values of which a seed is missing are left out of the curve and named in ``failed``.
+
+    Raises:
+        UserError: no value is complete.
+    """
+    failed = []
+    for cell in cells:
+        if not cell.report.exists():
+            path = cell.folder / "failed.json"
+            reason = read_json(path)["reason"] if path.exists() else "not run"
+            failed.append({"value": cell.value, "seed": cell.seed, "reason": reason})
+    missing = [f["value"] for f in failed]
+    values = _complete(cells, missing)
+    if not values:
+        raise UserError(f"No value of the sweep is complete; the first failure: {failed[0]['reason']}")
+    scores = load_scores(values, cells)
+    means, fidelity = _means(scores.score), _fidelity(scores.faithful)
+    draws = bootstrap(scores.score, lambda drawn: np.array(list(_means(drawn).values())))
+    names = list(means)
+    low, high = (np.array(end) for end in interval95(draws))
+    rises = draws[:, :, 1:] - draws[:, :, :1]
+    rise_low = np.quantile(rises, 0.025, axis=0)
+    learnt = [n for i, n in enumerate(names) if any((means[n][1:] - means[n][0] >= LEARNT) & (rise_low[i] > 0))]
+    known = [n for n in names if n not in learnt and means[n][0] >= KNOWN]
+    parts = balance(means, learnt, known)
+    part_draws = np.array([balance(dict(zip(names, draw, strict=True)), learnt, known) for draw in draws])
+    part_low, part_high = (np.array(end) for end in interval95(part_draws))
+    fidelity_low, fidelity_high = (np.array(e) for e in interval95(bootstrap(scores.faithful, _fidelity)))
+    best = int(np.argmax(parts[2]))
+    behind = part_draws[:, 2, :] - part_draws[:, 2, best : best + 1]
+    as_good = np.quantile(behind, 0.975, axis=0) >= 0
+    recommended = [v for i, v in enumerate(values) if as_good[i] and (fidelity[:, i + 1] >= FIDELITY_FLOOR).all()]
+
+    def entry(value: float, lower: float, upper: float) -> dict[str, Any]:
+        return {"value": float(value), "ci95": [float(lower), float(upper)]}
+
+    points = []
+    for i, value in enumerate([None, *values]):
+        point: dict[str, Any] = {"value": value, "modes": {}}
+        for m, mode in enumerate(MODES):
+            own = {}
+            for j, name in enumerate(names):
+                if name.startswith(f"{mode}/"):
+                    array = scores.score[name]
+                    own[name.partition("/")[2]] = entry(means[name][i], low[j, i], high[j, i]) | {
+                        "n": int(array.shape[1] * array.shape[2]),
+                        "p": paired_permutation(array[0].mean(axis=0), array[i].mean(axis=0)) if i else None,
+                    }
+            faithful = entry(fidelity[m, i], fidelity_low[m, i], fidelity_high[m, i])
+            point["modes"][mode] = {"benchmarks": own, "mode_fidelity": faithful}
+        if i:
+            for k, name in enumerate(("gain", "keep", "balance")):
+                point[name] = entry(parts[k, i - 1], part_low[k, i - 1], part_high[k, i - 1])
+        points.append(point)
+    result = {
+        "axis": key,
+        "seeds": sorted({cell.seed for cell in cells}),
+        "base": points[0]["modes"],
+        "points": points[1:],
+        "learnt": learnt,
+        "known": known,
+        "pareto": [values[i] for i in pareto(parts[0], parts[1])],
+        "recommended": recommended,
+        "rule": RULE.format(floor=FIDELITY_FLOOR),
+        "failed": failed,
+    }
+    write_json(folder / "sweep.json", result)
+    draw(result, folder / "sweep.png")
+    return result
+
+
+def _complete(cells: Sequence[Cell], missing: Sequence[Any]) -> list[Any]:
+    values: list[Any] = []
+    for cell in cells:
+        if cell.value not in missing and cell.value not in values:
+            values.append(cell.value)
+    return values
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """``sweep.json`` for a terminal: one line a value, then the recommendation and its rule."""
+    benchmarks = [(mode, name) for mode in MODES for name in result["base"][mode]["benchmarks"]]
+    short = {"thinking": "think", "non_thinking": "direct"}
+    heads = [result["axis"], *(f"{name.removeprefix('embedded_')} ({short[mode]})" for mode, name in benchmarks)]
+    heads += [f"fidelity ({short[mode]})" for mode in MODES] + ["balance"]
+
+    def cells(modes: Mapping[str, Any]) -> list[str]:
+        entries = [modes[mode]["benchmarks"][name] for mode, name in benchmarks]
+        entries += [modes[mode]["mode_fidelity"] for mode in MODES]
+        return [_shown(entry) for entry in entries]
+
+    rows = [["base", *cells(result["base"]), ""]]
+    rows += [[str(p["value"]), *cells(p["modes"]), _shown(p["balance"])] for p in result["points"]]
+    lines = ["| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows]]
+    n = next(iter(result["points"][0]["modes"]["thinking"]["benchmarks"].values()))["n"]
+    recommended = ", ".join(map(str, result["recommended"])) or "none"
+    lines += ["", f"{n} replies a cell over {len(result['seeds'])} seed(s), 95 % intervals over items and seeds"]
+    lines += [f"recommended: {recommended}", result["rule"]]
+    lines += [f"failed: {f['value']} (seed {f['seed']}): {f['reason']}" for f in result["failed"]]
+    return "\n".join(lines)
+
+
+def _shown(entry: Mapping[str, Any]) -> str:
+    return "{:.3f} [{:.3f}, {:.3f}]".format(entry["value"], *entry["ci95"])
+
+
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    """The curve as a picture: a panel a mode with all benchmarks, one with mode fidelity and balance; bands are 95 %."""
+    from matplotlib.figure import Figure
+
+    from pipeline.files import atomic_path
+
+    values = [point["value"] for point in result["points"]]
+    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    order = sorted(range(len(values)), key=lambda i: values[i]) if numeric else list(range(len(values)))
+    x: list[Any] = [values[i] for i in order] if numeric else [str(values[i]) for i in order]
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    colours = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
+
+    def curve(axes: Any, entries: list[Mapping[str, Any]], colour: str, label: str, base: float | None) -> None:
+        low, high = zip(*(entry["ci95"] for entry in entries), strict=True)
+        axes.plot(x, [entry["value"] for entry in entries], "o-", color=colour, label=label)
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        if base is not None:
+            axes.axhline(base, color=colour, linestyle=":", linewidth=1)
+
+    for axes, mode in zip(panels, MODES, strict=False):
+        for colour, name in zip(colours, result["base"][mode]["benchmarks"], strict=False):
+            entries = [result["points"][i]["modes"][mode]["benchmarks"][name] for i in order]
+            base = result["base"][mode]["benchmarks"][name]["value"]
+            curve(axes, entries, colour, name.removeprefix("embedded_"), base)
+        axes.set_title(f"score, {mode.replace('_', '-')}")
+    for colour, mode in zip(colours, MODES, strict=False):
+        entries = [result["points"][i]["modes"][mode]["mode_fidelity"] for i in order]
+        curve(panels[2], entries, colour, f"fidelity, {mode.replace('_', '-')}", None)
+    curve(panels[2], [result["points"][i]["balance"] for i in order], colours[2], "balance", None)
+    panels[2].set_title("mode fidelity, balance")
+    for axes in panels:
+        axes.set(xlabel=result["axis"], ylim=(-0.03, 1.03))
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize="small")
+        if numeric and result["recommended"]:
+            axes.axvspan(
+                min(result["recommended"]), max(result["recommended"]), color="#999999", alpha=0.12, linewidth=0
+            )
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
