@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import yaml
 from pydantic import BaseModel
 
@@ -35,8 +36,8 @@ LEARNT = 0.05  # a rise by so much, its interval above 0, counts as learnt
 RULE = (
     "A value is recommended if its mode fidelity is at least {floor} in both modes and its balance is not shown to be lower than "
     "the best one (the interval of the paired difference, over items and seeds, reaches 0). Balance is the smaller of two "
-    "parts: what was learnt, as a part of the most that any value learnt, and what was kept of each benchmark that the base "
-    "knew, on the average."
+    "parts: what was learnt, as a part of the most that any value learnt, and what was kept of the benchmark that was kept "
+    "worst among those that the base knew."
 )
 
 
@@ -197,8 +198,37 @@ def _command(cell: Cell, *command: str) -> list[str]:
     return [sys.executable, "-m", "pipeline", *command, *arguments, "--resume"]
 
 
-def _start(cell: Cell, folder: Path) -> subprocess.Popen[bytes]:
+class _Orphan:
+    """A cell's process that outlived the sweep that started it."""
+
+    def __init__(self, process: psutil.Process):
+        self.process, self.returncode = process, 0
+
+    def poll(self) -> int | None:
+        return None if self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE else 0
+
+    def terminate(self) -> None:
+        self.process.terminate()
+
+    def wait(self) -> None:
+        self.process.wait()
+
+
+def _alive(cell: Cell) -> _Orphan | None:
+    """The process that a killed sweep left at work on this cell: two at once would spoil it, so it is waited for."""
+    path = cell.folder / "pid"
+    try:
+        process = psutil.Process(int(path.read_text(encoding="utf-8")))
+        return _Orphan(process) if str(cell.folder / "run") in process.cmdline() else None
+    except (FileNotFoundError, ValueError, psutil.Error):
+        return None
+
+
+def _start(cell: Cell, folder: Path) -> subprocess.Popen[bytes] | _Orphan:
     """Start the cell's run; it finds the base evaluation of its kind where another cell has made it."""
+    orphan = _alive(cell)
+    if orphan:
+        return orphan
     base = _base_folder(cell, folder)
     own = cell.folder / "run" / "evaluation" / "base"
     if not (cell.folder / "run" / "run.json").exists():
@@ -206,16 +236,17 @@ def _start(cell: Cell, folder: Path) -> subprocess.Popen[bytes]:
     elif base.exists() and not own.exists():
         shutil.copytree(base, own)
     (cell.folder / "failed.json").unlink(missing_ok=True)
-    # The run's own process group: Ctrl-C reaches this process, which then stops the cells in order.
     with (cell.folder / "log.txt").open("wb") as log:
-        return subprocess.Popen(_command(cell, "run"), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(_command(cell, "run"), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+    write_text(cell.folder / "pid", str(process.pid))
+    return process
 
 
 def _run_all(cells: list[Cell], at_once: int, folder: Path) -> None:
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    waiting, running = list(cells), dict[int, tuple[Cell, subprocess.Popen[bytes]]]()
+    waiting, running = list(cells), dict[int, tuple[Cell, subprocess.Popen[bytes] | _Orphan]]()
     done = 0
     try:
         _share_bases(waiting, folder, console)
@@ -321,7 +352,7 @@ def balance(means: Mapping[str, np.ndarray], learnt: Sequence[str], known: Seque
     """
     count = len(next(iter(means.values()))) - 1
     gain = np.mean([means[n][1:] - means[n][0] for n in learnt], axis=0) if learnt else np.zeros(count)
-    keep = np.mean([np.minimum(1, means[n][1:] / means[n][0]) for n in known], axis=0) if known else np.ones(count)
+    keep = np.min([np.minimum(1, means[n][1:] / means[n][0]) for n in known], axis=0) if known else np.ones(count)
     most = gain.max()
     part = np.clip(gain / most, 0, 1) if learnt and most > 0 else np.ones(count)
     return np.array([gain, keep, np.minimum(part, keep)])

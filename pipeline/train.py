@@ -9,6 +9,7 @@ Notebook 04 makes the same library calls one by one; both give the same adapter 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -335,12 +336,15 @@ def train(
     seconds = time.monotonic() - started
     history = trainer.state.log_history
     loss = [{"step": e["step"], "loss": e["loss"]} for e in history if "loss" in e]
-    for entry in loss:
-        if not entry["loss"] < float("inf"):
-            raise UserError(
-                f"The loss became {entry['loss']} at step {entry['step']}. Lower training.learning_rate (now "
-                f"{profile.training.learning_rate:g}) or training.max_grad_norm and run again; checkpoints before it are kept."
-            )
+    evaluations = [{"step": e["step"], "loss": e["eval_loss"]} for e in history if "eval_loss" in e]
+    for what, entries in (("loss", loss), ("validation loss", evaluations)):
+        for entry in entries:
+            if not math.isfinite(entry["loss"]):
+                raise UserError(
+                    f"The {what} became {entry['loss']} at step {entry['step']}. Lower training.learning_rate "
+                    f"(now {profile.training.learning_rate:g}) or training.max_grad_norm and run again; checkpoints "
+                    "before it are kept."
+                )
     first = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     evaluation_seconds = sum(e.get("eval_runtime", 0.0) for e in history if e["step"] > first)
     training_seconds = max(seconds - evaluation_seconds, 1e-9)
@@ -349,7 +353,7 @@ def train(
     return model, {
         "steps": trainer.state.global_step,
         "loss": loss,
-        "eval_loss": [{"step": e["step"], "loss": e["eval_loss"]} for e in history if "eval_loss" in e],
+        "eval_loss": evaluations,
         "tokens_per_second": counter.tokens / training_seconds,
         "loss_tokens_per_second": counter.loss_tokens / training_seconds,
         "peak_memory_bytes": peak_memory_bytes(),
