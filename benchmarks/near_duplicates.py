@@ -3,8 +3,8 @@
     python benchmarks/near_duplicates.py --rows 100000 --planted 0.1 --output near_duplicates.json
 
 Chat rows are made from 20,000 invented words drawn by Zipf's law, so that no two unplanted rows are alike: among 2,000
-of them no pair has a Jaccard similarity above 0.1, which is asserted. A part of them are planted duplicates of five
-kinds and hard negatives of two kinds (see ``PLANT``). Both sides read the same file in a fresh process each.
+of them no pair has a Jaccard similarity above 0.1, which is asserted. A part of them are planted duplicates of six
+kinds and hard negatives of five kinds (see ``PLANT``). Both sides read the same file in a fresh process each.
 Similarity is judged here by the exact sets of n-grams, in code that shares nothing with the module.
 """
 
@@ -82,8 +82,9 @@ class Writer:
 
 
 def grams(row: Row, size: int) -> set[tuple[str, ...]]:
-    """The exact set of word n-grams of a row, roles included."""
-    words = [w for turn in row for w in [turn["role"], *re.findall(r"\w+", turn["content"].casefold())]]
+    """The exact set of word n-grams of a row, roles included, without its system prompt."""
+    turns = [turn for turn in row if turn["role"] != "system"]
+    words = [w for turn in turns for w in [turn["role"], *re.findall(r"\w+", turn["content"].casefold())]]
     return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
 
 
@@ -100,8 +101,9 @@ def _edit_once(row: Row, writer: Writer, rng: random.Random) -> Row:
     """Replace, insert or delete one word, nowhere a number."""
     turn = rng.randrange(len(row))
     words = row[turn]["content"].split(" ")
-    place = rng.choice([i for i, word in enumerate(words) if not re.search(r"\d", word)])
-    kind = rng.choice(["replace", "insert", "delete"])
+    places = [i for i, word in enumerate(words) if not re.search(r"\d", word)]
+    place = rng.choice(places or [0])
+    kind = rng.choice(["replace", "insert", "delete"] if places else ["insert"])
     words[place : place + (kind != "insert")] = [] if kind == "delete" else writer.draw(1)
     return [*row[:turn], {**row[turn], "content": " ".join(words)}, *row[turn + 1 :]]
 
@@ -138,19 +140,70 @@ def _other_number(row: Row, rng: random.Random) -> Row:
     return [{**row[0], "content": content[: found.start()] + other + content[found.end() :]}, *row[1:]]
 
 
-PLANT = {  # kind → is it a duplicate? The last two are alike, but must stay.
+def _short_answer(writer: Writer, rng: random.Random) -> tuple[Row, Row]:
+    """A long question and an answer of 8 to 20 words, of which one differs, and one of the question."""
+    answer = {"role": "assistant", "content": writer.text(rng.randint(8, 20))}
+    row = [{"role": "user", "content": writer.text(200)}, answer]
+    return row, [_edit_once([turn], writer, rng)[0] for turn in row]
+
+
+def _shared_system_prompt(writer: Writer, rng: random.Random) -> tuple[Row, Row]:
+    """Two different rows under one system prompt of 400 words, numbers the same."""
+    system = {"role": "system", "content": writer.text(400)}
+    one, other = (
+        [{"role": "user", "content": writer.text(20)}, {"role": "assistant", "content": writer.text(40)}] for _ in "ab"
+    )
+    return [system, *one], [system, *other]
+
+
+def _shared_context(writer: Writer, rng: random.Random) -> tuple[Row, Row]:
+    """Two questions about one text of 400 words, asked before or after it, with answers of 1 to 60 words."""
+    context, first = writer.text(400), rng.random() < 0.5
+
+    def ask() -> Row:
+        question = writer.text(rng.randint(6, 20))
+        content = f"{question}\n\n{context}" if first else f"{context}\n\n{question}"
+        return [{"role": "user", "content": content}, {"role": "assistant", "content": writer.text(rng.randint(1, 60))}]
+
+    return ask(), ask()
+
+
+def _shared_context_and_answer(writer: Writer, rng: random.Random) -> tuple[Row, Row]:
+    one, other = _shared_context(writer, rng)
+    answer = {"role": "assistant", "content": rng.choice(["Yes.", "No, it is not.", writer.text(12)])}
+    return [one[0], answer], [other[0], answer]
+
+
+PLANT = {  # kind → is it a duplicate? The others are alike in a way, but must stay.
     "same": True,
     "spacing_and_case": True,
     "punctuation": True,
     "few_words": True,  # similarity from threshold + margin to 0.97
     "two_words": True,
+    "short_answer": True,
     "below_threshold": False,  # similarity from 0.3 to threshold - margin
     "other_number": False,  # one number of the first question differs
+    "shared_system_prompt": False,
+    "shared_context": False,  # question and answer differ
+    "shared_context_and_answer": False,  # the question differs, the answer has 1 to 12 words
+}
+PAIRS = {
+    "short_answer": _short_answer,
+    "shared_system_prompt": _shared_system_prompt,
+    "shared_context": _shared_context,
+    "shared_context_and_answer": _shared_context_and_answer,
 }
 
 
-def plant(kind: str, row: Row, writer: Writer, rng: random.Random, settings: NearDuplicates) -> Row | None:
-    """A changed copy of the row, or None where the row is too short for the kind."""
+def plant(kind: str, row: Row, writer: Writer, rng: random.Random, settings: NearDuplicates) -> tuple[Row, Row] | None:
+    """The row and a changed copy of it (or a pair in its place), or None where the row is too short for the kind."""
+    if kind in PAIRS:
+        return PAIRS[kind](writer, rng)
+    copy = _changed(kind, row, writer, rng, settings)
+    return (row, copy) if copy else None
+
+
+def _changed(kind: str, row: Row, writer: Writer, rng: random.Random, settings: NearDuplicates) -> Row | None:
     size, threshold = settings.ngram, settings.threshold
     if kind == "same":
         return [dict(turn) for turn in row]
@@ -194,15 +247,16 @@ def make_rows(path: Path, rows: int, planted: float, seed: int, settings: NearDu
         waiting = 0  # copies still to be made; the numbers from rows - copies on are theirs
         for number in range(rows - copies):
             row = writer.row()
-            put(number, row)
             if waiting < copies:
                 kind = kinds[waiting % len(kinds)]
-                copy = plant(kind, row, writer, rng, settings)
-                if copy is not None:
+                pair = plant(kind, row, writer, rng, settings)
+                if pair is not None:
+                    row, copy = pair
                     place = rows - copies + waiting
                     put(place, copy)
                     pairs.append((min(order[number], order[place]), max(order[number], order[place]), kind))
                     waiting += 1
+            put(number, row)
         assert waiting == copies, f"only {waiting} of {copies} copies could be planted"
         with path.open("wb") as file:
             for offset in offsets:
@@ -306,7 +360,10 @@ def synthetic(rows: int, settings: NearDuplicates) -> dict[str, Any]:
 
 
 def judge(path: Path, limit: int, of: np.ndarray, planted: Planted, settings: NearDuplicates) -> dict[str, Any]:
-    """Recall by kind, and precision: a rejected row is right where it is as similar by exact sets, numbers included."""
+    """Recall by kind, and precision: a rejected row is right where it is as similar by exact sets, numbers included.
+
+    What is planted with a shared text never is: there the sets are similar, but not the rows.
+    """
     pairs = [pair for pair in planted.pairs if pair[1] < limit]
     needed = {row for earlier, later, _ in pairs for row in (earlier, later)}
     needed |= {int(row) for row in np.flatnonzero(of >= 0)} | {int(row) for row in of[of >= 0]}
@@ -320,8 +377,9 @@ def judge(path: Path, limit: int, of: np.ndarray, planted: Planted, settings: Ne
     kind_of = {later: kind for _, later, kind in pairs}
     for row in np.flatnonzero(of >= 0).tolist():
         one, other = rows[row], rows[int(of[row])]
-        if numbers(one) != numbers(other) or jaccard(one, other, settings.ngram) < settings.threshold:
-            wrong[kind_of.get(row, "unplanted")] += 1
+        kind, unlike = kind_of.get(row, "unplanted"), jaccard(one, other, settings.ngram) < settings.threshold
+        if unlike or numbers(one) != numbers(other) or kind.startswith("shared"):
+            wrong[kind] += 1
     rejected = int((of >= 0).sum())
     duplicates = [kind for kind, is_one in PLANT.items() if is_one]
     return {

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 SYNONYMS = Path(__file__).resolve().parent / "synonyms.yaml"
 _LONGEST = 20_000  # characters of user turns; longer ones are documents, and are left alone
-_VERSION = 1  # of the methods: part of the key, so that a change here is never served from a cache
+_VERSION = 2  # of the methods: part of the key, so that a change here is never served from a cache
 
 
 @dataclass
@@ -52,15 +52,17 @@ class Augmented:
 
 # --- what no method touches ---------------------------------------------------------------------------------------------
 
+# The bounds keep the search fast in hostile text: an opening mark without its end is not followed through all of it.
 _PROTECTED = re.compile(
     r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|^(?: {4}|\t)[^\n]*"  # fenced and indented code; an open fence runs to the end
-    r"|(?P<ticks>`{1,2}).+?(?P=ticks)"
-    r"|\$\$.+?\$\$|\$[^$\n]+\$|\\\(.+?\\\)|\\\[.+?\\\]|\\begin\{(?P<env>[\w*]+)\}.+?\\end\{(?P=env)\}|\\[a-zA-Z]+"
+    r"|(?P<ticks>`{1,2}).{1,2000}?(?P=ticks)"
+    r"|\$\$.{1,2000}?\$\$|\$[^$\n]+\$|\\\(.{1,2000}?\\\)|\\\[.{1,2000}?\\\]"
+    r"|\\begin\{(?P<env>[\w*]{1,40})\}.{1,4000}?\\end\{(?P=env)\}|\\[a-zA-Z]+"
     r"|\b(?:https?|ftp)://[^\s<>\"，。）]+|\bwww\.[^\s<>\"，。）]+|(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.-]+"
-    r"|\{\{.*?\}\}|\{[^{}\n]*\}|<[^<>\n]+>|\[[^\[\]\n]*\]|%[sd]\b"  # placeholders, tags, [MASK]
+    r"|\{\{.{0,500}?\}\}|\{[^{}\n]*\}|<[^<>\n]+>|\[[^\[\]\n]*\]|%[sd]\b"  # placeholders, tags, [MASK]
     r"|\"[^\"]*(?:\"|\Z)|“[^”]*(?:”|\Z)|‘[^’\n]*’|(?<!\w)'[^'\n]+'(?!\w)|「[^」]*」|『[^』]*』|《[^》]*》|«[^»]*»"
     r"|(?<![\w.,/:-])[\w.,/:-]*\d[\w.,/:%-]*"  # numbers, with what is written against them
-    r"|(?<![\w-])[\w-]*[/_.@#\\][\w/_.@#\\-]*\w",  # paths, file names, identifiers, tags
+    r"|(?<![\w-])[\w-]*[/_.@#\\][\w/_.@#\\-]{0,500}\w",  # paths, file names, identifiers, tags
     re.DOTALL | re.MULTILINE | re.ASCII,  # ASCII: a Chinese character is no part of the number beside it
 )
 _CJK = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")

@@ -178,8 +178,8 @@ class ChatFormat:
             last = index == len(conversation.messages) - 1
             if message["role"] != "assistant" or (turns == "last" and not last):
                 continue
-            if not message["content"].strip() and not message.get("tool_calls"):
-                continue
+            if (not message["content"].strip() and not message.get("tool_calls")) or message.get("weight") == 0:
+                continue  # OpenAI's weight 0: an answer to read, not to learn
             has_reasoning = bool((message.get("reasoning_content") or "").strip())
             if has_reasoning and conversation.mode == "thinking":
                 result.append((index, "thinking"))

@@ -447,7 +447,9 @@ def _canonical(answer: str) -> str:
 
 
 def _as_number(canonical: str) -> Fraction | None:
-    """The exact value of a plain number or fraction, units and a percent sign aside."""
+    """The exact value of a plain number or fraction, units and a percent sign aside; ``None`` also where it is too long."""
+    if len(canonical) > _LONGEST_ANSWER:
+        return None
     if match := _FRACTION.fullmatch(canonical):
         sign, top, bottom = match.groups()
         return Fraction(int(sign + "1") * int(top), int(bottom)) if int(bottom) else None
@@ -510,8 +512,9 @@ def _step_check_answer(conversation: Conversation, row: dict[str, Any], setting:
     last = _last(conversation, "assistant")
     if last.get("tool_calls"):
         return None
-    gold = boxed(str(expected))[-1] if boxed(str(expected)) else str(expected).strip()
-    is_number = _as_number(_canonical(gold)) is not None
+    text = str(expected)[-_TAIL:]
+    gold = (boxed(text) or [text.strip()])[-1]
+    is_number = len(gold) <= _LONGEST_ANSWER and _as_number(_canonical(gold)) is not None
     answers = final_answers(last["content"], is_number)
     if not answers:
         raise Rejected("no_final_answer", f"expected {_short(gold, 60)!r}; ends on {_short(last['content'][-80:])!r}")
@@ -690,13 +693,17 @@ _REFUSALS = tuple(
         r"as an? (?:responsible |helpful |ethical )?"
         r"(?:ai|artificial intelligence|(?:large )?language model|virtual assistant|chatbot)\b"
         rf"[^.!?\n]{{0,60}}?\bi ?{_UNABLE}\b",
-        r"i (?:can['’]?t|cannot|can not|won['’]t|will not|am (?:not able|unable) to|['’]m (?:not able|unable) to) "
+        r"i(?: can['’]?t| cannot| can not| won['’]t| will not| am (?:not able|unable) to|['’]m (?:not able|unable) to) "
         r"(?:assist|help|provide|comply|fulfil|answer|create|generate|engage|discuss|do that)\b",
+        r"i (?:must|have to|need to) (?:respectfully |politely |kindly )?(?:decline|refuse)\b",
+        r"(?:(?:i['’]?m |i am )?sorry[,.]? |(?:my )?apologies[,.]? |unfortunately,? )?(?:but )?(?:that|this)(?:['’]s| is) "
+        r"(?:not something (?:that )?i (?:can|am able to|['’]m able to)|something (?:that )?i (?:can['’]t|cannot|won['’]t)) "
+        r"(?:assist|help|provide|do|answer|discuss|support)\b",
         r"[^，。！\n]{0,6}(?:抱歉|对不起|遗憾|不好意思|抱歉的是)"
         r"[^。！\n]{0,24}?(?:无法|不能|没有办法|没办法|没有能力|不具备|不便|不可以|没有权限)",
         r"(?:我是|作为)(?:一[个名位款种])?[^，。！\n]{0,12}(?:ai|人工智能|语言模型|机器人|虚拟助手|智能助手)"
         r"[^。！\n]{0,24}?(?:无法|不能|没有办法|没办法|没有能力|不具备|没有权限)",
-        r"我(?:无法|不能)(?:提供|协助|帮助|回答|满足|完成|生成|参与)",
+        r"我(?:无法|不能)(?:[帮为给][你您忙]|提供|协助|帮助|回答|满足|完成|生成|参与)",
         r"(?:lo siento|lamento|disculpa|perdón)[^.!?\n]{0,40}\bno (?:puedo|me es posible|tengo)\b",
         r"(?:je suis )?(?:vraiment )?désolée?[^.!?\n]{0,40}\bje ne (?:peux|suis|dispose)\b",
         r"(?:es tut mir leid|entschuldigung|leider|tut mir leid)[^.!?\n]{0,40}"

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
+import io
 import json
+import os
 import sys
 from itertools import chain, islice
 from pathlib import Path
@@ -17,6 +18,34 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.errors import UserError
+from pipeline.files import FULL, require_folder
+
+
+def _positive(text: str) -> int:
+    """An argparse type: how many of something."""
+    with contextlib.suppress(ValueError):
+        if 1 <= int(text) <= 10**9:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"needs a whole number from 1 on, given: {text!r}")
+
+
+def _word(text: str) -> str:
+    """An argparse type: an option left empty (often an unset variable) is a mistake, not the default."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; give a value, or leave the option out")
+    return text
+
+
+def _folder(text: str) -> Path:
+    return Path(_word(text))
+
+
+def _values(text: str) -> list[str]:
+    """An argparse type: values separated by commas."""
+    values = [value.strip() for value in text.split(",") if value.strip()]
+    if not values:
+        raise argparse.ArgumentTypeError("needs at least one value, e.g. 0,0.25,0.5")
+    return values
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -42,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
                 help="override a setting, e.g. training.max_steps=100",
             )
         if output:
-            sub.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="where results are written")
+            sub.add_argument(
+                "--output-dir", type=_folder, required=True, metavar="DIR", help="where results are written"
+            )
         sub.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
         return sub
 
@@ -57,16 +88,16 @@ def _parser() -> argparse.ArgumentParser:
     build = command("build", "build the mix of a recipe", data)
     build.add_argument("--dry-run", action="store_true", help="say what the mix would be and write nothing")
     inspect = command("inspect", "print examples with their loss-bearing tokens coloured", data, output=False)
-    inspect.add_argument("--rows", type=int, default=3, help="examples a source (default: 3)")
+    inspect.add_argument("--rows", type=_positive, default=3, help="examples a source (default: 3)")
     inspect.add_argument(
         "--rejected", action="store_true", help="print rows that were left out instead, each with its reason"
     )
-    inspect.add_argument("--reason", metavar="WORD", help="only rows that were left out for this reason")
+    inspect.add_argument("--reason", type=_word, metavar="WORD", help="only rows that were left out for this reason")
     stats = command("stats", "lengths by source and mode, and what each limit would cost", data, output=False)
     for sub in (build, inspect, stats):
-        sub.add_argument("--recipe", metavar="FILE", help="recipe file (default: the profile's)")
+        sub.add_argument("--recipe", type=_word, metavar="FILE", help="recipe file (default: the profile's)")
     for sub in (inspect, stats):
-        sub.add_argument("--source", metavar="NAME", help="only this source of the recipe")
+        sub.add_argument("--source", type=_word, metavar="NAME", help="only this source of the recipe")
     diff = command("diff", "what changed between two mixes", data, output=False, profile=False)
     for name in ("a", "b"):
         diff.add_argument(name, type=Path, metavar=name.upper(), help="folder of a mix, as data build or run writes it")
@@ -92,12 +123,16 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument(
         "--axis", default="chat_share", help="any setting, e.g. training.learning_rate (default: chat_share)"
     )
-    sweep.add_argument("--values", required=True, metavar="A,B,…", help="values, separated by commas")
-    sweep.add_argument("--seeds", type=int, default=1, help="runs a value, with successive seeds (default: 1)")
-    sweep.add_argument("--workers", type=int, metavar="N", help="runs at a time (default: what the cores allow)")
+    sweep.add_argument(
+        "--values", type=_values, nargs="+", required=True, metavar="A,B,…", help="values, separated by commas"
+    )
+    sweep.add_argument("--seeds", type=_positive, default=1, help="runs a value, with successive seeds (default: 1)")
+    sweep.add_argument("--workers", type=_positive, metavar="N", help="runs at a time (default: what the cores allow)")
 
     course = command("course", "execute the notebooks in order with papermill")
-    course.add_argument("--only", action="append", metavar="NN", help="only these notebooks, e.g. --only 01")
+    course.add_argument(
+        "--only", type=_word, action="append", metavar="NN", help="only these notebooks, e.g. --only 01"
+    )
     course.add_argument("--chat-share", type=float, metavar="X", help="passed to the notebooks")
 
     embedded = commands.add_parser("embedded", help="the small model that this project ships").add_subparsers(
@@ -106,7 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     command("build", "train the embedded model from scratch (about half an hour)", embedded, profile=False)
     command("quantise", "write a 4-bit copy of a profile's base model", embedded)
     check = command("check", "measure the shipped model against what it must reach", embedded)
-    check.add_argument("--items", type=int, default=500, help="held-out prompts a benchmark and mode (default: 500)")
+    check.add_argument(
+        "--items", type=_positive, default=500, help="held-out prompts a benchmark and mode (default: 500)"
+    )
     return parser
 
 
@@ -116,13 +153,18 @@ def _profile(args: argparse.Namespace) -> Any:
     overrides = list(args.set)
     if getattr(args, "chat_share", None) is not None:
         overrides.append(f"mix.chat_share={args.chat_share}")
-    if getattr(args, "recipe", None):
+    if getattr(args, "recipe", None) is not None:
         overrides.append(f"recipe={json.dumps(args.recipe)}")
     return load_profile(args.profile, overrides)
 
 
 def _show(args: argparse.Namespace, data: Any, text: str) -> None:
-    print(json.dumps(data, ensure_ascii=False, indent=2) if args.json else text, file=args.output)
+    try:
+        print(json.dumps(data, ensure_ascii=False, indent=2) if args.json else text, file=args.output, flush=True)
+    except BrokenPipeError:
+        # Who reads has seen enough (`| head`). Python flushes what is left at exit, so it must have somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), args.output.fileno())
+        raise SystemExit(141) from None  # 128 + SIGPIPE, as other programs end then
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -145,20 +187,30 @@ def _data(args: argparse.Namespace) -> int:
     profile = _profile(args)
     if args.action in ("inspect", "stats"):
         return _look(args, profile)
-    from pipeline.files import read_json
     from pipeline.mix import save_mix
 
-    folder = args.output_dir
-    if not args.dry_run and folder.exists() and any(folder.iterdir()) and not (folder / "manifest.json").exists():
-        raise UserError(f"{folder} is not empty and holds no mix. Choose another --output-dir; nothing was changed.")
+    stored = None if args.dry_run else _stored_manifest(args.output_dir)
     mix = build_profile_mix(profile)
-    if not args.dry_run and (folder / "manifest.json").exists():
-        if read_json(folder / "manifest.json") != mix.manifest:
-            raise UserError(f"{folder} holds another mix. Choose another --output-dir; nothing was changed.")
-    elif not args.dry_run:
-        save_mix(mix, folder)
+    if stored is not None and stored != mix.manifest:
+        raise UserError(f"{args.output_dir} holds another mix. Choose another --output-dir; nothing was changed.")
+    if stored is None and not args.dry_run:
+        save_mix(mix, args.output_dir)
     _show(args, mix.manifest, describe_mix(mix.manifest))
     return 0
+
+
+def _stored_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of the whole and undamaged mix in a folder; None where a mix may be written."""
+    from pipeline.mix import load_mix
+
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    if not (folder / "manifest.json").exists():
+        raise UserError(f"{folder} is not empty and holds no mix. Choose another --output-dir; nothing was changed.")
+    try:
+        return load_mix(folder).manifest
+    except UserError as error:
+        raise UserError(f"{error} Nothing was changed: remove {folder}, or choose another --output-dir.") from error
 
 
 def _look(args: argparse.Namespace, profile: Any) -> int:
@@ -299,7 +351,7 @@ def _report(args: argparse.Namespace) -> int:
 def _sweep(args: argparse.Namespace) -> int:
     from pipeline.sweep import run_sweep, table
 
-    values = [value.strip() for value in args.values.split(",") if value.strip()]
+    values = list(chain.from_iterable(args.values))
     path = Path(args.profile)
     name = str(path.resolve()) if path.suffix and path.exists() else args.profile
     result = run_sweep(name, args.axis, values, args.seeds, args.output_dir.resolve(), list(args.set), args.workers)
@@ -379,17 +431,22 @@ def main(argv: list[str] | None = None) -> int:
         "embedded": _embedded,
     }
     args.output = sys.stdout
+    if isinstance(args.output, io.TextIOWrapper):
+        args.output.reconfigure(errors="backslashreplace")  # a terminal or pipe that cannot say "…" or "中"
+    again = "run the same command again" + (" with --resume" if hasattr(args, "resume") else "")
     try:
+        if hasattr(args, "output_dir"):
+            require_folder(args.output_dir)
         with contextlib.redirect_stdout(sys.stderr):  # what libraries print must not get into the result
             return commands[args.command](args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
-        print("error: The disk is full. Free some space and run the same command again with --resume.", file=sys.stderr)
+        print(f"error: The disk is full. Free some space and {again}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; run the same command with --resume to go on", file=sys.stderr)
+        print(f"stopped; {again} to go on", file=sys.stderr)
         return 130

@@ -20,12 +20,15 @@ from pipeline.row_parts import (
     check_text,
     content_of,
     kind_of,
+    list_of,
     load_json,
     read_tags,
     split_reasoning,
     strings_in,
     tool_calls_of,
     tools_of,
+    trim_answer,
+    turns_in_text,
 )
 
 Mode = Literal["thinking", "non_thinking"]
@@ -35,11 +38,13 @@ Message = dict[str, Any]
 
 @dataclass
 class Conversation:
-    """Messages ``{"role", "content"[, "reasoning_content"][, "tool_calls"]}`` in the order they were said.
+    """Messages ``{"role", "content"[, "reasoning_content"][, "tool_calls"][, "weight"]}`` in the order they were said.
 
+    ``weight`` stands on answers only, and only as 0: that answer is history and carries no loss. The last answer has none.
     ``mode`` is the mode of the last answer: ``thinking`` if it comes with reasoning, else ``non_thinking``.
     ``notes`` say what of the row will not be trained on, each with a snake_case word to count by in front:
-    ``reasoning_dropped``, ``reasoning_ignored``. ``format`` and ``because`` say how the row was read.
+    ``reasoning_dropped``, ``reasoning_ignored``, ``weight_zero``, ``same_answers``. ``format`` and ``because`` say
+    how the row was read.
     """
 
     messages: list[Message]
@@ -88,8 +93,8 @@ def _assistant(text: str, given: str = "") -> Message:
     reasoning = given.strip().removeprefix("<think>").removesuffix("</think>").strip()
     if "<think>" in reasoning or "</think>" in reasoning:
         raise Rejected("nested_think", reasoning[:80])
-    answer = text.strip()
-    if answer.startswith("<think>") and "</think>" in answer:
+    answer = trim_answer(text)
+    if answer.lstrip().startswith("<think>") and "</think>" in answer:
         again, answer = split_reasoning(text)
         if again and again != reasoning:
             raise Rejected("several_think_blocks", f"other reasoning in the text than beside it: {again[:80]!r}")
@@ -115,19 +120,29 @@ def _turn(turn: Any, where: str) -> Message:
     key = "value" if "value" in turn and turn.get("content") is None else "content"
     value = turn.get(key)
     if role == "call":
-        return _call(value, f"{where}.{key}")
+        return _call(value, f"{where}.{key}") | _weight(turn, where)
     if role != "assistant":
         return {"role": role, "content": content_of(value, f"{where}.{key}")}
     text = "" if value is None and key == "content" else content_of(value, f"{where}.{key}")
     name = column(turn, _REASONING_KEYS)
     given = "" if name is None or is_missing(turn[name]) else as_text(turn[name], f"{where}.{name}")
-    message = _assistant(text, given.strip())
+    message = _assistant(text, given.strip()) | _weight(turn, where)
     calls = turn.get("tool_calls")
     if is_missing(calls) and not is_missing(turn.get("function_call")):
         calls = [turn["function_call"]]  # OpenAI's older way to write one call
     if not is_missing(calls) and calls != []:
         message["tool_calls"] = tool_calls_of(calls, where)
     return message
+
+
+def _weight(turn: Mapping[str, Any], where: str) -> Message:
+    """OpenAI's ``weight`` of an answer: 1, as if it were not there, or 0 for an answer that carries no loss."""
+    weight = turn.get("weight")
+    if is_missing(weight) or weight == 1:
+        return {}
+    if weight != 0:
+        raise Rejected("bad_weight", f"{where}.weight is {weight!r}, neither 0 nor 1")
+    return {"weight": 0}
 
 
 def _call(value: Any, where: str) -> Message:
@@ -143,6 +158,7 @@ def _call(value: Any, where: str) -> Message:
 
 def _turns(value: Any, name: str) -> list[Message]:
     """A list of turns, in either spelling. System turns without text are left out: there is nothing in them."""
+    value = list_of(value, name)
     if not isinstance(value, list) or not value:
         raise Rejected("empty_conversation", f"{name} is {'an empty list' if value == [] else kind_of(value)}")
     messages: list[Message] = []
@@ -152,7 +168,8 @@ def _turns(value: Any, name: str) -> list[Message]:
         role = message["role"]
         if role == "call":
             message["role"] = "assistant"
-            if before == "call" and "reasoning_content" not in message:  # parallel calls, a turn each
+            parallel = before == "call" and messages[-1].get("weight") == message.get("weight")
+            if parallel and "reasoning_content" not in message:  # parallel calls, a turn each
                 messages[-1]["tool_calls"] += message["tool_calls"]
                 continue
         before = role
@@ -170,6 +187,28 @@ def _system(row: Row) -> list[Message]:
     return [{"role": "system", "content": text}] if text.strip() else []
 
 
+def _up_to_last_weighted(messages: list[Message]) -> tuple[list[Message], list[str]]:
+    """The messages without those after the last answer that carries loss, and a note where an answer has weight 0."""
+    weights = [message.get("weight", 1) for message in messages if message["role"] == "assistant"]
+    if all(weights):
+        return messages, []
+    if not any(weights):
+        raise Rejected("no_weighted_answer", f"all {len(weights)} answers have weight 0")
+    if messages[-1].get("weight") == 0:
+        last = max(i for i, m in enumerate(messages) if m["role"] == "assistant" and "weight" not in m)
+        messages = messages[: last + 1]
+    return messages, [f"weight_zero: {weights.count(0)} of {len(weights)} answers"]
+
+
+def _unread_reasoning(row: Row, conversation: Conversation, hint: str) -> Conversation:
+    """Say so where a reasoning column is not read."""
+    named = [name for name in formats.REASONING if not is_missing(row.get(name)) and row[name] not in ("", [])]
+    if named:
+        conversation.notes.append(f"reasoning_ignored: column {named[0]!r}; {hint}")
+    return conversation
+
+
+_BESIDE_TURNS = "it does not say to which answer it belongs; put it into the turn, as reasoning_content"
 _MAY_FOLLOW = {
     "system": {"the start"},
     "user": {"the start", "system", "assistant"},
@@ -188,6 +227,8 @@ def _finish(messages: list[Message], row: Row) -> Conversation:
     roles = [message["role"] for message in messages]
     if "assistant" not in roles:
         raise Rejected("no_assistant_turn", f"nobody answers: {', '.join(roles[:8])}")
+    messages, notes = _up_to_last_weighted(messages)
+    roles = roles[: len(messages)]
     previous = "the start"
     structured: list[str] = []
     for index, message in enumerate(messages):
@@ -210,7 +251,6 @@ def _finish(messages: list[Message], row: Row) -> Conversation:
         structured += strings_in(tools, "bad_tools", "tools")
     check_text(messages, structured)
     mode: Mode = "thinking" if "reasoning_content" in messages[-1] else "non_thinking"
-    notes = []
     if mode == "non_thinking" and (lost := sum("reasoning_content" in message for message in messages)):
         notes.append(f"reasoning_dropped: of {lost} earlier answers, as the last answer has none")
     return Conversation(messages, mode, tools=tools, notes=notes)
@@ -227,7 +267,7 @@ def _column(row: Row, names: Sequence[str]) -> str:
 
 
 def _history(row: Row) -> list[Message]:
-    pairs = row.get("history")
+    pairs = list_of(row.get("history"), "history")
     if is_missing(pairs):
         return []
     if not isinstance(pairs, list | tuple):
@@ -243,8 +283,9 @@ def _history(row: Row) -> list[Message]:
 
 def _question(row: Row, name: str) -> list[Message]:
     """The prompt in that column, text or a list of messages; what it is about (``input``, ``context``) goes below it."""
-    if isinstance(row[name], list):
-        return _turns(row[name], name)
+    prompt = turns_in_text(row[name], name)
+    if isinstance(prompt, list):
+        return _turns(prompt, name)
     lines = [as_text(row[name], name)]
     for extra in formats.EXTRAS:
         if extra != name and not is_missing(row.get(extra)) and as_text(row[extra], extra).strip():
@@ -258,14 +299,16 @@ def _question(row: Row, name: str) -> list[Message]:
 def _pair(row: Row, prompts: Sequence[str], answers: Sequence[str]) -> Conversation:
     prompt, answer = _column(row, prompts), _column(row, answers)
     messages = _history(row) + _question(row, prompt)
-    if isinstance(row[answer], list):
-        messages += _turns(row[answer], answer)
+    said = row[answer]
+    if isinstance(
+        turns_in_text(row[prompt], prompt), list
+    ):  # else an answer that looks like turns is what was asked for
+        said = turns_in_text(said, answer)
+    if isinstance(said, list):
+        messages += _turns(said, answer)
     else:
-        messages.append(_assistant(as_text(row[answer], answer)))
-    conversation = _finish(messages, row)
-    if unread := formats.filled(row, formats.REASONING):
-        conversation.notes.append(f"reasoning_ignored: column {unread!r}; format: reasoning would read it")
-    return conversation
+        messages.append(_assistant(as_text(said, answer)))
+    return _unread_reasoning(row, _finish(messages, row), "format: reasoning would read it")
 
 
 def from_alpaca(row: Row) -> Conversation:
@@ -302,17 +345,21 @@ def from_openmathreasoning(row: Row) -> Conversation:
 def from_sharegpt(row: Row) -> Conversation:
     """ShareGPT, FineTome's layout: turns of ``{"from", "value"}``; tool calls as LLaMA-Factory keeps them."""
     name = _column(row, formats.TURNS)
-    return _finish(_turns(row[name], name), row)
+    return _unread_reasoning(row, _finish(_turns(row[name], name), row), _BESIDE_TURNS)
 
 
 def from_messages(row: Row) -> Conversation:
     """OpenAI ``messages``, with optional ``reasoning_content`` and ``tool_calls``, and a ``tools`` column."""
-    return _finish(_turns(row[_column(row, ("messages",))], "messages"), row)
+    turns = _turns(row[_column(row, ("messages",))], "messages")
+    return _unread_reasoning(row, _finish(turns, row), _BESIDE_TURNS)
 
 
 def _side(row: Row, side: str) -> Conversation:
     """The conversation that ends in the answer of that column: a text, a turn, or a list of messages (TRL)."""
     answer = row[_column(row, (side,))]
+    parsed = {name: turns_in_text(row[name], name) for name in ("chosen", "rejected") if not is_missing(row.get(name))}
+    if not any(isinstance(value, str) for value in parsed.values()):  # a single one is an answer that looks like turns
+        answer = parsed.get(side, answer)
     name = column(row, (*formats.TURNS, "prompt", "messages", *formats.PROMPTS))
     prompt: list[Message] = []
     if name in (*formats.TURNS, "messages"):
@@ -336,7 +383,12 @@ def _side(row: Row, side: str) -> Conversation:
 
 def from_preference(row: Row) -> Conversation:
     """The chosen answer of a preference row as a conversation; see ``preference_pair``."""
-    return _side(row, "chosen")
+    conversation = _unread_reasoning(row, _side(row, "chosen"), "answers of two sides; it does not say of which")
+    if row["chosen"] == row.get("rejected"):
+        conversation.notes.append(
+            "same_answers: the rejected answer is the chosen one; of no use for preference tuning"
+        )
+    return conversation
 
 
 def preference_pair(row: Row) -> Preference:

@@ -6,8 +6,9 @@ benchmark, the item and the overlap for a contaminated one.
 Texts are compared as words: Unicode NFKC and case folded, punctuation, Markdown and LaTeX layout left out, numbers
 kept, a CJK character is a word. An item counts as contained where enough of its word n-grams occur in the row. A
 changed name or number, or an inserted word, costs only the n-grams that cross it, so short n-grams find reworded
-copies that longer ones miss. Measured with the prompts of GSM8K (test) and IFEval as items, on changed copies of them
-and on GSM8K's training questions, which are of one style with the test questions but others:
+copies that longer ones miss. An item of fewer than ``MIN_WORDS`` words ("Compute $7 * 8$." has three) is compared with
+whole user messages instead, signs included. Measured with the prompts of GSM8K (test) and IFEval as items, on changed
+copies of them and on GSM8K's training questions, which are of one style with the test questions but others:
 
     n, overlap   one number changed   all numbers   names   a tenth of the words: inserted, left out   rejected rows
     5, 0.35      0.998                0.930         0.937                         0.993,    0.969      3 of 7,473
@@ -32,6 +33,7 @@ from numpy.typing import NDArray
 from pipeline.conversations import Conversation, Rejected
 from pipeline.errors import UserError, nearest
 from pipeline.files import fingerprint
+from pipeline.row_parts import strings_in
 from pipeline.settings import BenchmarkSettings, Decontamination
 from pipeline.sources import read_rows
 
@@ -40,8 +42,9 @@ PROMPT_COLUMNS = ("question", "problem", "prompt", "instruction", "query", "inpu
 # alone is style, not a copy. With n = 5, overlap = 0.4 and single GSM8K questions of 8 to 16 words as items, 129 of
 # 7,473 training questions were taken for copies without this bound, none with it.
 MIN_FOUND = 8
-# An item with fewer words is not looked for: "Hi" stands in every other row.
+# An item with fewer words is not looked for inside a text: "Hi" stands in every other row.
 MIN_WORDS = 4
+_VERSION = 2  # of the comparison: part of the key, so that a change here is never served from a cache
 
 Words = NDArray[np.uint64]
 
@@ -80,7 +83,7 @@ def load_benchmarks(settings: Decontamination, root: str | None = None) -> list[
     """Read the prompts of all benchmarks; ``root`` is the recipe's, which local paths may not leave.
 
     Raises:
-        UserError: no prompt column, a prompt that is not text, none of ``MIN_WORDS`` words, no rows, or not readable.
+        UserError: no prompt column, a prompt that is not text, nothing but empty prompts, no rows, or not readable.
             A broken line is an error here and not a rejected row: an item that is not read could not be looked for.
     """
     loaded = []
@@ -99,9 +102,9 @@ def load_benchmarks(settings: Decontamination, root: str | None = None) -> list[
                 raise UserError(f"{where}: the prompt {column!r} should be text, it is {found}.")
             prompts.append(prompt)
             numbers.append(row.line)
-        if not any(len(words(prompt)) >= MIN_WORDS for prompt in prompts):
+        if not any(map(whole, prompts)):
             raise UserError(
-                f"benchmark {benchmark.name!r} ({benchmark.path}): no {column!r} has {MIN_WORDS} words or more, so none "
+                f"benchmark {benchmark.name!r} ({benchmark.path}): no {column!r} has a word, so none "
                 "can be looked for. Is it the column with the prompt? Name that as field in the recipe."
             )
         loaded.append(Benchmark(benchmark.name, prompts, numbers))
@@ -136,6 +139,21 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.casefold().replace("'", ""))
 
 
+_FRACTION = re.compile(r"\\[dt]frac(?![a-zA-Z])")
+_SPACE_AND_DOLLARS = re.compile(r"[\s$]+")
+
+
+def whole(text: str) -> str:
+    """A text as it is compared with a short item: operators and LaTeX commands kept, "" if it has no word and no digit.
+
+    >>> whole("Compute $7 * 8$."), whole("Compute 7 + 8")
+    ('compute7*8', 'compute7+8')
+    """
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold()
+    text = _SPACE_AND_DOLLARS.sub("", _FRACTION.sub(r"\\frac", text)).strip(".?!。:\"'“”")
+    return text if any(map(str.isalnum, text)) else ""
+
+
 # Polynomial hash modulo 2^64: the n-gram w0 … wn-1 is Σ wi·Bⁱ. B is odd, so it has an inverse; B ≡ 3 (mod 8) keeps
 # B^k - 1 from having many factors 2, so that the order of words counts. The words' own hashes are 64 random bits.
 _BASE = 0x9E3779B97F4A7C13
@@ -153,6 +171,7 @@ def _powers(base: int, count: int) -> Words:
 class Decontaminator:
     """Looks for benchmark items in conversations. What a call costs does not depend on n or the number of items.
 
+    ``too_short`` counts the items without a letter or a digit, which are never found.
     The index takes about 80 bytes an n-gram: 9 MB for 2,400 items. It is not sent to other processes but rebuilt there
     from the prompts, in a tenth of a second.
     """
@@ -161,7 +180,7 @@ class Decontaminator:
         self.benchmarks = list(benchmarks)
         self.settings = settings
         content = [asdict(benchmark) for benchmark in self.benchmarks]
-        self.key = fingerprint({"benchmarks": content, "ngram": settings.ngram, "overlap": settings.overlap})
+        self.key = fingerprint([_VERSION, content, settings.ngram, settings.overlap])
         self._items = [(b, i) for b in range(len(self.benchmarks)) for i in range(len(self.benchmarks[b].prompts))]
         self._index()
 
@@ -181,8 +200,15 @@ class Decontaminator:
         grams, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
         self._needed = np.ones(len(texts), np.int32)
         short = set()
+        self._whole: dict[str, int] = {}
+        self.too_short = 0
         for item, text in enumerate(texts):
             if len(text) < MIN_WORDS:
+                b, i = self._items[item]
+                if key := whole(self.benchmarks[b].prompts[i]):
+                    self._whole.setdefault(key, item)
+                else:
+                    self.too_short += 1
                 continue
             length = min(n, len(text))  # an item of fewer than n words is one n-gram of its own length
             if length < n:
@@ -191,6 +217,7 @@ class Decontaminator:
             self._needed[item] = max(math.ceil(self.settings.overlap * len(found)), min(len(found), MIN_FOUND))
             grams.append(found)
             owners.append(np.full(len(found), item, np.int32))
+        self._longest_whole = max(map(len, self._whole), default=0)
         self._short = sorted(short)
         all_grams, all_owners = np.concatenate(grams), np.concatenate(owners)
         order = np.argsort(all_grams, kind="stable")
@@ -234,19 +261,26 @@ class Decontaminator:
         return np.unique(positions[self._sorted[positions] == grams])
 
     def __call__(self, conversation: Conversation) -> None:
-        """Check all text of a conversation: every message, and the reasoning of answers.
+        """Check what is said in a conversation: every message, the reasoning of answers, the arguments of tool calls.
 
-        An item of fewer words than an n-gram has to stand whole in a user message; one below ``MIN_WORDS`` words is
-        not looked for.
+        An item of fewer words than an n-gram has to stand whole in a user message; one below ``MIN_WORDS`` words has to
+        be the user message. The descriptions of tools are not looked at.
 
         Raises:
             Rejected: ``contaminated``. The detail names the item with the largest overlap.
         """
-        if not len(self._sorted):
-            return
         asked = [m["content"] for m in conversation.messages if m["role"] == "user"]
         rest = [m["content"] for m in conversation.messages if m["role"] != "user"]
         rest += [m["reasoning_content"] for m in conversation.messages if m.get("reasoning_content")]
+        for message in conversation.messages:
+            for call in message.get("tool_calls") or ():
+                rest += strings_in(call["function"]["arguments"], "bad_tool_call", "arguments")
+        for text in asked if self._whole else ():
+            item = self._whole.get(whole(text)) if len(text) <= 4 * self._longest_whole + 200 else None
+            if item is not None:
+                raise Rejected("contaminated", self._named(item, "identical"))
+        if not len(self._sorted):
+            return
         user = self._joined(asked)
         hashes = np.concatenate((user, self._joined(rest)))
         grams = [self._grams(hashes, self.settings.ngram)]
@@ -273,6 +307,11 @@ class Decontaminator:
             kind = "contained"
         else:
             kind = f"{count / self._sizes[item]:.2f} of its word {self.settings.ngram}-grams"
+        return self._named(item, kind)
+
+    def _named(self, item: int, kind: str) -> str:
+        b, i = self._items[item]
+        benchmark = self.benchmarks[b]
         start = " ".join(benchmark.prompts[i].split())
         start = start if len(start) <= 60 else start[:60].rstrip() + "…"
         return f'{benchmark.name} item {benchmark.numbers[i]}: {kind}: "{start}"'[:200]

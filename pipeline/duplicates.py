@@ -11,6 +11,10 @@ at most sqrt(J (1 - J) / permutations): at J = 0.8, 0.035 with 128 permutations 
 
 Numbers decide. Two long problems that differ in one number share more than 0.8 of their words, but they are different
 problems. So near-duplicates must have the same numbers and operators in their user turns, in the same order.
+
+What rows share without being alike does not decide. System messages and tools are left out. Two questions about one long
+text share nearly all their words too, so the answers must be alike for themselves; and where the answers are short, as
+"Yes." is to many questions, so must be the words that the user begins and ends with (see ``alike``).
 """
 
 from __future__ import annotations
@@ -38,6 +42,13 @@ from pipeline.settings import NearDuplicates
 
 SEED = 1  # of the hash functions; another seed, another sample of the n-grams
 BATCH = 256  # texts hashed at once; no result depends on it
+ANSWER_SLOTS = 64  # one byte each
+ANSWERS_ALIKE = 0.45  # Jaccard index of the words and pairs of words: two words of eight changed still reach it, in
+# the median 0.58; two halves of one answer (every other sentence) do in at most 0.2 % (Alpaca, GSM8K)
+WHOLE_ANSWER = 8  # an answer of fewer words is equal or another one: a label is a single word
+SHORT_ANSWER = 32  # below so many words the user's first and last words are compared as well
+EDGE = 8  # words at the beginning, and as many at the end, of what the user says; 2 bytes each
+EDGES_ALIKE = 0.7  # share of those words that is the same: 6 of 8
 CHUNK = 8192  # signatures read at once while the band keys are made
 MOST_BANDS = 24  # 4 bytes a row and band are held in memory: at most 100 MB for a million rows
 CANDIDATE_RECALL = 0.99  # part of the pairs at exactly the threshold that share a band
@@ -58,6 +69,7 @@ _ASCII_WORD = re.compile(rf"\w+|{_OPERATOR}")  # finds the same in ASCII text, t
 _NUMBER = re.compile(rf"\d+(?:[.,]\d+)*|{_OPERATOR}")
 _THOUSANDS = re.compile(r",(?=\d{3}(?!\d))")
 _USER = "user "
+_ANSWERS = {"assistant", "reasoning", "call"}
 # NFKC would turn 10² into 102, and leaves the minus sign of typesetting alone.
 _SIGNS = str.maketrans({**{sign: f"^{digit}" for digit, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}, "−": "-"})
 
@@ -103,8 +115,8 @@ def text_of(conversation: Conversation) -> str:
     """What near-duplicates are compared by: one line a turn, its role first, with reasoning and tool calls.
 
     Case, runs of whitespace and compatibility forms (full-width letters, ligatures) are evened out; punctuation is
-    still there, since ``Signer`` needs it to tell 3.5 from 3, 5. ``tools`` is left out: rows that share a long list of
-    tools are not alike for that.
+    still there, since ``Signer`` needs it to tell 3.5 from 3, 5. System messages and ``tools`` are left out: rows that
+    share a long system prompt or list of tools are not alike for that.
 
     Raises:
         Rejected: ``nested_too_deep`` (arguments of a tool call).
@@ -112,6 +124,8 @@ def text_of(conversation: Conversation) -> str:
     lines = []
     for message in conversation.messages:
         role = message["role"]
+        if role == "system":
+            continue
         if message.get("reasoning_content"):
             lines.append(f"reasoning {_folded(message['reasoning_content'])}")
         lines.append(f"{role} {_folded(message['content'])}")
@@ -163,8 +177,9 @@ def _numbers(text: str) -> int:
 class Signer:
     """Texts (from ``text_of``) become signatures. It can be pickled, so that worker processes can have one each.
 
-    ``width`` is the length of a signature in 32-bit words: ``permutations`` bytes, one a slot, and at the end a hash of
-    the numbers in the user's turns. The same text has the same signature on every machine and in every batch.
+    A signature is ``width`` 32-bit words: ``permutations`` bytes, one a slot (filled up to whole words); ANSWER_SLOTS
+    bytes for the assistant's lines alone; EDGE + EDGE half-words, the hashes of the first and the last words of the
+    user's lines; a hash of the user's numbers. The same text has the same signature on every machine and in every batch.
     """
 
     def __init__(self, settings: NearDuplicates):
@@ -178,41 +193,111 @@ class Signer:
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Signatures, little-endian uint32 [len(texts), width], C order: ``tofile`` writes what is read back here."""
         result = np.zeros((len(texts), self.width), "<u4")
+        slots, answers, edges = _parts(result.view(np.uint8), self.settings)
         for start in range(0, len(texts), BATCH):
             batch = texts[start : start + BATCH]
-            result[start : start + BATCH].view(np.uint8)[:, : self.settings.permutations] = self._slots(batch)
-            result[start : start + BATCH, -1] = [_numbers(text) for text in batch]
+            here = slice(start, start + BATCH)
+            words, answered, asked = map(list, zip(*map(_words_of, batch), strict=True))
+            slots[here] = self._digest(words, (self.settings.ngram,), self.settings.permutations)
+            whole = [row if len(row) >= WHOLE_ANSWER else [" ".join(row)] for row in answered]
+            answers[here] = self._digest(whole, (1, 2), ANSWER_SLOTS)
+            edges[here] = [self._edges(q, a) for q, a in zip(asked, answered, strict=True)]
+            result[here, -1] = [_numbers(text) for text in batch]
         return result
 
-    def _slots(self, texts: Sequence[str]) -> np.ndarray:
+    def _edges(self, asked: list[str], answered: list[str]) -> list[int]:
+        """Hashes from 1 to 65535 of the different words at both ends, 0 where there are fewer; after a long answer none."""
+        result = []
+        for words in (asked[:EDGE], asked[-EDGE:]):
+            hashes = {self._words[word] % 65535 + 1 for word in words} if len(answered) < SHORT_ANSWER else set()
+            result += [*sorted(hashes), *[0] * (EDGE - len(hashes))]
+        return result
+
+    def _digest(self, words: list[list[str]], sizes: tuple[int, ...], permutations: int) -> np.ndarray:
+        """MinHash slots, uint8 [len(words), permutations], of each row's n-grams of all these sizes."""
         from rensa import RMinHash
 
-        words = [(_ASCII_WORD if text.isascii() else _WORD).findall(text) for text in texts]
-        size = self.settings.ngram
-        for row in words:  # a text shorter than one n-gram is one n-gram itself
-            row += [""] * (size - len(row))
+        longest = max(sizes)  # a text shorter than one n-gram is one n-gram itself
+        words = [row if len(row) >= longest else row + [""] * (longest - len(row)) for row in words]
         ends = np.cumsum([len(row) for row in words])
         hashes = np.fromiter(map(self._words.__getitem__, chain.from_iterable(words)), np.uint64, int(ends[-1]))
-        grams = np.zeros(len(hashes) - size + 1, np.uint64)
-        for offset in range(size):  # a polynomial of the words' hashes, then the last step of SplitMix64
-            grams *= np.uint64(0x9E3779B97F4A7C15)
-            grams += hashes[offset : offset + len(grams)]
-        grams = (grams ^ (grams >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        grams = (grams ^ (grams >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        grams ^= grams >> np.uint64(31)
-        inside = np.ones(len(hashes), bool)
-        for offset in range(1, size):  # n-grams that would run into the next text
-            inside[ends - offset] = False
-        offsets = np.concatenate([[0], ends - (size - 1) * np.arange(1, len(ends) + 1)]).astype(np.uint64)
-        matrix = RMinHash.digest_matrix_from_flat_token_hashes(
-            grams[inside[: len(grams)]], offsets, self.settings.permutations, SEED
-        )
-        return np.array(matrix.to_rows(), np.uint32).astype(np.uint8)
+        result = np.full((len(words), permutations), 0xFFFFFFFF, np.uint32)
+        for size in sizes:
+            grams = np.zeros(len(hashes) - size + 1, np.uint64)
+            for offset in range(size):  # a polynomial of the words' hashes, then the last step of SplitMix64
+                grams *= np.uint64(0x9E3779B97F4A7C15)
+                grams += hashes[offset : offset + len(grams)]
+            grams = (grams ^ (grams >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            grams = (grams ^ (grams >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            grams ^= grams >> np.uint64(31)
+            inside = np.ones(len(hashes), bool)
+            for offset in range(1, size):  # n-grams that would run into the next text
+                inside[ends - offset] = False
+            offsets = np.concatenate([[0], ends - (size - 1) * np.arange(1, len(ends) + 1)]).astype(np.uint64)
+            matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+                grams[inside[: len(grams)]], offsets, permutations, SEED
+            )
+            # The smallest hash of a union of sets is the smallest of their smallest.
+            np.minimum(result, np.array(matrix.to_rows(), np.uint32), out=result)
+        return result.astype(np.uint8)
+
+
+def _words_of(text: str) -> tuple[list[str], list[str], list[str]]:
+    """(all words with the roles, those of the assistant, those of the user) of a text from ``text_of``."""
+    pattern = _ASCII_WORD if text.isascii() else _WORD
+    words: list[str] = []
+    answered: list[str] = []
+    asked: list[str] = []
+    for line in text.split("\n"):
+        found = pattern.findall(line)
+        words += found
+        if line.startswith(_USER):
+            asked += found[1:]
+        elif line.partition(" ")[0] in _ANSWERS:
+            answered += found[1:]
+    return words, answered, asked
 
 
 def signature_width(settings: NearDuplicates) -> int:
-    """Length of a signature in 32-bit words: a byte for each permutation, and one word for the numbers."""
-    return math.ceil(settings.permutations / 4) + 1
+    """Length of a signature in 32-bit words, see ``Signer``: 89 with 256 permutations."""
+    return math.ceil(settings.permutations / 4) + ANSWER_SLOTS // 4 + EDGE + 1
+
+
+def _parts(signatures: np.ndarray, settings: NearDuplicates) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Views of signatures (uint8 [n, 4 × width]): slots and answers (uint8), words at the edges (uint16)."""
+    start = 4 * math.ceil(settings.permutations / 4)
+    middle = start + ANSWER_SLOTS
+    edges = signatures[:, middle : middle + 4 * EDGE].view("<u2")
+    return signatures[:, : settings.permutations], signatures[:, start:middle], edges
+
+
+def _estimate(own: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Jaccard index from the share of equal slots, without those that are equal by chance."""
+    return ((own == others).mean(axis=1) - 1 / 256) / (1 - 1 / 256)
+
+
+def alike(own: np.ndarray, others: np.ndarray, settings: NearDuplicates) -> tuple[np.ndarray, np.ndarray]:
+    """(estimated similarity, whether they are near-duplicates) of one signature [1, size] and others [n, size], uint8.
+
+    Near-duplicates are rows of which all of this holds:
+
+    - the whole texts are as similar as the threshold;
+    - the numbers of the user's turns are the same;
+    - the answers (everything of the assistant, with reasoning and calls) have an estimated similarity of 0.45 by words
+      and pairs of words, or of the threshold if that is lower; those of fewer than 8 words are the same;
+    - where both answers are shorter than 32 words: of the user's first 8 words 0.7 are the same, and of the last 8.
+    """
+    slots, answers, edges = _parts(others, settings)
+    own_slots, own_answers, own_edges = _parts(own, settings)
+    similarity = _estimate(own_slots, slots)
+    result = (similarity >= settings.threshold) & (own[:, -4:] == others[:, -4:]).all(axis=1)
+    result &= _estimate(own_answers, answers) >= min(ANSWERS_ALIKE, settings.threshold)
+    for part in (slice(EDGE), slice(EDGE, None)):
+        one, other = own_edges[:, part], edges[:, part]
+        sizes = (one > 0).sum(axis=1), (other > 0).sum(axis=1)
+        shared = ((one[:, :, None] == other[:, None, :]) & (one > 0)[:, :, None]).any(axis=2).sum(axis=1)
+        result &= (shared >= EDGES_ALIKE * np.maximum(*sizes)) | (np.minimum(*sizes) == 0)
+    return similarity, result
 
 
 def bands(settings: NearDuplicates) -> tuple[int, int]:
@@ -289,14 +374,14 @@ class Duplicates:
     of: np.ndarray  # int64: the earlier row that this one repeats, always a kept one; -1: this row is kept
     similarity: np.ndarray  # float32: 1.0 for an exact duplicate, the estimate for a near-duplicate, 0 for a kept row
     exact: np.ndarray  # bool: the row ``of`` has the same key
-    group: np.ndarray  # int64: the smallest row of all that hang together by verified similarity, itself if alone
+    group: np.ndarray  # int64: the smallest row of all that hang together as verified duplicates, itself if alone
 
 
 def find_duplicates(keys: np.ndarray, signatures: Sequence[Path], settings: NearDuplicates | None) -> Duplicates:
     """Which rows repeat an earlier one. Rows are numbered in reading order over all sources.
 
-    A row is rejected if it has the key of an earlier row, or if its estimated similarity to an earlier *kept* row is
-    at least the threshold and both have the same numbers in the user's turns. So a row is never rejected for being like
+    A row is rejected if it has the key of an earlier row, or if it is a near-duplicate (see ``alike``) of an earlier *kept*
+    row. So a row is never rejected for being like
     a row that is gone itself. Of several kept rows it is said to repeat the most similar, then the earliest.
 
     Nothing is compared that shares no band (see ``bands``), and a row is compared with about 64 earlier rows at most,
@@ -406,12 +491,9 @@ def _find_near(store: _Signatures, settings: NearDuplicates, rows: np.ndarray, r
         candidates.discard(-1)
         others = sorted(candidates)
         read = store.take([row, *others])
-        own, signatures = read[0], read[1:]
-        equal = (signatures[:, : settings.permutations] == own[: settings.permutations]).mean(axis=1)
-        estimate = (equal - 1 / 256) / (1 - 1 / 256)
-        alike = (estimate >= settings.threshold) & (signatures[:, -4:] == own[-4:]).all(axis=1)
+        estimate, near = alike(read[:1], read[1:], settings)
         best = -1
-        for place in np.flatnonzero(alike).tolist():
+        for place in np.flatnonzero(near).tolist():
             _join(group, row, others[place])
             if not gone[others[place]] and (best < 0 or estimate[place] > estimate[best]):
                 best = place

@@ -17,6 +17,66 @@ from typing import Any
 
 from pipeline.errors import UserError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_REASONS = {
+    errno.EACCES: "that is not permitted",
+    errno.EPERM: "that is not permitted",
+    errno.EROFS: "it lies on a disk that can only be read",
+    errno.ENOENT: "there is no such place",
+    errno.EISDIR: "a folder is in the way",
+}
+_IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST)
+
+
+def _nearest_existing(path: Path) -> Path:
+    """``path``, or the lowest of its parents that exists."""
+    return next((p for p in (path, *path.parents) if os.path.lexists(p)), Path())
+
+
+def _refused(error: OSError, path: Path, what: str) -> UserError:
+    if error.errno in FULL:
+        return UserError(
+            f"The disk is full: {path} could not be written. Nothing was lost; free some space, "
+            f"or choose another {what}, and run the same command again."
+        )
+    if error.errno in _IN_THE_WAY:
+        reason = f"{_nearest_existing(path)} is in the way and is no folder"
+    else:
+        reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+    return UserError(f"{path} cannot be written: {reason}. Choose another {what}.")
+
+
+def make_folder(path: Path, what: str = "--output-dir") -> None:
+    """Create a folder and its parents; one that is there already is left as it is.
+
+    Args:
+        what: the option or variable that the path came from, for the message.
+
+    Raises:
+        UserError: it cannot be created: full disk, not permitted, a file in the way, no such place.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refused(error, path, what) from error
+
+
+def require_folder(path: Path, what: str = "--output-dir") -> None:
+    """Say before long work that ``path`` is no folder to write to, as far as can be told without creating it.
+
+    Raises:
+        UserError: it, or a parent, is a file; or it may not be entered, or nothing may be created where it would lie.
+    """
+    nearest = _nearest_existing(path)
+    needed = os.R_OK if nearest == path else os.W_OK
+    if not nearest.is_dir():
+        number = errno.ENOTDIR
+    elif not os.access(nearest, needed | os.X_OK):
+        number = errno.EACCES
+    else:
+        return
+    raise _refused(OSError(number, os.strerror(number)), path, what)
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -25,27 +85,24 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full or the folder cannot be written. What stood at ``path`` before is untouched.
     """
-    temporary: Path | None = None
+    make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise _refused(error, path, "--output-dir") from error
+    temporary = Path(name)
+    try:
         os.close(handle)
-        temporary = Path(name)
         yield temporary
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"The disk is full: {path} could not be written. Nothing was lost; free some space, "
-                "or choose another --output-dir, and run the same command again."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(f"{path} cannot be written ({error.strerror}). Choose another --output-dir.") from error
+        # "no such file" is not among these: it would be about something that the caller reads
+        if error.errno in (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, *_IN_THE_WAY):
+            raise _refused(error, path, "--output-dir") from error
         raise
     finally:
-        if temporary is not None and temporary.exists():
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

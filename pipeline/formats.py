@@ -107,6 +107,8 @@ class Detection:
 def _turns(row: Row, name: str) -> str:
     """What stands in a column of turns."""
     value = row[name]
+    if isinstance(value, str) and value.strip():
+        return f"has {name!r}, turns as JSON text"
     if not isinstance(value, list) or not value:
         seen = "nothing" if is_missing(value) or value == [] else type(value).__name__
         return f"has {name!r} (here with {seen} in it)"

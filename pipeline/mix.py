@@ -25,7 +25,7 @@ from pipeline.chat_format import ChatFormat, Turns
 from pipeline.conversations import MODES
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, read_json, read_jsonl, write_json
-from pipeline.pools import Pool, build_pool, build_pools, example_table
+from pipeline.pools import Pool, build_pool, build_pools, example_table, require_usable
 from pipeline.prepare import json_line
 from pipeline.screen import Screened, screen
 from pipeline.settings import UNITS, Recipe
@@ -220,25 +220,27 @@ def build_mix(
         UserError: a source is too small for its share (says which, and by how much) and the recipe does not allow
             repeating; or the validation split is empty.
     """
+    for source, pool in zip(recipe.sources, pools, strict=True):
+        if source.share > 0:
+            require_usable(pool)
     screened = screen(recipe, pools, cache)
     sides = [_rows_of(pool, s, validation_fraction) for pool, s in zip(pools, screened, strict=True)]
     train_sides, validation_sides = [s[0] for s in sides], [s[1] for s in sides]
     for source, rows in zip(recipe.sources, train_sides, strict=True):
         if source.share > 0 and not len(rows):
-            raise UserError(
-                f"source {source.name!r} has no rows left for training; it is too small for a validation split."
-            )
+            why = "it is too small for a validation split" if validation_fraction else "they are duplicates of others"
+            raise UserError(f"source {source.name!r} has no rows left for training: {why}.")
     total = float(recipe.total or _available(recipe, train_sides))
     _check_supply(recipe, train_sides, total)
     numbers, examples, taken = _select(recipe, pools, train_sides, total, seed, "train")
     train = Part(len(numbers), partial(_tables, pools, numbers, examples))
 
     wanted = total * validation_fraction / (1 - validation_fraction)
-    active = [len(rows) for source, rows in zip(recipe.sources, validation_sides, strict=True) if source.share > 0]
-    if validation_fraction and not min(active):
+    empty = [s.name for s, rows in zip(recipe.sources, validation_sides, strict=True) if s.share > 0 and not len(rows)]
+    if validation_fraction and empty:
         raise UserError(
-            f"recipe {recipe.name}: a source has no row in the validation split; give it more rows or set "
-            "data.validation_fraction=0."
+            f"recipe {recipe.name}: no row of {', '.join(map(repr, empty))} falls into the validation split; give it more rows "
+            "or set data.validation_fraction=0."
         )
     held = min(wanted, _available(recipe, validation_sides)) if validation_fraction else 0.0
     numbers, examples, _ = _select(recipe, pools, validation_sides, held, seed, "validation")
@@ -254,7 +256,9 @@ def build_mix(
         achieved = {u: own[u] / overall[u] if overall[u] else 0.0 for u in UNITS}
         repeated = len(t) - len(np.unique(t))
         if repeated:
-            warnings.append(f"source {source.name!r} is too small for its share: {repeated} rows occur more than once")
+            warnings.append(
+                f"source {source.name!r} is too small for its share: rows are repeated, {repeated} times in all"
+            )
         if abs(achieved[recipe.unit] - source.share) > 0.01:
             warnings.append(
                 f"source {source.name!r} has share {achieved[recipe.unit]:.3f} of {recipe.unit}, "
@@ -304,8 +308,9 @@ def account(pool: Pool, screened: Screened) -> dict[str, Any]:
 
     ``over_limit``: what the length limit costs, as a part of the rows that came so far and of their loss-bearing tokens.
     """
-    rejected = {step: dict(reasons) for step, reasons in pool.tally.rejected.items()}
-    rejected |= {step: entry["rejected"] for step, entry in screened.steps.items()}
+    rejected = {step: Counter(reasons) for step, reasons in pool.tally.rejected.items()}
+    for step, entry in screened.steps.items():
+        rejected.setdefault(step, Counter()).update(entry["rejected"])
     by_reason: Counter[str] = Counter()
     for reasons in rejected.values():
         by_reason.update(reasons)
@@ -317,6 +322,7 @@ def account(pool: Pool, screened: Screened) -> dict[str, Any]:
         }
         for step in sorted({*rejected, *pool.tally.changed})
     }
+    notes = pool.tally.notes + Counter(augmented_copy_left_out=screened.copies_left_out)
     original = ~pool.rows["augmented"]
     over = original & (pool.rows["examples"] == 0)
     loss = pool.rows["loss_tokens"]
@@ -333,7 +339,7 @@ def account(pool: Pool, screened: Screened) -> dict[str, Any]:
             name: {"rows": rows, "because": pool.tally.because[name]}
             for name, rows in sorted(pool.tally.formats.items())
         },
-        "notes": dict(sorted(pool.tally.notes.items())),
+        "notes": dict(sorted(notes.items())),
         "augmented": dict(sorted(pool.tally.augmented.items())),
     }
 
@@ -343,12 +349,16 @@ def _warnings_of_split(recipe: Recipe, screened: Sequence[Screened], fraction: f
     result = []
     for source, judged in zip(recipe.sources, screened, strict=True):
         keys = judged.key[judged.keep]
-        got = float(held_out(keys, fraction).mean()) if len(keys) else fraction
-        largest = int(np.unique(keys, return_counts=True)[1].max()) if len(keys) else 0
-        if abs(got - fraction) > max(0.02, 4 * (fraction / max(len(keys), 1)) ** 0.5) and largest > 0.01 * len(keys):
+        if not len(keys) or not fraction:
+            continue
+        got = float(held_out(keys, fraction).mean())
+        groups, counts = np.unique(keys, return_counts=True)
+        # Were all groups of one row, the part would stray by chance alone; three standard deviations of that are no news.
+        by_chance = 3 * (fraction * (1 - fraction) / len(keys)) ** 0.5
+        if abs(got - fraction) > by_chance and len(groups) < len(keys):
             result.append(
                 f"source {source.name!r}: {got:.3f} of its rows are set aside for validation instead of {fraction:.3f}, because "
-                f"{largest:,} rows are alike and stay on one side (group_near_duplicates: false parts them)"
+                f"alike rows stay on one side; the largest group has {counts.max():,} (group_near_duplicates: false parts them)"
             )
     return result
 
@@ -407,17 +417,30 @@ def load_mix(folder: Path) -> Mix:
     """Read what ``save_mix`` wrote.
 
     Raises:
-        UserError: there is no complete mix, or its data does not match its manifest.
+        UserError: there is no complete mix, a file of it is missing or damaged, or its data does not match its manifest.
     """
+    import pyarrow as pa
     import pyarrow.parquet as parquet
 
     if not (folder / "manifest.json").exists():
         raise UserError(f"{folder} holds no finished mix; make one with: python -m pipeline data build.")
     manifest = read_json(folder / "manifest.json")
-    train, validation = (
-        Part(parquet.ParquetFile(path).metadata.num_rows, partial(_stored_tables, path))
-        for path in (folder / "train.parquet", folder / "validation.parquet")
-    )
-    if dataset_fingerprint(train, validation) != manifest["fingerprint"]:
+    try:
+        train, validation = (
+            Part(parquet.ParquetFile(path).metadata.num_rows, partial(_stored_tables, path))
+            for path in (folder / "train.parquet", folder / "validation.parquet")
+        )
+        found = dataset_fingerprint(train, validation)
+        with (folder / "rejected.jsonl").open("rb") as file:
+            left_out = sum(1 for _ in file)
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        raise UserError(
+            f"The mix in {folder} is damaged ({str(error).splitlines()[0][:150]}). Build it again."
+        ) from error
+    if not isinstance(manifest, dict) or found != manifest.get("fingerprint"):
         raise UserError(f"The data in {folder} does not match its manifest; it was changed. Build the mix again.")
+    if left_out != sum(n for source in manifest["sources"] for n in source["rejected"].values()):
+        raise UserError(
+            f"{folder / 'rejected.jsonl'} does not match the manifest; it was changed. Build the mix again."
+        )
     return Mix(train, validation, partial(read_jsonl, folder / "rejected.jsonl"), manifest)

@@ -81,6 +81,20 @@ _OTHER_NUMBER_BEFORE = re.compile(
 )
 
 
+# What a problem asks for may have the form of a mobile number; it is named as a result, and has no gaps.
+_RESULT_BEFORE = re.compile(
+    r"(?i)(?:(?<![A-Za-z])(?:answer|result|sum|product|difference|quotient|total|value)"
+    r"(?:[ \t]+(?:is|was|equals)(?![A-Za-z])|[ \t]*[:：=])|等于"
+    r"|(?:答案|结果|得数|总和|乘积|之和)(?:是|为|[:：=])?"
+    r"|(?:^|[^A-Za-z0-9_\"'”’\s\u4e00-\u9fff:：]|\n)[ \t]*=)[ \t]*[*$“\"]{0,3}$"
+)
+
+
+def _is_result(text: str, start: int, end: int) -> bool:
+    """The answer is 13812345678, 答案是13812345678."""
+    return text[start:end].isdigit() and bool(_RESULT_BEFORE.search(text[max(0, start - 32) : start]))
+
+
 def _in_calculation(text: str, start: int, end: int) -> bool:
     """Operators, currency or LaTeX beside it: 15000000000 / 3, x = 13800138000, \\boxed{4539578763621486}."""
     before = text[max(0, start - 12) : start]
@@ -191,7 +205,7 @@ _AMERICAN = re.compile(
 )
 _CALLED_PHONE = re.compile(
     r"(?i)(?:(?:(?<![A-Za-z])(?:phone|telephone|tel|mobile|cell(?:phone)?|whatsapp|wechat|fax|hotline)"
-    r"(?:[ _-]?(?:number|no))?[\"'”’]?[ \t]*(?:is\b|at\b|[:：=.-])"
+    r"(?:[ _-]?(?:number|no))?\.?[\"'”’]?[ \t]*(?:is\b|at\b|[:：=.-])"
     r"|(?<![A-Za-z])(?:tel|fax|phone number)\b|(?<![A-Za-z])call (?:me|us) (?:at|on)\b"
     r"|(?:电话|手机|联系方式|热线|传真)(?:号码|号)?[\"”]?[ \t]*[:：=是为]?))[ \t]*[\"'“‘]?"
     r"(\+?\(?\d(?:[ ().\-]{0,2}\d){6,14})(?![\d%]|\.\d)"
@@ -224,6 +238,7 @@ def _phones(text: str) -> Iterator[Span]:
             if (
                 not _in_calculation(text, *match.span())
                 and (pattern is _PLUS or not _has_other_name(text, match.start()))
+                and not (pattern is _CHINESE_MOBILE and _is_result(text, *match.span()))
                 and accept(match[0])
             ):
                 yield match.span()
@@ -252,9 +267,9 @@ _KEY_HINT = re.compile(
     r"sk-|k_live_|k_test_|gh[pousr]_|_pat_|glpat-|AKI|ASIA|AIza|ya29|xox|hf_|npm_|pypi-|SG\.|LTAI|:AA"
 )
 _JWT = re.compile(r"(?<![A-Za-z0-9_-])(eyJ[A-Za-z0-9_-]{8,})\.eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{16,}")
-_PEM = re.compile(
-    r"-----BEGIN ((?:[A-Z]+ ){0,3}PRIVATE KEY)-----(?:[\s\S]{0,20000}?-----END \1-----|[A-Za-z0-9+/=\s\\]*)"
-)
+_PEM_BEGIN = re.compile(r"-----BEGIN ((?:[A-Z]+ ){0,3}PRIVATE KEY)-----")
+_PEM_BODY = re.compile(r"[A-Za-z0-9+/=\s\\]*")  # of a key whose end is missing
+_LONGEST_PEM = 20_000  # characters
 _URL_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]{1,20}://[^\s/:@\"'<>]{0,64}:([^\s/@\"'<>]{4,128})@")
 _BEARER = re.compile(r"(?i)(?<![A-Za-z])(?:bearer|basic) +([A-Za-z0-9._~+/=-]{20,4000})")
 _CALLED_SECRET = re.compile(
@@ -283,13 +298,23 @@ def _is_jwt_header(part: str) -> bool:
     return isinstance(header, dict) and "alg" in header
 
 
+def _private_keys(text: str) -> Iterator[Span]:
+    position = 0
+    while begin := _PEM_BEGIN.search(text, position):
+        mark = f"-----END {begin[1]}-----"
+        end = text.find(mark, begin.end(), begin.end() + _LONGEST_PEM + len(mark))
+        body = _PEM_BODY.match(text, begin.end())
+        position = end + len(mark) if end >= 0 else body.end() if body else begin.end()
+        yield begin.start(), position
+
+
 def _secrets(text: str) -> Iterator[Span]:
     if _KEY_HINT.search(text):
         yield from (match.span() for match in _KEYS.finditer(text))
     if "eyJ" in text:
         yield from (match.span() for match in _JWT.finditer(text) if _is_jwt_header(match[1]))
     if "PRIVATE KEY-----" in text:
-        yield from (match.span() for match in _PEM.finditer(text))
+        yield from _private_keys(text)
     if "://" in text:
         yield from (m.span(1) for m in _URL_PASSWORD.finditer(text) if not _PLACEHOLDER.search(m[1]))
     lowered = text.lower()

@@ -14,6 +14,8 @@ import json
 import os
 import shutil
 import tempfile
+import time
+import uuid
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,21 +27,22 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.augment import Augmenter
+from pipeline.augment import Augmenter, require_augmentation
 from pipeline.chat_format import IGNORE_INDEX, ChatFormat, Turns
 from pipeline.conversations import MODES, converter
 from pipeline.decontaminate import Decontaminator, load_benchmarks
 from pipeline.errors import UserError
-from pipeline.files import file_sha256, fingerprint, read_json, write_json
+from pipeline.files import file_sha256, fingerprint, make_folder, read_json, write_json
 from pipeline.prepare import ROW_COLUMNS, Chunk, Preparation, Tally, chunks
 from pipeline.settings import CleanSettings, NearDuplicates, Recipe, SourceSettings
-from pipeline.sources import SourceRow, content_key, read_rows
+from pipeline.sources import SourceRow, benchmark_source, content_key, read_rows, require_source
 
 if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
 SHARD = 20_000  # rows read for a shard
+ABANDONED_SECONDS = 3600
 JUDGED_LATER = {"exact_duplicates", "near_duplicates", "class_balance"}  # done by pipeline.screen, not here
 
 
@@ -49,7 +52,7 @@ JUDGED_LATER = {"exact_duplicates", "near_duplicates", "class_balance"}  # done 
 @contextlib.contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
     """A folder that takes the name ``path`` when it is complete. Whoever comes second leaves the first one's."""
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -74,12 +77,15 @@ def _new_folder(path: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed builds left behind; folders of processes that live are theirs."""
-    import psutil
+    """Remove what killed builds left behind: folders and files in which nothing has been written for an hour.
 
+    Processes are not asked: another container that shares the cache has process numbers of its own.
+    """
     for path in folder.glob(".*.tmp"):
-        if not psutil.pid_exists(int(path.name.split(".")[-2])):
-            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # its owner has just finished
+            newest = max((p.stat().st_mtime for p in [path, *path.glob("*")]), default=0.0)
+            if time.time() - newest > ABANDONED_SECONDS:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _table(columns: dict[str, list[Any]]) -> pyarrow.Table:
@@ -88,6 +94,7 @@ def _table(columns: dict[str, list[Any]]) -> pyarrow.Table:
     types = {
         "file": pa.dictionary(pa.int32(), pa.string()),
         "key": pa.uint64(),
+        "question": pa.uint64(),
         "method": pa.string(),
         "label": pa.string(),
     }
@@ -155,14 +162,15 @@ class Pool:
     def rows(self) -> dict[str, np.ndarray]:
         """Arrays with one entry a tokenised row, augmented copies behind their original, also rows over the limit.
 
-        row (its number in the source, from 0), key, examples (0: over the limit), first (number of its first example), tokens,
-        loss_tokens, longest (tokens of its longest example), mode (index into MODES), augmented (bool).
+        row (its number in the source, from 0), key, question (hash of the first question), examples (0: over the limit), first
+        (number of its first example), tokens, loss_tokens, longest (tokens of its longest example), mode (index into MODES),
+        augmented (bool).
         """
         import pyarrow as pa
         import pyarrow.compute as compute
         import pyarrow.parquet as parquet
 
-        names = ["row", "key", "examples", "tokens", "loss_tokens", "longest", "mode", "method"]
+        names = ["row", "key", "question", "examples", "tokens", "loss_tokens", "longest", "mode", "method"]
         table = pa.concat_tables([parquet.read_table(shard / "rows.parquet", columns=names) for shard in self.shards])
         arrays = {name: table[name].to_numpy() for name in names if name != "method"}
         arrays["augmented"] = compute.not_equal(table["method"], "").to_numpy()
@@ -199,7 +207,7 @@ class Pool:
         return arrays
 
     def exact_keys(self) -> np.ndarray:
-        """Keys of the original rows that were kept: uint8 [n, 16]; none where rows are not compared."""
+        """Keys of the entries of ``rows`` that have examples: uint8 [n, 16]; none where rows are not compared."""
         return np.concatenate([np.fromfile(shard / "exact", np.uint8) for shard in self.shards]).reshape(-1, 16)
 
     def gather(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -321,7 +329,7 @@ def build_pool(
         root: local paths may not lead out of it.
 
     Raises:
-        UserError: unknown format, unreadable source, or no usable row in it.
+        UserError: unknown format, or a source that cannot be read or is empty.
     """
     converter(source.format, source.columns)
     cleaning = cleaning or CleanSettings()
@@ -355,21 +363,31 @@ def build_pool(
             gc.unfreeze()
     record = read_json(folder / "pool.json")
     pool.read, pool.tally = record["read"], Tally.of(record)
-    if not record["kept"]:
-        reasons = Counter({reason: n for counts in pool.tally.rejected.values() for reason, n in counts.items()})
-        first = next(pool.iter_rejected())
-        raise UserError(
-            f"source {source.name!r} ({source.path}): none of its {pool.read} rows can be used "
-            f"({', '.join(f'{n} × {r}' for r, n in reasons.most_common(3))}); the first is "
-            f"{first['file']}:{first['line']} {first['reason']}: {first['detail']}. Look at format: {source.format}, columns "
-            "and the cleaning steps of the recipe."
-        )
     return pool
+
+
+def require_usable(pool: Pool) -> None:
+    """Fail where no row of a source is left.
+
+    Raises:
+        UserError: with the most frequent reasons, and the first row that was left out.
+    """
+    if (pool.rows["examples"] > 0).any():
+        return
+    source = pool.source
+    reasons = Counter({reason: n for counts in pool.tally.rejected.values() for reason, n in counts.items()})
+    first = next(pool.iter_rejected())
+    raise UserError(
+        f"source {source.name!r} ({source.path}): none of its {pool.read} rows can be used "
+        f"({', '.join(f'{n} × {r}' for r, n in reasons.most_common(3))}); the first is "
+        f"{first['file']}:{first['line']} {first['reason']}: {first['detail']}. Look at format: {source.format}, columns "
+        "and the cleaning steps of the recipe, and at model.max_seq_length."
+    )
 
 
 def _fill(folder: Path, preparation: Preparation, root: str | None, workers: int) -> None:
     """Write the shards that are not there yet, then ``pool.json``."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "PIPELINE_CACHE")
     _remove_abandoned(folder)
     source, tally, read, number = preparation.source, Tally(), 0, 0
     while (record_path := folder / f"{number:05d}" / "shard.json").exists():
@@ -393,8 +411,7 @@ def _fill(folder: Path, preparation: Preparation, root: str | None, workers: int
             _say(f"{source.name}: {read:,} rows")
     if not read:
         raise UserError(f"source {source.name!r} ({source.path}) is empty: it has no rows.")
-    rejected = sum(n for reasons in tally.rejected.values() for n in reasons.values())
-    write_json(folder / "pool.json", {"read": read, "kept": read - rejected, **tally.record()})
+    write_json(folder / "pool.json", {"read": read, **tally.record()})
 
 
 class _Counted(Iterator[SourceRow]):
@@ -428,13 +445,16 @@ def build_pools(
     Raises:
         UserError: as ``build_pool``; a benchmark that cannot be read; near-duplicates with different settings.
     """
-    for source in recipe.sources:
-        converter(source.format, source.columns)  # before any reading
+    require_sources(recipe)
     decontaminator = None
     if recipe.decontaminate:
         decontaminator = Decontaminator(load_benchmarks(recipe.decontaminate, recipe.root), recipe.decontaminate)
+        if decontaminator.too_short:
+            _say(
+                f"decontamination: {decontaminator.too_short} benchmark items without a letter or digit cannot be found"
+            )
     signing = near_duplicates(recipe)
-    comparing = signing is not None or any(recipe.cleaning(source).exact_duplicates for source in recipe.sources)
+    comparing = compares_rows(recipe)
     return [
         build_pool(
             source,
@@ -451,6 +471,26 @@ def build_pools(
         )
         for source in recipe.sources
     ]
+
+
+def require_sources(recipe: Recipe) -> None:
+    """Check everything that can be checked before anything is read, so that nothing fails after minutes of work.
+
+    Raises:
+        UserError: an unknown format, a file that is missing, a hub or an endpoint out of reach.
+    """
+    benchmarks = [benchmark_source(b) for b in recipe.decontaminate.benchmarks] if recipe.decontaminate else []
+    for source in recipe.sources:
+        converter(source.format, source.columns)
+        require_augmentation(source.augment)
+    for source in [*recipe.sources, *benchmarks]:
+        require_source(source, recipe.root)
+
+
+def compares_rows(recipe: Recipe) -> bool:
+    """Whether the recipe needs rows to be compared with one another."""
+    wanted = (recipe.cleaning(source).exact_duplicates or source.augment for source in recipe.sources)
+    return near_duplicates(recipe) is not None or any(wanted)
 
 
 def near_duplicates(recipe: Recipe) -> NearDuplicates | None:

@@ -9,10 +9,11 @@ recipe's cleaning steps → decontaminate → tokenise and mask → length limit
 from __future__ import annotations
 
 import hashlib
-import json
+import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
@@ -28,6 +29,7 @@ from pipeline.clean import Cleaner
 from pipeline.conversations import MODES, Conversation, Rejected, converter
 from pipeline.decontaminate import Decontaminator
 from pipeline.duplicates import Signer, exact_key, text_of
+from pipeline.errors import UserError
 from pipeline.formats import is_missing
 from pipeline.settings import CleanSettings, NearDuplicates, SourceSettings
 from pipeline.sources import SourceRow
@@ -112,31 +114,51 @@ class Chunk:
     prompts: np.ndarray
     modes: np.ndarray
     rows: dict[str, list[Any]]  # one entry a tokenised row; ``examples`` is 0 where it is over the limit
-    exact: list[bytes]  # one entry an original row that was kept; none where rows are not compared
+    exact: list[bytes]  # one entry a row with examples; none where rows are not compared
     signatures: np.ndarray | None
     rejected: list[bytes]  # JSON lines
     tally: Tally
 
 
 ROW_COLUMNS = (
-    "row", "file", "line", "key", "examples", "tokens", "loss_tokens", "longest", "mode", "method", "label",
+    "row", "file", "line", "key", "question", "examples", "tokens", "loss_tokens", "longest", "mode", "method", "label",
 )  # fmt: skip
 
 
 def json_line(record: dict[str, Any]) -> bytes:
     """One line of JSON, whatever the row holds: NaN becomes null, what JSON cannot say becomes text."""
+    options = orjson.OPT_NON_STR_KEYS
     try:
-        return orjson.dumps(record, default=str, option=orjson.OPT_NON_STR_KEYS) + b"\n"
-    except TypeError:  # half a surrogate pair, a number beyond 64 bit, nesting beyond 254
+        return orjson.dumps(record, default=str, option=options) + b"\n"
+    except TypeError:  # a number beyond 64 bit, half a surrogate pair, nesting beyond 254
         try:
-            return json.dumps(record, default=str).encode() + b"\n"
-        except (RecursionError, ValueError, TypeError):
-            return (
-                orjson.dumps(
-                    {**record, "row": None, "detail": f"{record['detail']} (the row cannot be written as JSON)"}
-                )
-                + b"\n"
-            )
+            return orjson.dumps(_plain(record), option=options) + b"\n"
+        except (TypeError, RecursionError):
+            detail = f"{record['detail']} (the row itself cannot be written as JSON)"
+            return orjson.dumps({**record, "row": None, "detail": detail}) + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_plain(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, int) and value.bit_length() > 63:
+        return str(value)
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value if isinstance(value, int | float) or value is None else str(value)
+
+
+def _hash(data: bytes) -> int:
+    """64 bits of SHA-256."""
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+
+
+def _question(conversation: Conversation) -> int:
+    """A hash of the first question, whatever its case and spaces: answers to one question must not be parted by the split."""
+    first = next((m["content"] for m in conversation.messages if m["role"] == "user"), "")
+    return _hash(" ".join(first.casefold().split()).encode("utf-8", "surrogatepass"))
 
 
 def _listed(ids: list[int]) -> bytes:
@@ -185,16 +207,19 @@ class Preparation:
         conversation, changes = self._clean(conversation, row.data)
         if self.cleaning.class_balance and is_missing(row.data.get(self.cleaning.class_balance.field)):
             raise Rejected("no_label", f"no {self.cleaning.class_balance.field!r}", "class_balance")
+        self._require_clean_of_benchmarks(conversation)
+        for change in changes:
+            tally.changed[change.step] += 1
+            tally.show(change.step, f"{row.file}:{row.line} {change.example}")
+        return conversation
+
+    def _require_clean_of_benchmarks(self, conversation: Conversation) -> None:
         if self.decontaminator:
             try:
                 self.decontaminator(conversation)
             except Rejected as rejected:
                 rejected.step = "decontaminate"
                 raise
-        for change in changes:
-            tally.changed[change.step] += 1
-            tally.show(change.step, f"{row.file}:{row.line} {change.example}")
-        return conversation
 
     def draft(self, rows: list[SourceRow], first: int) -> _Draft:
         """Everything but the tokens. ``first``: number of the first row in the source, from 0."""
@@ -208,8 +233,13 @@ class Preparation:
                 continue
             versions = [("", conversation)]
             if self.source.augment:
-                copies = self._augment(conversation, f"{row.file}:{row.line}")
-                versions += [(copy.method, copy.conversation) for copy in copies]
+                for copy in self._augment(conversation, str(first + place)):
+                    try:
+                        self._require_clean_of_benchmarks(copy.conversation)
+                    except Rejected:
+                        draft.tally.notes["augmented_copy_left_out"] += 1
+                        continue
+                    versions.append((copy.method, copy.conversation))
             for method, version in versions:
                 draft.conversations.append(version)
                 draft.places.append(place)
@@ -220,7 +250,7 @@ class Preparation:
         draft.rendered = self.form.render_all(draft.conversations, self.turns)
         if self.turns == "all":
             for version, entry in zip(draft.conversations, draft.rendered, strict=True):
-                answers = sum(message["role"] == "assistant" for message in version.messages)
+                answers = sum(m["role"] == "assistant" and m.get("weight") != 0 for m in version.messages)
                 if not isinstance(entry, Rejected) and len(entry) < answers:
                     # Earlier answers without reasoning, in a conversation whose last one has it.
                     draft.tally.notes["answers_without_loss"] += answers - len(entry)
@@ -231,9 +261,9 @@ class Preparation:
         tally, rejected = draft.tally, draft.rejected
         rows: dict[str, list[Any]] = {name: [] for name in ROW_COLUMNS}
         kept: list[tuple[list[int], int, int]] = []
-        originals: list[Conversation] = []
+        compared: list[Conversation] = []
         answers = iter(encoded)
-        key = 0
+        key = question = 0
         for conversation, place, method, entry in zip(
             draft.conversations, draft.places, draft.methods, draft.rendered, strict=True
         ):
@@ -251,24 +281,26 @@ class Preparation:
             if not method:
                 # Conversations that begin alike share their first example, so they must fall on one side of the split;
                 # and so must what was made from them.
-                key = int(hashlib.sha256(_listed(own[0][0])).hexdigest()[:16], 16)
+                key = _hash(_listed(own[0][0]))
+                question = _question(conversation)
             source_row = draft.rows[place]
             label = ""
             if self.cleaning.class_balance and source_row.data is not None:
                 label = str(source_row.data[self.cleaning.class_balance.field])
             tokens = sum(len(ids) for ids, _, _ in own)
             loss = tokens - sum(prompt for _, prompt, _ in own)
-            values = (draft.first + place, source_row.file, source_row.line, key, 0 if over else len(own), tokens, loss)
-            for name, value in zip(ROW_COLUMNS, (*values, longest, own[-1][2], method, label), strict=True):
+            values = (draft.first + place, source_row.file, source_row.line, key, question, 0 if over else len(own))
+            for name, value in zip(
+                ROW_COLUMNS, (*values, tokens, loss, longest, own[-1][2], method, label), strict=True
+            ):
                 rows[name].append(value)
             if over:
                 rejected[place] = Rejected("too_long", f"{longest} tokens, the limit is {self.limit}", "length_limit")
                 continue
             kept += own
+            compared.append(conversation)
             if method:
                 tally.augmented[method] += 1
-            else:
-                originals.append(conversation)
         lines = []
         for place in sorted(rejected):
             row, why = draft.rows[place], rejected[place]
@@ -285,8 +317,8 @@ class Preparation:
             prompts=np.fromiter((prompt for _, prompt, _ in kept), np.int32, len(kept)),
             modes=np.fromiter((mode for _, _, mode in kept), np.int8, len(kept)),
             rows=rows,
-            exact=[exact_key(conversation) for conversation in originals] if self.comparing else [],
-            signatures=self._sign([text_of(conversation) for conversation in originals]) if self._sign else None,
+            exact=[exact_key(conversation) for conversation in compared] if self.comparing else [],
+            signatures=self._sign([text_of(conversation) for conversation in compared]) if self._sign else None,
             rejected=lines,
             tally=tally,
         )
@@ -302,6 +334,7 @@ _worker: Preparation | None = None
 
 def _start_worker(preparation: Preparation) -> None:
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that reads
     _worker = preparation
 
 
@@ -316,7 +349,14 @@ def chunks(preparation: Preparation, rows: Iterator[SourceRow], first: int, work
 
     def next_chunk() -> Chunk:
         draft, future = waiting.popleft()
-        return future.result() if draft is None else preparation.chunk(draft, future.result())
+        try:
+            result = future.result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"source {preparation.source.name!r}: a worker process was killed, most likely because memory ran out. Run "
+                f"again with fewer (data.workers, now {workers}); the build goes on behind its last whole shard."
+            ) from error
+        return result if draft is None else preparation.chunk(draft, result)
 
     executor: Executor
     if workers > 1:

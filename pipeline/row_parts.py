@@ -15,6 +15,21 @@ from pipeline.formats import TOOLS, Rejected, Row, column, is_missing
 # --- text ---------------------------------------------------------------------------------------------------------------
 
 
+_INDENTED_LINE = re.compile(r"\n(?:  |\t)[ \t]*\S")
+
+
+def trim_answer(text: str) -> str:
+    """An answer without the blank lines and spaces around it. The indentation of its first line stays: it may be code.
+
+    Of fewer than four spaces it stays only where a later line is indented too: much prose begins with a space or two.
+    """
+    text = text.rstrip()
+    body = text.lstrip()
+    indent = text[: len(text) - len(body)].rpartition("\n")[2]
+    is_code = len(indent) >= 4 or "\t" in indent or (len(indent) >= 2 and _INDENTED_LINE.search(body))
+    return indent + body if is_code and not indent.strip(" \t") else body
+
+
 def split_reasoning(text: str) -> tuple[str, str]:
     """Split ``<think>reasoning</think>answer`` into (reasoning, answer); reasoning is ``""`` where no tag is.
 
@@ -26,10 +41,10 @@ def split_reasoning(text: str) -> tuple[str, str]:
             reasoning), ``several_think_blocks``, ``empty_reasoning`` (a lone ``</think>`` with nothing before it).
     """
     if "think>" not in text:
-        return "", text.strip()
+        return "", trim_answer(text)
     opened, closed = text.count("<think>"), text.count("</think>")
     if not opened and not closed:
-        return "", text.strip()
+        return "", trim_answer(text)
     reasoning, _, answer = text.partition("</think>")
     if closed and reasoning.count("<think>") > 1:
         raise Rejected("nested_think", text[:80])
@@ -39,7 +54,8 @@ def split_reasoning(text: str) -> tuple[str, str]:
         raise Rejected("several_think_blocks", text[:80])
     if not opened and not reasoning.strip():
         raise Rejected("empty_reasoning", f"</think> with nothing before it: {text[:80]!r}")
-    return reasoning.replace("<think>", "", 1).strip(), answer.strip()
+    beside = answer.partition("\n")[0].strip()  # on the tag's line spaces are no indentation
+    return reasoning.replace("<think>", "", 1).strip(), answer.strip() if beside else trim_answer(answer)
 
 
 def as_text(value: Any, where: str) -> str:
@@ -145,6 +161,58 @@ def load_json(text: str, reason: str, where: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # bad JSON, a number of thousands of digits, thousands of brackets
         raise Rejected(reason, f"{where}: {error}") from error
+
+
+_PYTHON_LIST = re.compile(r"\s*\[\s*\{\s*'")
+_PYTHON_TURNS = re.compile(r"\s*\[?\s*\{\s*'(?:role|content|from|value)'\s*:")
+
+
+def _not_json(where: str, seen: str) -> Rejected:
+    return Rejected("not_json", f"{where} {seen}; write such columns with json.dumps, or the file as JSONL or Parquet")
+
+
+def list_of(value: Any, where: str) -> Any:
+    """The value; a list that stands there as JSON text (tables hold nothing but text) is parsed, blank text is None.
+
+    Raises:
+        Rejected: ``not_json``, for other text. Python's own spelling of a list, with single quotes, is not read:
+            what NumPy and pandas make of a list cannot be read back for certain.
+    """
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    if _PYTHON_LIST.match(value):
+        raise _not_json(where, "is a list as Python prints it, not JSON")
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise _not_json(where, f"is text but no JSON list ({str(error)[:60]})") from error
+    if not isinstance(parsed, list):
+        raise _not_json(where, f"is text but no JSON list: {value[:30]!r}")
+    return parsed
+
+
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, dict) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys())
+
+
+def turns_in_text(value: Any, where: str) -> Any:
+    """A turn or a list of turns that stands there as JSON text, parsed; anything else as it is.
+
+    Raises:
+        Rejected: ``not_json``, for turns as Python prints them.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    if _PYTHON_TURNS.match(value):
+        raise _not_json(where, "holds turns as Python prints them, not JSON")
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    turns = parsed if isinstance(parsed, list) else [parsed]
+    return parsed if turns and all(map(_is_turn, turns)) else value
 
 
 def strings_in(value: Any, reason: str, where: str) -> list[str]:

@@ -108,17 +108,11 @@ class Run:
 
     def _require_sources(self) -> None:
         """Fail before anything is written, and before any library is loaded, where model or data are out of reach."""
-        from pipeline.augment import require_augmentation
-        from pipeline.sources import benchmark_source, require_source
+        from pipeline.pools import require_sources
         from pipeline.train import model_location
 
         model_location(self.profile.model)
-        recipe = self.recipe
-        benchmarks = [benchmark_source(b) for b in recipe.decontaminate.benchmarks] if recipe.decontaminate else []
-        for source in [*recipe.sources, *benchmarks]:
-            require_source(source, recipe.root)
-        for source in recipe.sources:
-            require_augmentation(source.augment)
+        require_sources(self.recipe)
 
     def _path(self, *parts: str) -> Path:
         return self.folder.joinpath(*parts)

@@ -24,7 +24,7 @@ from pipeline import duplicates
 from pipeline.duplicates import find_duplicates
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, file_sha256, fingerprint, read_json, write_json
-from pipeline.pools import Pool, near_duplicates
+from pipeline.pools import Pool, compares_rows, near_duplicates
 from pipeline.prepare import EXAMPLES, json_line
 from pipeline.settings import Recipe
 from pipeline.sources import read_rows
@@ -37,6 +37,7 @@ class Screened:
     keep: np.ndarray  # bool
     key: np.ndarray  # uint64; rows with equal keys fall on one side of the split
     steps: dict[str, dict[str, Any]]  # step → {"rejected": {reason: rows}, "examples": [...]}
+    copies_left_out: int  # augmented copies that turned out to be another row
     rejected_path: Path
 
     def iter_rejected(self) -> Iterator[dict[str, Any]]:
@@ -68,6 +69,7 @@ def screen(recipe: Recipe, pools: Sequence[Pool], cache: Path | None = None) -> 
             "pools": [pool.key for pool in pools],
             "steps": steps,
             "group": recipe.group_near_duplicates,
+            "unused": [source.share == 0 for source in recipe.sources],
             "code": [file_sha256(Path(path)) for path in (__file__, str(duplicates.__file__))],
         }
     )
@@ -80,104 +82,146 @@ def screen(recipe: Recipe, pools: Sequence[Pool], cache: Path | None = None) -> 
     result = []
     for number in range(len(pools)):
         keep, keys = (np.load(folder / f"{number}.{name}.npy") for name in ("keep", "key"))
-        result.append(Screened(keep, keys, record["steps"][number], folder / f"{number}.rejected.jsonl"))
+        left_out = folder / f"{number}.rejected.jsonl"
+        result.append(Screened(keep, keys, record["steps"][number], record["copies_left_out"][number], left_out))
     return result
 
 
+@dataclass
+class _All:
+    """The rows of all pools that have examples, one after the other; arrays with one entry a row."""
+
+    owner: np.ndarray  # number of its pool
+    entry: np.ndarray  # in ``pool.rows``
+    row: np.ndarray  # in the source
+    augmented: np.ndarray
+    key: np.ndarray
+    question: np.ndarray
+
+    @classmethod
+    def of(cls, pools: Sequence[Pool], order: Sequence[int]) -> _All:
+        entries = [np.flatnonzero(pools[number].rows["examples"] > 0) for number in order]
+        owner = np.repeat(order, [len(own) for own in entries])
+        columns = {
+            name: np.concatenate([pools[n].rows[name][own] for n, own in zip(order, entries, strict=True)])
+            for name in ("row", "augmented", "key", "question")
+        }
+        return cls(owner, np.concatenate(entries), **columns)
+
+
 def _judge(recipe: Recipe, pools: Sequence[Pool], folder: Path) -> None:
-    originals = [np.flatnonzero((pool.rows["examples"] > 0) & ~pool.rows["augmented"]) for pool in pools]
-    keys = [pool.rows["key"].copy() for pool in pools]
+    # Sources without a share come last: nothing in the mix is a duplicate of what is not in it.
+    order = sorted(range(len(pools)), key=lambda number: recipe.sources[number].share == 0)
+    rows = _All.of(pools, order)
     fallen: list[list[_Fallen]] = [[] for _ in pools]
-    _duplicates(recipe, pools, originals, keys, fallen)
+    dropped = np.zeros(len(rows.entry), bool)  # augmented copies that are another row too
+    if compares_rows(recipe):
+        _duplicates(recipe, pools, order, rows, fallen, dropped)
     for number, (source, pool) in enumerate(zip(recipe.sources, pools, strict=True)):
         balance = recipe.cleaning(source).class_balance
         if balance:
-            gone = {f.entry for f in fallen[number]}
-            entries = np.array([e for e in originals[number] if e not in gone], np.int64)
-            fallen[number] += _unbalanced(pool, entries, balance.max_ratio)
+            gone = [f.entry for f in fallen[number]]
+            own = rows.entry[(rows.owner == number) & ~rows.augmented]
+            fallen[number] += _unbalanced(pool, own[~np.isin(own, gone)], balance.max_ratio)
 
-    steps = []
-    for number, (pool, rows) in enumerate(zip(pools, fallen, strict=True)):
-        rows.sort(key=lambda f: f.entry)
-        keep = pool.rows["examples"] > 0
-        # An augmented copy goes with its original and lies on the same side.
+    steps, copies = [], []
+    for number, pool in enumerate(pools):
+        here = rows.owner == number
+        out = sorted(fallen[number], key=lambda f: f.entry)
         numbers = pool.rows["row"]
-        keep &= ~np.isin(numbers, numbers[[f.entry for f in rows]])
-        steps.append(_write_fallen(recipe, pool, rows, folder / f"{number}.rejected.jsonl"))
-        copies = np.flatnonzero(pool.rows["augmented"])
-        if len(copies):
-            mine = originals[number]
-            own = dict(zip(numbers[mine].tolist(), keys[number][mine].tolist(), strict=True))
-            keys[number][copies] = [own.get(row, 0) for row in numbers[copies].tolist()]
-        for name, array in (("keep", keep), ("key", keys[number])):
+        keep = pool.rows["examples"] > 0
+        keep[rows.entry[here & dropped]] = False
+        keep &= ~np.isin(numbers, numbers[[f.entry for f in out]])  # a copy goes with its original
+        keys = pool.rows["key"].copy()
+        keys[rows.entry[here]] = rows.key[here]
+        steps.append(_write_fallen(recipe, pool, out, folder / f"{number}.rejected.jsonl"))
+        copies.append(int((here & dropped).sum()))
+        for name, array in (("keep", keep), ("key", keys)):
             with atomic_path(folder / f"{number}.{name}.npy") as path, path.open("wb") as file:
                 np.save(file, array)
-    write_json(folder / "screen.json", {"steps": steps})
+    write_json(folder / "screen.json", {"steps": steps, "copies_left_out": copies})
 
 
 def _duplicates(
     recipe: Recipe,
     pools: Sequence[Pool],
-    originals: list[np.ndarray],
-    keys: list[np.ndarray],
+    order: Sequence[int],
+    rows: _All,
     fallen: list[list[_Fallen]],
+    dropped: np.ndarray,
 ) -> None:
-    """Find duplicates over all pools; adds to ``fallen``, and gives alike rows one key in ``keys``."""
+    """Find duplicates over all pools: adds to ``fallen`` and ``dropped``, and gives rows that hang together one key."""
     settings = near_duplicates(recipe)
-    cleaning = [recipe.cleaning(source) for source in recipe.sources]
-    if settings is None and not any(c.exact_duplicates for c in cleaning):
-        return
-    exact = np.concatenate([pool.exact_keys() for pool in pools])
-    signatures = [shard / "signatures" for pool in pools for shard in pool.shards] if settings else []
-    if len(exact) != sum(map(len, originals)) or (settings and not any(path.stat().st_size for path in signatures)):
+    exact = np.concatenate([pools[number].exact_keys() for number in order])
+    signatures = [shard / "signatures" for number in order for shard in pools[number].shards] if settings else []
+    if len(exact) != len(rows.entry) or (settings and not any(path.stat().st_size for path in signatures)):
         raise UserError(
             f"recipe {recipe.name} compares rows with one another, but its pools were built without what that needs. Build them "
             "with build_pools(recipe, …), or switch off exact_duplicates, near_duplicates and group_near_duplicates."
         )
     found = find_duplicates(exact, signatures, settings)
-    ends = np.cumsum([len(entries) for entries in originals])
-    flat_keys = np.concatenate([key[entries] for key, entries in zip(keys, originals, strict=True)])
-    flat_keys = flat_keys[_first_of_component(found.group, flat_keys)]
-    for number, entries in enumerate(originals):
-        begin = int(ends[number]) - len(entries)
-        keys[number][entries] = flat_keys[begin : int(ends[number])]
-        here = slice(begin, int(ends[number]))
-        on = np.where(
-            found.exact[here], cleaning[number].exact_duplicates, cleaning[number].near_duplicates is not None
-        )
-        hits = np.flatnonzero((found.of[here] >= 0) & on)
-        earlier = found.of[here][hits]
-        owners = np.searchsorted(ends, earlier, side="right")
-        names: dict[int, tuple[str, int]] = {}
-        for owner in np.unique(owners):
-            mine = np.flatnonzero(owners == owner)
-            entries_there = originals[owner][earlier[mine] - (int(ends[owner]) - len(originals[owner]))]
-            names.update(zip(mine.tolist(), pools[owner].places(entries_there), strict=True))
-        for place, hit in enumerate(hits):
-            where = "{}:{}".format(*names[place])
-            if owners[place] != number:
-                where += f" of source {recipe.sources[owners[place]].name!r}"
-            if found.exact[here][hit]:
-                fallen[number].append(
-                    _Fallen(int(entries[hit]), "exact_duplicates", "duplicate", f"the same as {where}")
-                )
-            else:
-                detail = f"{found.similarity[here][hit]:.2f} similar to {where}"
-                fallen[number].append(_Fallen(int(entries[hit]), "near_duplicates", "near_duplicate", detail))
+    links = [found.group, _first_equal(rows.key)]
+    if recipe.group_near_duplicates:
+        links.append(_first_equal(rows.question))  # two answers to one question
+    same_row = _first_equal(rows.owner.astype(np.int64) << 48 | rows.row)
+    links.append(same_row)  # augmented copies and their original
+    rows.key = rows.key[_first_of_component(links)]
+
+    cleaning = [recipe.cleaning(source) for source in recipe.sources]
+    exact_on = np.array([c.exact_duplicates for c in cleaning])[rows.owner]
+    near_on = np.array([c.near_duplicates is not None for c in cleaning])[rows.owner]
+    of = found.of.copy()
+    stands_for: dict[int, int] = {}  # a copy that equals later rows: the first of those takes its place
+    for hit in np.flatnonzero(of >= 0).tolist():
+        earlier = int(of[hit])
+        if same_row[hit] == same_row[earlier]:
+            of[hit] = -1  # a copy is like its original
+        elif rows.augmented[hit]:
+            dropped[hit] = found.exact[hit] or near_on[hit]
+            of[hit] = -1
+        elif rows.augmented[earlier]:
+            dropped[earlier] = True
+            of[hit] = stands_for.get(earlier, -1)
+            stands_for.setdefault(earlier, hit)
+    hits = np.flatnonzero((of >= 0) & np.where(found.exact, exact_on, near_on))
+    places = _places(pools, rows, of[hits])
+    for hit, (file, line) in zip(hits.tolist(), places, strict=True):
+        number, owner = int(rows.owner[hit]), int(rows.owner[of[hit]])
+        where = f"{file}:{line}" + ("" if owner == number else f" of source {recipe.sources[owner].name!r}")
+        if found.exact[hit]:
+            why = ("exact_duplicates", "duplicate", f"the same as {where}")
+        else:
+            why = ("near_duplicates", "near_duplicate", f"{found.similarity[hit]:.2f} similar to {where}")
+        fallen[number].append(_Fallen(int(rows.entry[hit]), *why))
 
 
-def _first_of_component(group: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """For each row the first row that it hangs together with: by being alike (``group``) or by an equal key, step by step."""
+def _places(pools: Sequence[Pool], rows: _All, numbers: np.ndarray) -> list[tuple[str, int]]:
+    """File and line of rows given by their numbers in ``rows``."""
+    result: list[tuple[str, int]] = [("", 0)] * len(numbers)
+    for owner in np.unique(rows.owner[numbers]):
+        mine = np.flatnonzero(rows.owner[numbers] == owner)
+        for at, place in zip(mine, pools[owner].places(rows.entry[numbers[mine]]), strict=True):
+            result[at] = place
+    return result
+
+
+def _first_equal(values: np.ndarray) -> np.ndarray:
+    """For each entry the number of the first one that is equal."""
+    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    return np.asarray(first[inverse])
+
+
+def _first_of_component(links: Sequence[np.ndarray]) -> np.ndarray:
+    """For each row the first row that it hangs together with, step by step; each link names a row for each row."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    number = len(keys)
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    rows = np.arange(number)
-    edges = (np.ones(2 * number, bool), (np.concatenate([rows, rows]), np.concatenate([group, first[inverse]])))
-    _, label = connected_components(coo_array(edges, shape=(number, number)), directed=False)
-    _, first_of_label = np.unique(label, return_index=True)
-    return np.asarray(first_of_label[label])
+    number = len(links[0])
+    ends = (np.tile(np.arange(number), len(links)), np.concatenate(links))
+    _, label = connected_components(
+        coo_array((np.ones(len(ends[0]), bool), ends), shape=(number, number)), directed=False
+    )
+    return _first_equal(label)
 
 
 def _unbalanced(pool: Pool, entries: np.ndarray, max_ratio: float) -> list[_Fallen]:

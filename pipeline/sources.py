@@ -25,7 +25,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.files import file_sha256, fingerprint
 from pipeline.hubs import HUBS, hub_url, require_hub
 from pipeline.json_rows import read_json, read_jsonl
-from pipeline.row_files import DataFile, Place, SourceRow, first_line, format_of, local_files, located
+from pipeline.row_files import DataFile, Place, SourceRow, first_line, local_files
 from pipeline.settings import ROOT, BenchmarkSettings, SourceSettings
 from pipeline.table_rows import read_csv, read_parquet
 
@@ -263,7 +263,7 @@ def read_rows(source: Source, root: str | None = None, skip: int = 0) -> Iterato
 
 
 def content_key(source: Source, root: str | None = None) -> str:
-    """A hash (hex) of what ``read_rows`` will yield: by content, and in a folder by relative names; not by path.
+    """A hash (hex) of what ``read_rows`` will yield: by content and by the files' relative names; not by path.
 
     A Hugging Face dataset counts by the commit that its revision stands for now, asked once a process; ``read_rows``
     reads that commit. ModelScope tells none: there a revision is taken at its word, and without one the key differs from
@@ -273,14 +273,13 @@ def content_key(source: Source, root: str | None = None) -> str:
         UserError: as ``require_source``; or the hub does not know the dataset or revision.
     """
     source = _as_source(source)
-    identity: dict[str, Any] = {"source": source.source, "rows": source.rows, "reader": file_sha256(Path(__file__))}
+    identity: dict[str, Any] = {"source": source.source, "rows": source.rows}
     if source.source == "generated":
         identity |= {"generator": source.path, "seed": source.seed, "code": file_sha256(Path(str(corpora.__file__)))}
     elif source.source == "local":
         files = local_files(source.path, root)
-        single = not located(source.path).is_dir()  # then the name does not matter, only how it is read
         try:
-            identity |= {"files": [[format_of(f.name) if single else f.name, file_sha256(f.path)] for f in files]}
+            identity |= {"files": [[file.name, file_sha256(file.path)] for file in files]}  # the account names them
         except OSError as error:
             raise UserError(f"{error.filename or source.path} cannot be read: {error.strerror}.") from error
     else:

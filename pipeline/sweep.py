@@ -26,7 +26,7 @@ from pydantic import BaseModel
 
 from pipeline.conversations import MODES
 from pipeline.errors import UserError, nearest
-from pipeline.files import fingerprint, read_json, read_jsonl, write_json, write_text
+from pipeline.files import fingerprint, read_json, read_jsonl, require_folder, write_json, write_text
 from pipeline.settings import ROOT, Profile, Recipe, apply_overrides, load_profile, load_recipe, parse
 from pipeline.statistics import bootstrap, interval95, paired_permutation
 
@@ -163,6 +163,7 @@ def run_sweep(
         UserError: see ``plan``; or the directory belongs to another sweep; or every cell failed.
     """
     key, cells = plan(profile, overrides or [], axis, values, seeds, folder)
+    require_folder(folder)
     identity = fingerprint([[c.profile.model_dump(), c.recipe.model_dump()] for c in cells])
     record = folder / "plan.json"
     if record.exists():

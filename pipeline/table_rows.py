@@ -1,4 +1,8 @@
-"""Rows from tables: CSV, TSV and Parquet. Streamed: no more than a batch of rows is in memory."""
+"""Rows from tables: CSV, TSV and Parquet. Streamed: no more than a batch of rows is in memory.
+
+A cell of a CSV file is text, always: only its column says whether JSON in it is an answer or a list of turns, and which
+column is which is known where rows become conversations.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 
 from pipeline import row_files
 from pipeline.errors import UserError
-from pipeline.json_rows import not_utf8, nul, parse
+from pipeline.json_rows import not_utf8, nul
 from pipeline.row_files import (
     BadRow,
     DataFile,
@@ -81,18 +85,6 @@ def _finish_large(record: _Record, file: DataFile) -> BadRow:
     return too_large(size)
 
 
-def _cell(text: str) -> Any:
-    """A cell, or what it holds where it is a JSON object or a list of objects or lists (conversations, tools, history)."""
-    if text.startswith(("[", "{")):
-        try:
-            value = parse(text.encode())
-        except BadRow:
-            return text
-        if isinstance(value, dict) or (value and all(isinstance(item, dict | list) for item in value)):
-            return value
-    return text
-
-
 def _header(file: DataFile, line: bytes) -> tuple[list[str], str]:
     """Names of the columns, and the delimiter: a tab in .tsv, else a comma, or what a file without comma uses instead."""
     try:
@@ -158,7 +150,7 @@ def read_csv(file: DataFile, place: Place) -> Iterator[SourceRow]:
             if bad is not None:
                 yield rejected_row(file, line, bad)
             else:
-                yield SourceRow(file.name, line, dict(zip(header, map(_cell, cells), strict=True)))
+                yield SourceRow(file.name, line, dict(zip(header, cells, strict=True)))
 
 
 def _unclosed(file: DataFile, record: _Record, place: Place) -> Iterator[SourceRow]:
@@ -208,7 +200,12 @@ def read_parquet(file: DataFile, place: Place) -> Iterator[SourceRow]:
 
 
 def _python_rows(batch: Any) -> list[dict[str, Any] | BadRow]:
-    """Rows of a record batch; where one value has no Python counterpart, the others still come out."""
+    """Rows of a record batch; where one is too large or has a value without Python counterpart, the others come out."""
+    if batch.nbytes > row_files.MAX_ROW_BYTES:
+        if batch.num_rows == 1:
+            return [too_large(batch.nbytes)]
+        half = batch.num_rows // 2
+        return _python_rows(batch.slice(0, half)) + _python_rows(batch.slice(half))
     try:
         return batch.to_pylist()
     except (ValueError, OverflowError) as error:  # text that is no UTF-8, a date out of range

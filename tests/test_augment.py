@@ -515,7 +515,18 @@ def test_any_text_is_survived(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["`" * 15_000, "a" * 15_000, "\\begin{a}" * 1500, "1." * 7000, '"' * 15_000, "benefits " * 2000, "A. " * 6000],
+    [
+        "`" * 15_000,
+        "a" * 15_000,
+        "{" * 19_000,
+        "." * 19_000,
+        "\\(" * 9000,
+        "\\begin{a}" * 1500,
+        "1." * 7000,
+        '"' * 15_000,
+        "benefits " * 2000,
+        "A. " * 6000,
+    ],
 )
 def test_monotonous_text_is_no_trap(text):
     AUGMENTER(row(text), "x")

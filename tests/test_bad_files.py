@@ -510,3 +510,23 @@ def test_damage_never_takes_other_lines_with_it(
         return
     lost = Counter(repr(json.loads(json.dumps(row))) for row in rows) - found
     assert sum(lost.values()) <= 1 + data[place : place + cut].count(b"\n")
+
+
+def test_csv_cells_stay_text(tmp_path: Path) -> None:
+    cells = ['{"name": "x"}', '[{"role": "user"}]', "[[1]]", "42", "", " x "]
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([list("abcdef"), cells])
+    (row,) = read(tmp_path / "a.csv")
+    assert row.data == dict(zip("abcdef", cells, strict=True))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_large_parquet_row_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nested: bool) -> None:
+    monkeypatch.setattr(row_files, "MAX_ROW_BYTES", 10_000)
+    texts = ["x", "y" * 20_000, *("z" * 2000 for _ in range(40))]  # together too large, but not one by one
+    rows = [{"a": [{"role": "user", "content": text}] if nested else text} for text in texts]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    found = read(tmp_path / "a.parquet")
+    assert [r.line for r in found] == list(range(1, 43))
+    assert [(r.line, r.reason) for r in found if r.reason] == [(2, "row_too_large")]
+    assert [r.data for r in found if r.data is not None] == [rows[0], *rows[2:]]

@@ -57,6 +57,51 @@ def test_wrong_usage_exits_with_two() -> None:
     assert result.returncode == 2 and "invalid choice" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["data", "inspect", "--rows", "-1"], "argument --rows: needs a whole number from 1 on, given: '-1'"),
+        (["data", "inspect", "--rows", "9" * 30], "argument --rows: needs a whole number"),
+        (["data", "inspect", "--recipe", ""], "argument --recipe: is empty"),
+        (["data", "stats", "--source", " "], "argument --source: is empty"),
+        (["data", "build", "--output-dir", ""], "argument --output-dir: is empty"),
+        (["sweep", "--output-dir", "x", "--values", "0", "--seeds", "0"], "argument --seeds: needs a whole number"),
+        (["sweep", "--output-dir", "x", "--values", "0", "--workers", "0"], "argument --workers: needs a whole number"),
+        (["sweep", "--output-dir", "x", "--values", ","], "argument --values: needs at least one value"),
+        (["embedded", "check", "--output-dir", "x", "--items", "none"], "argument --items: needs a whole number"),
+    ],
+)
+def test_an_option_out_of_range_is_named(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_sweep_takes_its_values_with_or_without_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+
+    def record(name: str, axis: str, values: list[str], *_: object) -> dict[str, Any]:
+        taken.append(values)
+        return {"failed": []}
+
+    monkeypatch.setattr("pipeline.sweep.run_sweep", record)
+    monkeypatch.setattr("pipeline.sweep.table", lambda result: "")
+    for values in (["0,0.5,1"], ["0,", "0.5,", "1"], ["0, 0.5 ,1"], ["0", "0.5", "1"]):
+        assert main(["sweep", "--output-dir", str(tmp_path / "s"), "--values", *values]) == 0
+    assert taken == [["0", "0.5", "1"]] * 4
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly() -> None:
+    command = [sys.executable, "-m", "pipeline", "data", "inspect", "--rows", "900"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait() == 141
+    assert "Traceback" not in errors and "BrokenPipe" not in errors
+
+
 def test_data_build_writes_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "mix"
     arguments = ["data", "build", "--recipe", "data_recipes/embedded.yaml", "--output-dir", str(folder), *SMALL]
@@ -254,6 +299,24 @@ def test_output_directory_that_is_something_else(tmp_path: Path, capsys: pytest.
     assert "no run directory" in fails(capsys, "report", "--output-dir", str(tmp_path))
 
 
+@pytest.mark.parametrize("below", ["", "/mix", "/deep/mix"])
+@pytest.mark.parametrize("command", [["run"], ["data", "build"], ["sweep", "--values", "0,1"], ["report"]])
+def test_output_directory_with_a_file_in_the_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str], below: str
+) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("kept", encoding="utf-8")
+    text = fails(capsys, *command, "--output-dir", f"{path}{below}")
+    assert f"{path} is in the way" in text and "Choose another --output-dir" in text
+    assert path.read_text(encoding="utf-8") == "kept"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc here, where no folder can be made")
+def test_output_directory_where_none_can_be_made(capsys: pytest.CaptureFixture[str]) -> None:
+    text = fails(capsys, "data", "build", "--output-dir", "/proc/no-such-folder/mix", *SMALL)
+    assert "cannot be written" in text and "Choose another --output-dir" in text
+
+
 def test_report_of_an_unfinished_run_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from pipeline.run import Run
 
@@ -270,6 +333,60 @@ def test_a_mix_is_never_written_over_another(tmp_path: Path, capsys: pytest.Capt
     capsys.readouterr()
     assert "holds another mix" in fails(capsys, *arguments, "--set", "seed=1")
     assert {p: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_damaged_mix_is_not_taken_for_a_whole_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "mix"
+    arguments = ["data", "build", "--output-dir", str(folder), *SMALL]
+    assert main(arguments) == 0
+    whole = {p.name: p.read_bytes() for p in folder.iterdir()}
+    damage: list[tuple[str, bytes | None]] = [
+        ("train.parquet", None),
+        ("train.parquet", b"PAR1xx"),
+        ("validation.parquet", whole["train.parquet"]),
+        ("manifest.json", b"[1]"),
+        ("manifest.json", b"{}"),
+        ("manifest.json", b"{"),
+    ]
+    for name, content in damage:
+        (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+        before = {p.name: p.read_bytes() for p in folder.iterdir()}
+        capsys.readouterr()
+        text = fails(capsys, *arguments)
+        assert f"Nothing was changed: remove {folder}, or choose another --output-dir." in text
+        assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+        (folder / name).write_bytes(whole[name])
+    assert main(arguments) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["data", "build"], "run the same command again"),
+        (["sweep", "--values", "0"], "run the same command again"),
+        (["run"], "run the same command again with --resume"),
+        (["train"], "run the same command again with --resume"),
+    ],
+)
+def test_how_to_go_on_names_only_options_that_there_are(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    words: str,
+) -> None:
+    failures: list[BaseException] = [KeyboardInterrupt(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
+
+    def fail(*_: object) -> None:
+        raise failures[0]
+
+    monkeypatch.setattr("pipeline.settings.load_profile", fail)
+    monkeypatch.setattr("pipeline.sweep.run_sweep", fail)
+    arguments = [*command, "--output-dir", str(tmp_path / "new")]
+    assert main(arguments) == 130
+    assert capsys.readouterr().err == f"stopped; {words} to go on\n"
+    failures.pop(0)
+    assert fails(capsys, *arguments) == f"error: The disk is full. Free some space and {words}."
 
 
 def test_full_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,16 @@ def turn(who: str, text: str) -> Row:
     ("text", "reasoning", "answer"),
     [
         ("just an answer", "", "just an answer"),
-        ("  padded\n", "", "padded"),
+        (" padded\n", "", "padded"),
+        ("    return x  \n", "", "    return x"),
+        ("\n \n\tif x:\n\t\ty\n", "", "\tif x:\n\t\ty"),
+        ("\u3000\u3000x", "", "x"),
+        ("<think>why</think>   what", "why", "what"),
+        ("<think>why</think>\n\n    return x\n", "why", "    return x"),
+        ("  Prose begins so.\nOften.", "", "Prose begins so.\nOften."),
+        (" One.\n  - two", "", "One.\n  - two"),
+        ("  if x:\n    y", "", "  if x:\n    y"),
+        ("    x</think>  \n    y", "x", "    y"),
         ("<think>why</think>what", "why", "what"),
         ("<think>\nwhy\nand how\n</think>\n\nwhat\n\nnow\n", "why\nand how", "what\n\nnow"),
         ("\n <think>why</think>what", "why", "what"),
@@ -366,7 +375,17 @@ REJECTED: list[tuple[str, str, Row]] = [
     ("empty_reasoning", "openmathreasoning", {"problem": "p", "generated_solution": "no chain at all"}),
     ("empty_reasoning", "openmathreasoning", {"problem": "p", "generated_solution": "<think>\n\n</think>\n\na"}),
     ("empty_conversation", "sharegpt", {"conversations": []}),
-    ("empty_conversation", "sharegpt", {"conversations": "hello"}),
+    ("empty_conversation", "sharegpt", {"conversations": " "}),
+    ("not_json", "sharegpt", {"conversations": "hello"}),
+    ("not_json", "sharegpt", {"conversations": '{"from": "human", "value": "q"}'}),
+    ("not_json", "sharegpt", {"conversations": str([turn("human", "q"), turn("gpt", "a")])}),
+    ("not_json", "messages", {"messages": "[" * 100_000}),
+    ("not_json", "alpaca", {"instruction": "q", "output": "a", "history": "x"}),
+    ("not_json", "prompt_completion", {"prompt": str([user("q")]), "completion": "a"}),
+    ("not_json", "preference", {"prompt": "q", "chosen": str([assistant("a")]), "rejected": "b"}),
+    ("bad_weight", "messages", {"messages": [user("q"), assistant("a", weight=0.5)]}),
+    ("bad_weight", "messages", {"messages": [user("q"), assistant("a", weight="0")]}),
+    ("no_weighted_answer", "messages", {"messages": [user("q"), assistant("a", weight=0)]}),
     ("empty_conversation", "messages", {"messages": []}),
     ("empty_conversation", "messages", {"messages": None}),
     ("not_a_turn", "sharegpt", {"conversations": ["hello"]}),
@@ -1075,3 +1094,91 @@ def test_a_conversation_says_how_it_was_read() -> None:
     assert converter("auto")(row).because == "has 'instruction' and 'output'"
     assert converter("alpaca")(row).because == "the recipe says so"
     assert converter("auto")(row) == converter("alpaca")(row)  # which is no part of what it is
+
+
+# --- JSON text in columns -------------------------------------------------------------------------------------------
+
+_TURNS = [turn("human", 'say "hi"\nplease'), turn("gpt", "hi, 你好")]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": _TURNS, "tools": [{"name": "f"}], "system": "s"},
+        {"messages": [user("q"), assistant("a")]},
+        {"instruction": "q", "output": "a", "history": [["x", "y"]]},
+        {"prompt": [user("q")], "completion": [assistant("a")]},
+        {"prompt": [user("q")], "completion": "a"},
+        {"prompt": "q", "chosen": [assistant("a")], "rejected": [assistant("b")]},
+        {"conversations": _TURNS[:1], "chosen": turn("gpt", "a"), "rejected": turn("gpt", "b")},
+    ],
+)
+def test_json_text_reads_as_the_data_it_holds(row: Row) -> None:
+    text = {name: value if isinstance(value, str) else json.dumps(value) for name, value in row.items()}
+    assert converter("auto")(text) == converter("auto")(row)
+    renamed = {f"my {name}": value for name, value in text.items()}
+    assert converter("auto", {name: f"my {name}" for name in row})(renamed) == converter("auto")(row)
+
+
+@pytest.mark.parametrize("answer", ['{"name": "x"}', '[{"name": "x"}]', "[[1]]", '[{"role": "user", "content": "q"}]'])
+def test_an_answer_that_is_json_stays_text(answer: str) -> None:
+    for row in ({"instruction": "q", "output": answer}, {"prompt": "q", "chosen": answer, "rejected": "b"}):
+        assert converter("auto")(row).messages == [user("q"), assistant(answer)]
+    assert converter("auto")({"prompt": answer[:-1], "completion": "a"}).messages[0] == user(answer[:-1])
+
+
+@pytest.mark.parametrize("nothing", ["", " ", "[]", None, []])
+def test_an_empty_history_is_none(nothing: Any) -> None:
+    got = converter("auto")({"instruction": "q", "input": "", "output": "a", "history": nothing, "tools": ""})
+    assert got.messages == [user("q"), assistant("a")]
+
+
+def test_turns_as_python_prints_them_are_named() -> None:
+    with pytest.raises(Rejected, match=r"^not_json: conversations is a list as Python prints it.*json.dumps"):
+        converter("sharegpt")({"conversations": str(_TURNS)})
+
+
+# --- weights, reasoning beside turns, equal sides -------------------------------------------------------------------
+
+
+def test_an_answer_of_weight_0_keeps_it_and_one_of_weight_1_does_not() -> None:
+    rows = [user("q"), assistant("bad", weight=0), user("q2"), assistant("good", weight=1.0)]
+    got = converter("messages")({"messages": rows})
+    assert got.messages == [user("q"), assistant("bad", weight=0), user("q2"), assistant("good")]
+    assert got.notes == ["weight_zero: 1 of 2 answers"]
+
+
+def test_a_conversation_ends_on_its_last_answer_with_weight() -> None:
+    last = assistant("<think>r</think>b", weight=0)
+    got = converter("messages")({"messages": [user("q"), assistant("a"), user("q2"), last]})
+    assert (got.messages, got.mode) == ([user("q"), assistant("a")], "non_thinking")
+    assert got.notes == ["weight_zero: 1 of 2 answers"]
+
+
+def test_a_call_of_weight_0() -> None:
+    call = turn("function_call", _CALL) | {"weight": 0}
+    said = [turn("human", "q"), call, call, turn("observation", "1"), turn("gpt", "a")]
+    messages = converter("sharegpt")({"conversations": said}).messages
+    assert [(m["role"], m.get("weight")) for m in messages][1:] == [
+        ("assistant", 0),
+        ("tool", None),
+        ("assistant", None),
+    ]
+    assert len(messages[1]["tool_calls"]) == 2
+
+
+@pytest.mark.parametrize(("value", "noted"), [("because", True), ("", False), (None, False)])
+def test_a_reasoning_column_beside_turns_is_noted(value: Any, noted: bool) -> None:
+    for row in (
+        {"messages": [user("q"), assistant("a")]},
+        {"conversations": _TURNS},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+    ):
+        notes = converter("auto")({**row, "reasoning": value}).notes
+        assert [note.partition(";")[0] for note in notes] == ["reasoning_ignored: column 'reasoning'"] * noted
+
+
+def test_equal_sides_are_noted_where_only_one_is_used() -> None:
+    got = converter("auto")({"prompt": "q", "chosen": "a", "rejected": "a"})
+    assert got.messages[-1] == assistant("a")
+    assert [note.partition(":")[0] for note in got.notes] == ["same_answers"]

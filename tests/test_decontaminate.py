@@ -129,7 +129,7 @@ def test_the_item_with_the_largest_overlap_is_named(decontaminator):
 @pytest.mark.parametrize(
     "text",
     [
-        "Hi",
+        "Hi there",
         "",
         "...",
         "A tram crosses the bridge 14 times a day. Each ride costs $2.50. How much money does the driver earn in 3 days?",
@@ -210,7 +210,7 @@ def test_the_hashes_decide_as_sets_of_tuples_would(items, asked, answered, n, ov
 
     def contaminated(item: list[str]) -> bool:
         if len(item) < MIN_WORDS:
-            return False
+            return bool(item) and "".join(item) == "".join(asked)
         if len(item) < n:
             return tuple(item) in grams(asked, len(item))
         own = grams(item, n)
@@ -273,7 +273,42 @@ def test_the_key_follows_prompts_and_settings_not_paths():
 
 
 def test_items_without_words_match_nothing():
-    assert found(Decontaminator([Benchmark("b", ["", "Hi", "?!"], [1, 2, 3])], config()), row("Hi")) == ""
+    decontaminator = Decontaminator([Benchmark("b", ["", "Hi", "?!"], [1, 2, 3])], config())
+    assert decontaminator.too_short == 2
+    assert [found(decontaminator, row(text)) for text in ("", "?!", "...", "Hi you")] == [""] * 4
+
+
+TINY = Benchmark(
+    "math", [r"Compute $\sin 60^\circ$.", "Compute $7 * 8$", "1+1=几？", r"Find $\dfrac{1}{2}!$"], [1, 2, 3, 4]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "item"),
+    [
+        (r"Compute $\sin 60^\circ$.", 1),
+        (r" compute \sin60^\circ", 1),
+        (r"Compute $\cos 60^\circ$.", 0),
+        (r"Compute $\sin 30^\circ$.", 0),
+        (r"Please compute $\sin 60^\circ$.", 0),
+        ("Compute 7*8.", 2),
+        ("Compute 7+8.", 0),
+        ("Compute 78.", 0),
+        ("１＋１＝几", 3),
+        ("1-1=几？", 0),
+        (r"Find $\frac{1}{2}!$.", 4),
+    ],
+)
+def test_an_item_of_few_words_is_compared_with_the_whole_message(text, item):
+    detail = found(Decontaminator([TINY], config()), row(text))
+    assert detail.startswith(f"math item {item}: identical") if item else detail == ""
+
+
+def test_the_argument_of_a_tool_call_is_looked_at(decontaminator):
+    conversation = row("Look it up.")
+    call = {"type": "function", "function": {"name": "ask", "arguments": {"list": [{"question": FERRY}]}}}
+    conversation.messages[1] |= {"content": "", "tool_calls": [call]}
+    assert "contained" in found(decontaminator, conversation) or "identical" in found(decontaminator, conversation)
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -308,7 +343,7 @@ def test_a_named_column_and_the_order_of_known_ones(tmp_path):
         ),
         ([{"question": [FERRY]}], None, r"b\.jsonl:1: .*it is list"),
         ([{"question": FERRY}, '{"question": "A'], None, r"b\.jsonl:2: .*Mend or remove"),
-        ([{"prompt": "7"}, {"prompt": "Hi"}], None, "no 'prompt' has 4 words or more"),
+        ([{"prompt": "?"}, {"prompt": " "}], None, "no 'prompt' has a word"),
         ([], None, "(?i)no row|empty"),
     ],
     ids="column named missing list broken wordless empty".split(),

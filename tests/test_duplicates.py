@@ -20,10 +20,21 @@ from hypothesis import strategies as st
 
 from pipeline import duplicates
 from pipeline.conversations import Conversation, Rejected
-from pipeline.duplicates import Duplicates, Signer, bands, exact_key, find_duplicates, signature_width, text_of
+from pipeline.duplicates import (
+    ANSWER_SLOTS,
+    Duplicates,
+    Signer,
+    alike,
+    bands,
+    exact_key,
+    find_duplicates,
+    signature_width,
+    text_of,
+)
 from pipeline.errors import UserError
 from pipeline.settings import NearDuplicates
 
+FURTHER = 24  # 32-bit words beside slots and numbers: 64 bytes of the answers, 16 half-words of the edges
 NO_KEYS = np.empty((0, 16), np.uint8)
 
 
@@ -53,8 +64,8 @@ def search(folder: Path, texts: Sequence[str], near: NearDuplicates) -> Duplicat
 def similarity(one: str, other: str, near: NearDuplicates | None = None) -> float:
     """The estimate from two signatures, numbers aside."""
     near = near or settings(permutations=512)
-    slots = Signer(near)([one, other])[:, :-1].copy().view(np.uint8)[:, : near.permutations]
-    return ((slots[0] == slots[1]).mean() - 1 / 256) / (1 - 1 / 256)
+    signatures = Signer(near)([one, other]).view(np.uint8)
+    return float(alike(signatures[:1], signatures[1:], near)[0][0])
 
 
 # --- text and key -------------------------------------------------------------------------------------------------------
@@ -73,7 +84,6 @@ def test_the_text_has_every_turn_with_its_role() -> None:
         "thinking",
     )
     assert text_of(conversation).split("\n") == [
-        "system be brief.",
         "user hello there",
         "assistant ",
         'call ["look", {"at": "sky"}]',
@@ -141,7 +151,7 @@ def test_any_text_has_a_key_and_a_signature(question: str, answer: str) -> None:
     conversation = chat(question, answer)
     assert exact_key(conversation) == exact_key(chat(f" {question}\n", answer))
     signer = Signer(settings(permutations=16))
-    assert signer([text_of(conversation)]).shape == (1, 5)
+    assert signer([text_of(conversation)]).shape == (1, 5 + FURTHER)
 
 
 def test_lone_surrogates_do_no_harm() -> None:
@@ -162,25 +172,29 @@ def test_signatures_have_not_changed() -> None:
     text = text_of(chat("What is 23 + 45? 你好", "It is 68."))
     signature = Signer(settings(permutations=16))([text])
     assert signature.dtype == np.dtype("<u4") and signature.flags["C_CONTIGUOUS"]
-    assert signature.tolist() == [[2047054215, 1703794108, 1562229806, 2440962336, 1129867273]]
+    whole = [2047054215, 1703794108, 1562229806, 2440962336]
+    answer = [2928891166, 3732420529, 1531961321, 3283615587, 3278285589, 1072643326, 1981807994, 485928838]
+    answer += [1186681185, 1531834728, 3826826828, 749603702, 147453012, 59747497, 1295315514, 3653462116]
+    edge = [991043459, 2509013901, 3513559180, 60745]
+    assert signature.tolist() == [[*whole, *answer, *edge, *edge, 1129867273]]
 
 
 def test_a_signature_depends_neither_on_its_batch_nor_on_the_process() -> None:
     texts = [" ".join(words(1 + i % 40, i)) for i in range(duplicates.BATCH + 50)]
     signer = Signer(settings())
     together = signer(texts)
-    assert together.shape == (len(texts), signer.width) == (len(texts), 33)
+    assert together.shape == (len(texts), signer.width) == (len(texts), 33 + FURTHER)
     assert np.array_equal(together, np.concatenate([signer([text]) for text in texts]))
     assert np.array_equal(together, pickle.loads(pickle.dumps(signer))(texts))
-    assert signer([]).shape == (0, 33)
+    assert signer([]).shape == (0, 33 + FURTHER)
 
 
 @pytest.mark.parametrize("permutations", [16, 18, 128, 131])
 def test_a_slot_is_a_byte_and_the_rest_is_empty(permutations: int) -> None:
     near = settings(permutations=permutations)
     signature = Signer(near)(["user some few words and more of them"])
-    assert signature.shape[1] == signature_width(near) == -(-permutations // 4) + 1
-    assert not signature[:, :-1].copy().view(np.uint8)[:, permutations:].any()
+    assert signature.shape[1] == signature_width(near) == -(-permutations // 4) + FURTHER + 1
+    assert not signature.view(np.uint8)[0, permutations : -(-permutations // 4) * 4].any()
 
 
 @pytest.mark.parametrize("shared", [0, 20, 60, 90, 99])
@@ -278,6 +292,115 @@ def test_a_long_problem_with_one_other_number_is_kept(tmp_path: Path) -> None:
     assert search(tmp_path, texts, settings()).of.tolist() == [-1, -1, 0]
 
 
+# --- shared texts -------------------------------------------------------------------------------------------------------
+
+
+def _changed(text: list[str], *places: int) -> str:
+    return " ".join("other" + word if place in places else word for place, word in enumerate(text))
+
+
+def _found(folder: Path, conversations: Sequence[Conversation], near: NearDuplicates | None = None) -> Duplicates:
+    return search(folder, [text_of(conversation) for conversation in conversations], near or settings(permutations=256))
+
+
+def _stay(found: Duplicates) -> bool:
+    """Nothing is rejected, and no row is bound to another one."""
+    return (found.of == -1).all() and np.array_equal(found.group, np.arange(len(found.of)))
+
+
+def test_different_rows_with_one_long_system_prompt_stay(tmp_path: Path) -> None:
+    system = {"role": "system", "content": " ".join(words(400))}
+    rows = [chat(" ".join(words(15, n)), " ".join(words(30, 100 + n))) for n in range(20)]
+    prompted = [Conversation([system, *row.messages], "non_thinking") for row in rows]
+    assert _stay(_found(tmp_path, prompted))
+    assert text_of(prompted[0]) == text_of(rows[0]) and exact_key(prompted[0]) != exact_key(rows[0])
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 20, 40])
+def test_different_questions_and_answers_on_one_long_text_stay(first: bool, size: int, tmp_path: Path) -> None:
+    context = " ".join(words(800))
+    asked = [" ".join(words(12, n)) for n in range(1, 21)]
+    answers = [" ".join(words(size, n)) for n in range(101, 121)]
+    rows = [chat(f"{q} {context}" if first else f"{context} {q}", a) for q, a in zip(asked, answers, strict=True)]
+    texts = [text_of(row) for row in rows]
+    assert similarity(texts[0], texts[1]) > 0.85
+    assert _stay(_found(tmp_path, rows))
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("answer", ["Yes.", "The text that is given here says nothing about that, I am sorry."])
+def test_different_questions_with_the_same_short_answer_stay(first: bool, answer: str, tmp_path: Path) -> None:
+    context = " ".join(words(400))
+    asked = [" ".join(words(6, n)) for n in range(1, 21)]
+    rows = [chat(f"{q} {context}" if first else f"{context} {q}", answer) for q in asked]
+    assert similarity(text_of(rows[0]), text_of(rows[1])) > 0.9
+    assert _stay(_found(tmp_path, rows))
+
+
+@pytest.mark.parametrize("other", ["No.", "No, it is.", "The sentiment is negative."])
+def test_one_word_of_a_short_answer_is_another_answer(other: str, tmp_path: Path) -> None:
+    answer = other.replace("No", "Yes").replace("negative", "positive")
+    question = " ".join(words(100))
+    assert _stay(_found(tmp_path, [chat(question, answer), chat(question, other)]))
+    assert _found(tmp_path, [chat(question, answer), chat(f"{question} then", answer)]).of.tolist() == [-1, 0]
+
+
+def test_the_answer_is_all_that_the_assistant_says(tmp_path: Path) -> None:
+    """Reasoning, every turn and the tool calls; what a tool says is not."""
+    question = {"role": "user", "content": " ".join(words(400))}
+
+    def row(seed: int, **where: bool) -> Conversation:
+        def text(name: str) -> str:
+            return " ".join(words(40, seed if where.get(name) else 1))
+
+        call = {"function": {"name": "f", "arguments": {"at": text("call")}}}
+        turns: list[dict[str, Any]] = [
+            question,
+            {"role": "assistant", "content": "", "reasoning_content": text("reasoning"), "tool_calls": [call]},
+            {"role": "tool", "content": text("tool")},
+            {"role": "assistant", "content": text("answer")},
+        ]
+        return Conversation(turns, "thinking")
+
+    near = settings(permutations=256, threshold=0.6)
+    assert _found(tmp_path, [row(1), row(2, tool=True)], near).of.tolist() == [-1, 0]
+    assert _stay(_found(tmp_path, [row(1), row(2, reasoning=True, call=True, answer=True)], near))
+
+
+@pytest.mark.parametrize("length", [8, 9, 12, 20])
+def test_a_changed_word_in_a_short_answer_is_a_duplicate(length: int, tmp_path: Path) -> None:
+    rows = []
+    for seed in range(100):
+        question, answer = words(150, seed), words(length, 1000 + seed)
+        rows += [chat(" ".join(question), " ".join(answer))]
+        rows += [chat(_changed(question, seed), _changed(answer, seed % length))]
+    found = _found(tmp_path, rows)
+    assert np.mean(found.of[1::2] == np.arange(0, 200, 2)) >= 0.95
+    assert (found.of[::2] == -1).all()
+
+
+def test_chinese_rows_on_one_text(tmp_path: Path) -> None:
+    letters = [chr(0x4E00 + n) for n in range(3000)]
+    rng = random.Random(0)
+    context = "".join(rng.choices(letters, k=600))
+    rows = [chat(f"{context}\n{''.join(rng.choices(letters, k=12))}？", "是。") for _ in range(10)]
+    rows += [chat(f"{context}\n{''.join(rng.choices(letters, k=12))}？", "".join(rng.choices(letters, k=20)))]
+    changed = [{**turn, "content": turn["content"].replace(turn["content"][5], "龘")} for turn in rows[-1].messages]
+    found = _found(tmp_path, [*rows, Conversation(changed, "non_thinking")])
+    assert found.of.tolist() == [-1] * 11 + [10]
+    assert found.group.tolist() == [*range(11), 10]
+
+
+def test_a_duplicate_on_a_shared_text_is_bound_to_its_own_row_only(tmp_path: Path) -> None:
+    context = " ".join(words(400))
+    rows = [chat(f"{context} {' '.join(words(12, n))}", " ".join(words(30, 100 + n))) for n in range(10)]
+    answer = rows[4].messages[1]["content"].split()
+    found = _found(tmp_path, [*rows, chat(rows[4].messages[0]["content"], _changed(answer, 7))])
+    assert found.of.tolist() == [-1] * 10 + [4]
+    assert found.group.tolist() == [*range(10), 4]
+
+
 # --- bands --------------------------------------------------------------------------------------------------------------
 
 
@@ -302,24 +425,33 @@ def test_a_threshold_too_low_for_the_bands_takes_as_many_as_there_may_be() -> No
 # --- the search ---------------------------------------------------------------------------------------------------------
 
 
+def _answers(signatures: np.ndarray) -> np.ndarray:
+    """The bytes of the answers; behind them stand 17 words: the edges and the numbers."""
+    return signatures.view(np.uint8)[:, -68 - ANSWER_SLOTS : -68]
+
+
 def _random_rows(rng: np.random.Generator, near: NearDuplicates, rows: int) -> np.ndarray:
     """Signatures in families of chains: each row is an earlier one with a few slots changed, or new."""
     result = np.zeros((rows, signature_width(near)), "<u4")
-    slots = result.view(np.uint8)[:, : near.permutations]
+    slots, answers = result.view(np.uint8)[:, : near.permutations], _answers(result)
     for row in range(rows):
+        answers[row] = rng.integers(0, 256, ANSWER_SLOTS)
         slots[row] = rng.integers(0, 256, near.permutations)
         if row and rng.random() < 0.7:
             origin = int(rng.integers(max(0, row - 30), row))
             changed = rng.random(near.permutations) < rng.choice([0.0, 0.05, 0.12, 0.18, 0.3])
             slots[row] = np.where(changed, slots[row], slots[origin])
             result[row, -1] = result[origin, -1] if rng.random() < 0.9 else row
+            answers[row] = answers[origin] if rng.random() < 0.9 else rng.integers(0, 256, ANSWER_SLOTS)
     return result
 
 
 def _estimates(signatures: np.ndarray, near: NearDuplicates) -> np.ndarray:
     slots = signatures.view(np.uint8)[:, : near.permutations]
     equal = np.array([(slots == row).mean(axis=1) for row in slots])
-    return (equal - 1 / 256) / (1 - 1 / 256) * (signatures[:, -1:] == signatures[:, -1])
+    answers = _answers(signatures)
+    same = np.array([(answers == row).all(axis=1) for row in answers]) & (signatures[:, -1:] == signatures[:, -1])
+    return (equal - 1 / 256) / (1 - 1 / 256) * same
 
 
 def _by_brute_force(signatures: np.ndarray, near: NearDuplicates) -> tuple[list[int], list[set[int]]]:
@@ -427,7 +559,7 @@ def test_an_exact_duplicate_of_a_rejected_row_names_the_kept_one(tmp_path: Path)
 
 def test_no_rows_at_all(tmp_path: Path) -> None:
     near = settings()
-    for signatures in ((), write(tmp_path, np.empty((0, 33)))):
+    for signatures in ((), write(tmp_path, np.empty((0, 33 + FURTHER)))):
         assert len(find_duplicates(NO_KEYS, signatures, near).of) == 0
 
 

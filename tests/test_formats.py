@@ -34,7 +34,8 @@ def test_every_layout_has_a_converter() -> None:
         ({"messages": MESSAGES}, "messages", "has 'messages', a list of turns with 'role' and 'content'"),
         ({"messages": ["q"]}, "messages", "has 'messages', a list of turns"),
         ({"messages": []}, "messages", "has 'messages' (here with nothing in it)"),
-        ({"messages": "q"}, "messages", "has 'messages' (here with str in it)"),
+        ({"messages": "[]"}, "messages", "has 'messages', turns as JSON text"),
+        ({"messages": ""}, "messages", "has 'messages' (here with str in it)"),
         (
             {"problem": "p", "generated_solution": "<think>r</think>a", "expected_answer": "1"},
             "openmathreasoning",

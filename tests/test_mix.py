@@ -125,7 +125,7 @@ def test_accounting_and_rejected_rows(form: ChatFormat, tmp_path: Path) -> None:
         json.dumps({"instruction": "no answer"}),
         json.dumps(good | {"output": "<think>never closed"}),
         json.dumps(good | {"output": "word " * 400}),
-        *[json.dumps(good | {"output": f"Hello {i}!"}) for i in range(40)],
+        *[json.dumps({"instruction": f"hello {i}", "output": f"Hello {i}!"}) for i in range(40)],
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
     own = source("own", 1.0, source="local", path=str(tmp_path / "rows.jsonl"), format="alpaca", rows=None)
@@ -155,7 +155,8 @@ def test_empty_and_useless_sources(form: ChatFormat, tmp_path: Path) -> None:
         build_pool(source("own", 1.0, **(local | {"path": str(tmp_path / "empty.jsonl")})), form, 256)
     (tmp_path / "wrong.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
     with pytest.raises(UserError, match="none of its 2 rows.*2 × missing_column.*wrong.jsonl:1.*format: alpaca"):
-        build_pool(source("own", 1.0, **(local | {"path": str(tmp_path / "wrong.jsonl")})), form, 256)
+        wrong = source("own", 1.0, **(local | {"path": str(tmp_path / "wrong.jsonl")}))
+        mix_from_recipe(Recipe(name="r", sources=[wrong]), form, max_seq_length=256, seed=1)
 
 
 def test_unknown_format_is_refused_before_reading(form: ChatFormat) -> None:
@@ -175,6 +176,20 @@ def test_saved_mix_comes_back_and_tampering_is_seen(pools: list[Pool], tmp_path:
         load_mix(tmp_path)
     with pytest.raises(UserError, match="no finished mix"):
         load_mix(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "validation.parquet", "rejected.jsonl"])
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_damaged_files_of_a_mix_are_seen(form: ChatFormat, tmp_path: Path, name: str, damage: str) -> None:
+    mix = mix_from_recipe(recipe(total=60), form, max_seq_length=60, seed=1)
+    assert len(mix.rejected) > 3
+    save_mix(mix, tmp_path)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).unlink()
+    if damage == "cut":
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="damaged|does not match"):
+        load_mix(tmp_path)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

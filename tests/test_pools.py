@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ import pytest
 from pipeline import pools
 from pipeline.chat_format import ChatFormat
 from pipeline.errors import UserError
-from pipeline.pools import Pool, build_pool, build_pools, example_table
-from pipeline.settings import AugmentationSettings, CleanSettings, Recipe, SourceSettings
+from pipeline.pools import Pool, build_pool, build_pools, example_table, require_usable
+from pipeline.settings import AugmentationSettings, CleanSettings, Decontamination, Recipe, SourceSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -146,13 +148,16 @@ def test_kill_minus_nine_in_the_middle_of_a_build(tmp_path: Path) -> None:
     assert files_of(killed) == files_of(whole)
 
 
-def test_only_the_dead_leave_folders_to_remove(tmp_path: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    for pid in (dead.pid, os.getpid()):
-        (tmp_path / f".00001.{pid}.tmp").mkdir()
+def test_only_old_leftovers_are_removed(tmp_path: Path) -> None:
+    for name, age in (("old", 7200), ("new", 60)):
+        (tmp_path / f".00001.{name}.tmp").mkdir()
+        (tmp_path / f".00001.{name}.tmp" / "tokens").write_bytes(b"")
+        (tmp_path / f".pool.json.{name}.tmp").write_text("{", encoding="utf-8")
+        for path in [*tmp_path.rglob("tokens"), *tmp_path.glob(f"*.{name}.tmp")]:
+            if name in str(path):
+                os.utime(path, (time.time() - age,) * 2)
     pools._remove_abandoned(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == [f".00001.{os.getpid()}.tmp"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".00001.new.tmp", ".pool.json.new.tmp"]
 
 
 def test_full_disk_says_what_to_do(form: ChatFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +168,21 @@ def test_full_disk_says_what_to_do(form: ChatFormat, tmp_path: Path, monkeypatch
     with pytest.raises(UserError, match="disk is full.*PIPELINE_CACHE.*same command again"):
         build_pool(generated(), form, 256, cache=tmp_path)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_killed_worker_says_what_to_do(form: ChatFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(ThreadPoolExecutor):
+        def __init__(self, *_: Any) -> None:
+            super().__init__(1)
+
+        def submit(self, *_: Any, **__: Any) -> Future[Any]:  # type: ignore[override]
+            future: Future[Any] = Future()
+            future.set_exception(BrokenProcessPool("killed"))
+            return future
+
+    monkeypatch.setattr("pipeline.prepare.ProcessPoolExecutor", Broken)
+    with pytest.raises(UserError, match="worker process was killed.*data.workers, now 2"):
+        build_pool(generated(), form, 256, workers=2, cache=tmp_path)
 
 
 # --- the account --------------------------------------------------------------------------------------------------------
@@ -197,20 +217,44 @@ def test_every_step_gives_its_account(form: ChatFormat, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "awkward",
-    ['{"prompt": "a", "score": NaN}', '{"prompt": "a", "n": 9999999999999999999999999999999999}'],
-    ids=["nan", "large number"],
+    [
+        '{"prompt": "a", "score": NaN}',
+        '{"prompt": "a", "n": 9999999999999999999999999999999999}',
+        '{"prompt": "a", "n": 9999999999999999999999999999999999, "m": [NaN, {"k": Infinity}]}',
+    ],
+    ids=["nan", "large number", "both"],
 )
 def test_rejected_rows_that_json_can_hardly_say(form: ChatFormat, tmp_path: Path, awkward: str) -> None:
     good = {"prompt": "hello", "completion": "Hello!"}
     pool = build_pool(written(tmp_path / "rows.jsonl", [good, awkward]), form, 128)
     (rejected,) = pool.rejected
     assert rejected["line"] == 2 and rejected["row"]["prompt"].startswith("a")
+    assert b"NaN" not in (pool.shards[0] / "rejected.jsonl").read_bytes()
 
 
 def test_nothing_usable_names_the_reasons(form: ChatFormat, tmp_path: Path) -> None:
-    source = written(tmp_path / "rows.jsonl", [{"text": "a"}, {"text": "b"}], format="alpaca")
+    pool = build_pool(written(tmp_path / "rows.jsonl", [{"text": "a"}, {"text": "b"}], format="alpaca"), form, 128)
+    assert len(pool.rejected) == 2  # they can be looked at
     with pytest.raises(UserError, match="none of its 2 rows.*2 × missing_column.*rows.jsonl:1.*format: alpaca"):
-        build_pool(source, form, 128)
+        require_usable(pool)
+
+
+def test_everything_is_checked_before_anything_is_read(
+    form: ChatFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("read")
+
+    monkeypatch.setattr(pools, "_fill", never)
+    good = written(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": "b"}], share=0.5)
+    lost = good.model_copy(update={"name": "lost", "path": str(tmp_path / "nowhere.jsonl")})
+    with pytest.raises(UserError, match="nowhere.jsonl"):
+        build_pools(Recipe(name="r", sources=[good, lost]), form, 128)
+    benchmark = {"name": "b", "source": "local", "path": str(tmp_path / "none.jsonl")}
+    recipe = Recipe.model_validate({"name": "r", "sources": [good.model_copy(update={"share": 1.0})]})
+    recipe.decontaminate = Decontamination.model_validate({"benchmarks": [benchmark]})
+    with pytest.raises(UserError, match="none.jsonl"):
+        build_pools(recipe, form, 128)
 
 
 def test_rows_over_the_limit_keep_their_lengths(form: ChatFormat) -> None:

@@ -174,7 +174,7 @@ def test_a_large_group_of_alike_rows_is_said(form: ChatFormat, tmp_path: Path) -
     rows = [row(f"{text(1)} {word}") for word in WORDS] * 20 + [row(text(n)) for n in range(2, 42)]
     wanted = recipe(tmp_path, {"own": rows})
     mix = mix_from_recipe(wanted, form, max_seq_length=512, seed=1, validation_fraction=0.1)
-    assert any("rows are alike and stay on one side" in w for w in mix.manifest["warnings"])
+    assert any("alike rows stay on one side" in w for w in mix.manifest["warnings"])
 
 
 def test_pools_without_what_comparing_needs_are_refused(form: ChatFormat, tmp_path: Path) -> None:
@@ -186,3 +186,48 @@ def test_pools_without_what_comparing_needs_are_refused(form: ChatFormat, tmp_pa
     with pytest.raises(UserError, match="compares rows.*build_pools"):
         screen(wanted, keys_alone)
     assert screen(wanted.model_copy(update={"group_near_duplicates": False}), plain)[0].keep.all()
+
+
+def test_answers_to_one_question_are_not_parted(form: ChatFormat, tmp_path: Path) -> None:
+    # As in OpenMathReasoning: several solutions to each problem.
+    rows = [{"prompt": text(n), "completion": f"{text(1000 + 4 * n + k)}."} for n in range(60) for k in range(4)]
+    wanted = recipe(tmp_path, {"own": rows})
+    mix = mix_from_recipe(wanted, form, max_seq_length=512, seed=1, validation_fraction=0.2)
+
+    def questions(part: Any) -> set[str]:
+        texts = (form.tokenizer.decode(ids) for ids in part["input_ids"])
+        return {t.split("<|im_start|>assistant")[0] for t in texts}
+
+    held = questions(mix.validation)
+    assert 3 < len(held) < 30 and not held & questions(mix.train)
+
+
+def test_no_augmented_copy_repeats_another_row(form: ChatFormat, tmp_path: Path) -> None:
+    # Copies of the first rows read as the later rows do: "someone" becomes "somebody".
+    rows = [row(f"Is {who} number {n} there?") for who in ("someone", "somebody") for n in range(60)]
+    clean = {"exact_duplicates": True, "near_duplicates": {"threshold": 0.8}}
+    wanted = recipe(tmp_path, {"own": rows}, clean=clean)
+    wanted.sources[0].augment = [AugmentationSettings(method="synonyms", rate=1.0)]
+    mix = mix_from_recipe(wanted, form, max_seq_length=512, seed=1, validation_fraction=0.2)
+    train, validation = ([tuple(ids) for ids in part["input_ids"]] for part in (mix.train, mix.validation))
+    assert len(set(train)) == len(train) and validation and not set(train) & set(validation)
+    (entry,) = mix.manifest["sources"]
+    assert entry["notes"]["augmented_copy_left_out"] > 50
+    assert (entry["read"], entry["kept"]) == (120, 120)
+
+
+def test_no_label_and_surplus_are_both_counted(form: ChatFormat, tmp_path: Path) -> None:
+    rows = [row(text(n), label="a" if n % 3 else "b") for n in range(60)] + [row(text(60))]
+    wanted = recipe(tmp_path, {"own": rows}, clean={"class_balance": {}})
+    mix = mix_from_recipe(wanted, form, max_seq_length=512, seed=1, validation_fraction=0.2)
+    (entry,) = mix.manifest["sources"]
+    assert entry["rejected"] == {"no_label": 1, "surplus_of_class": 20} and entry["kept"] == 40
+    assert len(mix.rejected) == 21
+
+
+def test_a_source_without_a_share_takes_nothing_from_the_others(form: ChatFormat, tmp_path: Path) -> None:
+    sources = {"unused": [row(text(n)) for n in range(50)], "used": [row(text(n)) for n in range(60)]}
+    wanted = recipe(tmp_path, sources, clean={"exact_duplicates": True})
+    wanted.sources[0].share, wanted.sources[1].share = 0.0, 1.0
+    mix = mix_from_recipe(wanted, form, max_seq_length=512, seed=1, validation_fraction=0.1)
+    assert [s["kept"] for s in mix.manifest["sources"]] == [0, 60]

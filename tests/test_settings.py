@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from pipeline.errors import UserError
-from pipeline.settings import PROFILES, ROOT, MixSettings, load_profile, load_recipe
+from pipeline.settings import PROFILES, ROOT, MixSettings, load_profile, load_recipe, read_yaml
 
 
 def recipe_file(tmp_path: Path, **changes: object) -> Path:
@@ -42,6 +42,9 @@ def test_override_sets_one_value_and_leaves_the_rest() -> None:
         ("training.learning_rate=fast", ["training.learning_rate", "number", "fast"]),
         ("seed.x=1", ["seed", "single value"]),
         ("training.max_steps", ["key=value"]),
+        ("data.workers=[", ["--set data.workers=[ is not valid YAML", "line 1, column 2"]),
+        ("lora={rank: 1, rank: 2}", ["--set lora={", "'rank' is given twice"]),
+        ("seed=2024-13-45", ["--set seed=2024-13-45", "timestamp"]),
     ],
 )
 def test_bad_override_names_place_and_remedy(override: str, words: list[str]) -> None:
@@ -82,6 +85,32 @@ def test_missing_and_broken_recipe(tmp_path: Path) -> None:
     broken.write_text("name: [1, 2", encoding="utf-8")
     with pytest.raises(UserError, match="not valid YAML.*line"):
         load_recipe(str(broken))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name: t\nlicence: 2024-13-45\n", r"line 2, column 10: '2024-13-45' cannot be read as timestamp"),
+        ("name: !!bool maybe\n", r"line 1, column 7: 'maybe' cannot be read as bool"),
+        ("name: !!timestamp soon\n", "'soon' cannot be read as timestamp"),
+        ("a: " + "[" * 5000, "nested too deeply"),
+        ("name: a\nunit: rows\nname: b\n", "line 3, column 1: the key 'name' is given twice, first in line 1"),
+        ("sources:\n  - {name: a, share: 1, share: 0.5}\n", "line 2, column 25: the key 'share' is given twice"),
+        ("name: a\x00b\n", "not valid YAML"),
+    ],
+)
+def test_yaml_that_cannot_be_read_is_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=words) as caught:
+        read_yaml(tmp_path / "r.yaml")
+    assert str(caught.value).startswith(f"{tmp_path / 'r.yaml'} is not valid YAML: ")
+
+
+def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
+    text = "z: &z {k: 1, m: 0}\na: &a {<<: *z, k: 2}\nb: {<<: *a, k: 3}\n1: x\n'1': y\n"
+    (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
+    data = read_yaml(tmp_path / "r.yaml")
+    assert data["b"] == {"k": 3, "m": 0} and data["a"] == {"k": 2, "m": 0} and (data[1], data["1"]) == ("x", "y")
 
 
 def test_chat_share_divides_among_the_kinds() -> None:
