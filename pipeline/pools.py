@@ -34,6 +34,7 @@ from pipeline.decontaminate import Decontaminator, load_benchmarks
 from pipeline.errors import UserError
 from pipeline.files import file_sha256, fingerprint, make_folder, read_json, write_json
 from pipeline.prepare import ROW_COLUMNS, Chunk, Preparation, Tally, chunks
+from pipeline.row_files import require_inside
 from pipeline.settings import CleanSettings, NearDuplicates, Recipe, SourceSettings
 from pipeline.sources import SourceRow, benchmark_source, content_key, read_rows, require_source
 
@@ -482,6 +483,10 @@ def require_sources(recipe: Recipe) -> None:
     benchmarks = [benchmark_source(b) for b in recipe.decontaminate.benchmarks] if recipe.decontaminate else []
     for source in recipe.sources:
         converter(source.format, source.columns)
+        for entry in source.augment:
+            own_model = entry.model if entry.method == "back_translation" and not entry.base_url else None
+            for path in filter(None, (entry.synonyms, own_model)):
+                require_inside(path, recipe.root)
         require_augmentation(source.augment)
     for source in [*recipe.sources, *benchmarks]:
         require_source(source, recipe.root)

@@ -69,6 +69,10 @@ class DataFile:
     kind: str  # one of FORMATS
     compression: str  # gzip, zstd or ""
 
+    def __post_init__(self) -> None:
+        # A name in Latin-1, as old archives have them, could be written neither to JSON nor to Parquet.
+        self.name = self.name.encode("utf-8", "backslashreplace").decode()
+
 
 @dataclass
 class Place:
@@ -138,6 +142,15 @@ def _real_root(root: str | None) -> Path | None:
     if not stat.S_ISDIR(_stat(path).st_mode):
         raise UserError(f"root {path} is not a folder; root names the folder that local paths must stay in.")
     return Path(os.path.realpath(path))
+
+
+def require_inside(text: str, root: str | None) -> None:
+    """Check that a path of a recipe, whatever it is for, stays below the recipe's root.
+
+    Raises:
+        UserError: it leads out of it.
+    """
+    _require_inside(located(text), _real_root(root))
 
 
 def _require_inside(path: Path, root: Path | None) -> None:

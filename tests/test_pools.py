@@ -257,6 +257,26 @@ def test_everything_is_checked_before_anything_is_read(
         build_pools(recipe, form, 128)
 
 
+def test_a_file_name_that_is_not_utf8(form: ChatFormat, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    name = os.fsencode(tmp_path / "data") + b"/caf\xe9.jsonl"
+    with open(name, "wb") as file:
+        file.write(b'{"prompt": "a", "completion": "b"}\n{\n')
+    pool = build_pool(generated(source="local", path=str(tmp_path / "data"), rows=None, format="auto"), form, 128)
+    assert pool.read == 2 and pool.rejected[0]["file"] == "caf\\udce9.jsonl"
+
+
+def test_synonyms_stay_below_the_root(form: ChatFormat, tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    source = written(tmp_path / "root" / "rows.jsonl", [{"prompt": "a", "completion": "b"}])
+    (tmp_path / "words.yaml").write_text("- [a, b]\n", encoding="utf-8")
+    source.augment = [AugmentationSettings(method="synonyms", synonyms=str(tmp_path / "words.yaml"))]
+    recipe = Recipe(name="r", sources=[source], root=str(tmp_path / "root"))
+    with pytest.raises(UserError, match="words.yaml leads to .* outside the recipe's root"):
+        build_pools(recipe, form, 128)
+    assert build_pools(recipe.model_copy(update={"root": None}), form, 128)[0].read == 1
+
+
 def test_rows_over_the_limit_keep_their_lengths(form: ChatFormat) -> None:
     wide, narrow = (build_pool(generated(), form, limit) for limit in (256, 32))
     assert (wide.rows["longest"] == narrow.rows["longest"]).all()
