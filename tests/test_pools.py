@@ -48,8 +48,9 @@ def contents(pool: Pool) -> list[tuple[Any, ...]]:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file of a pool with its bytes."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    """Every file of a pool with its bytes, without what a killed build left behind."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and not p.relative_to(folder).parts[0].startswith("."))
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 # --- the same, however it is built --------------------------------------------------------------------------------------
