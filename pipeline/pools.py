@@ -99,7 +99,7 @@ def _table(columns: dict[str, list[Any]]) -> pyarrow.Table:
         "method": pa.string(),
         "label": pa.string(),
     }
-    types |= {"row": pa.int64(), "line": pa.int64(), "tokens": pa.int64(), "loss_tokens": pa.int64()}
+    types |= {"row": pa.int32(), "line": pa.int64(), "tokens": pa.int32(), "loss_tokens": pa.int32()}
     types |= {"examples": pa.int32(), "longest": pa.int32(), "mode": pa.int8()}
     return pa.table({name: pa.array(values, types[name]) for name, values in columns.items()})
 
@@ -207,9 +207,10 @@ class Pool:
         arrays["start"] = np.concatenate(starts)
         return arrays
 
-    def exact_keys(self) -> np.ndarray:
-        """Keys of the entries of ``rows`` that have examples: uint8 [n, 16]; none where rows are not compared."""
-        return np.concatenate([np.fromfile(shard / "exact", np.uint8) for shard in self.shards]).reshape(-1, 16)
+    def exact_keys(self) -> Iterator[np.ndarray]:
+        """Keys of the entries of ``rows`` that have examples, by shard: uint8 [n, 16]; n is 0 where rows are not compared."""
+        for shard in self.shards:
+            yield np.fromfile(shard / "exact", np.uint8).reshape(-1, 16)
 
     def gather(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Tokens of the examples one after the other (int32), and each one's length, prompt and mode.

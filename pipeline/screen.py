@@ -91,22 +91,21 @@ def screen(recipe: Recipe, pools: Sequence[Pool], cache: Path | None = None) -> 
 class _All:
     """The rows of all pools that have examples, one after the other; arrays with one entry a row."""
 
+    pools: Sequence[Pool]
+    order: Sequence[int]  # of the pools
     owner: np.ndarray  # number of its pool
     entry: np.ndarray  # in ``pool.rows``
-    row: np.ndarray  # in the source
-    augmented: np.ndarray
-    key: np.ndarray
-    question: np.ndarray
 
     @classmethod
     def of(cls, pools: Sequence[Pool], order: Sequence[int]) -> _All:
-        entries = [np.flatnonzero(pools[number].rows["examples"] > 0) for number in order]
-        owner = np.repeat(order, [len(own) for own in entries])
-        columns = {
-            name: np.concatenate([pools[n].rows[name][own] for n, own in zip(order, entries, strict=True)])
-            for name in ("row", "augmented", "key", "question")
-        }
-        return cls(owner, np.concatenate(entries), **columns)
+        entries = [np.flatnonzero(pools[number].rows["examples"] > 0).astype(np.int32) for number in order]
+        owner = np.repeat(np.array(order, np.int32), [len(own) for own in entries])
+        return cls(pools, order, owner, np.concatenate(entries))
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of ``pool.rows``."""
+        parts = [self.pools[n].rows[name][self.entry[self.owner == n]] for n in self.order]
+        return np.concatenate(parts)
 
 
 def _judge(recipe: Recipe, pools: Sequence[Pool], folder: Path) -> None:
@@ -115,13 +114,13 @@ def _judge(recipe: Recipe, pools: Sequence[Pool], folder: Path) -> None:
     rows = _All.of(pools, order)
     fallen: list[list[_Fallen]] = [[] for _ in pools]
     dropped = np.zeros(len(rows.entry), bool)  # augmented copies that are another row too
-    if compares_rows(recipe):
-        _duplicates(recipe, pools, order, rows, fallen, dropped)
+    keys = _duplicates(recipe, pools, order, rows, fallen, dropped) if compares_rows(recipe) else rows.column("key")
     for number, (source, pool) in enumerate(zip(recipe.sources, pools, strict=True)):
         balance = recipe.cleaning(source).class_balance
         if balance:
             gone = [f.entry for f in fallen[number]]
-            own = rows.entry[(rows.owner == number) & ~rows.augmented]
+            own = rows.entry[rows.owner == number]
+            own = own[~pool.rows["augmented"][own]]
             fallen[number] += _unbalanced(pool, own[~np.isin(own, gone)], balance.max_ratio)
 
     steps, copies = [], []
@@ -132,11 +131,11 @@ def _judge(recipe: Recipe, pools: Sequence[Pool], folder: Path) -> None:
         keep = pool.rows["examples"] > 0
         keep[rows.entry[here & dropped]] = False
         keep &= ~np.isin(numbers, numbers[[f.entry for f in out]])  # a copy goes with its original
-        keys = pool.rows["key"].copy()
-        keys[rows.entry[here]] = rows.key[here]
+        own_keys = pool.rows["key"].copy()
+        own_keys[rows.entry[here]] = keys[here]
         steps.append(_write_fallen(recipe, pool, out, folder / f"{number}.rejected.jsonl"))
         copies.append(int((here & dropped).sum()))
-        for name, array in (("keep", keep), ("key", keys)):
+        for name, array in (("keep", keep), ("key", own_keys)):
             with atomic_path(folder / f"{number}.{name}.npy") as path, path.open("wb") as file:
                 np.save(file, array)
     write_json(folder / "screen.json", {"steps": steps, "copies_left_out": copies})
@@ -149,10 +148,10 @@ def _duplicates(
     rows: _All,
     fallen: list[list[_Fallen]],
     dropped: np.ndarray,
-) -> None:
-    """Find duplicates over all pools: adds to ``fallen`` and ``dropped``, and gives rows that hang together one key."""
+) -> np.ndarray:
+    """Find duplicates over all pools: adds to ``fallen`` and ``dropped``; returns keys, the same for rows that hang together."""
     settings = near_duplicates(recipe)
-    exact = np.concatenate([pools[number].exact_keys() for number in order])
+    exact = np.concatenate([part for number in order for part in pools[number].exact_keys()])
     signatures = [shard / "signatures" for number in order for shard in pools[number].shards] if settings else []
     if len(exact) != len(rows.entry) or (settings and not any(path.stat().st_size for path in signatures)):
         raise UserError(
@@ -160,12 +159,15 @@ def _duplicates(
             "with build_pools(recipe, …), or switch off exact_duplicates, near_duplicates and group_near_duplicates."
         )
     found = find_duplicates(exact, signatures, settings)
-    links = [found.group, _first_equal(rows.key)]
+    del exact
+    keys, augmented = rows.column("key"), rows.column("augmented")
+    links = [found.group.astype(np.int32), _first_equal(keys)]
     if recipe.group_near_duplicates:
-        links.append(_first_equal(rows.question))  # two answers to one question
-    same_row = _first_equal(rows.owner.astype(np.int64) << 48 | rows.row)
+        links.append(_first_equal(rows.column("question")))  # two answers to one question
+    same_row = _first_equal(rows.owner.astype(np.int64) << 48 | rows.column("row"))
     links.append(same_row)  # augmented copies and their original
-    rows.key = rows.key[_first_of_component(links)]
+    keys = keys[_first_of_component(links)]
+    del links
 
     cleaning = [recipe.cleaning(source) for source in recipe.sources]
     exact_on = np.array([c.exact_duplicates for c in cleaning])[rows.owner]
@@ -176,10 +178,10 @@ def _duplicates(
         earlier = int(of[hit])
         if same_row[hit] == same_row[earlier]:
             of[hit] = -1  # a copy is like its original
-        elif rows.augmented[hit]:
+        elif augmented[hit]:
             dropped[hit] = found.exact[hit] or near_on[hit]
             of[hit] = -1
-        elif rows.augmented[earlier]:
+        elif augmented[earlier]:
             dropped[earlier] = True
             of[hit] = stands_for.get(earlier, -1)
             stands_for.setdefault(earlier, hit)
@@ -193,6 +195,7 @@ def _duplicates(
         else:
             why = ("near_duplicates", "near_duplicate", f"{found.similarity[hit]:.2f} similar to {where}")
         fallen[number].append(_Fallen(int(rows.entry[hit]), *why))
+    return keys
 
 
 def _places(pools: Sequence[Pool], rows: _All, numbers: np.ndarray) -> list[tuple[str, int]]:
@@ -206,9 +209,9 @@ def _places(pools: Sequence[Pool], rows: _All, numbers: np.ndarray) -> list[tupl
 
 
 def _first_equal(values: np.ndarray) -> np.ndarray:
-    """For each entry the number of the first one that is equal."""
+    """For each entry the number of the first one that is equal (int32)."""
     _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
-    return np.asarray(first[inverse])
+    return np.asarray(first.astype(np.int32)[inverse])
 
 
 def _first_of_component(links: Sequence[np.ndarray]) -> np.ndarray:
@@ -217,7 +220,7 @@ def _first_of_component(links: Sequence[np.ndarray]) -> np.ndarray:
     from scipy.sparse.csgraph import connected_components
 
     number = len(links[0])
-    ends = (np.tile(np.arange(number), len(links)), np.concatenate(links))
+    ends = (np.tile(np.arange(number, dtype=np.int32), len(links)), np.concatenate(links))
     _, label = connected_components(
         coo_array((np.ones(len(ends[0]), bool), ends), shape=(number, number)), directed=False
     )
