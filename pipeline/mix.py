@@ -239,8 +239,8 @@ def build_mix(
     empty = [s.name for s, rows in zip(recipe.sources, validation_sides, strict=True) if s.share > 0 and not len(rows)]
     if validation_fraction and empty:
         raise UserError(
-            f"recipe {recipe.name}: no row of {', '.join(map(repr, empty))} falls into the validation split; give it more rows "
-            "or set data.validation_fraction=0."
+            f"recipe {recipe.name}: no row of {', '.join(map(repr, empty))} falls into the validation split; give it more rows, "
+            "set data.validation_fraction=0, or, where all rows are alike or ask one question, group_near_duplicates: false."
         )
     held = min(wanted, _available(recipe, validation_sides)) if validation_fraction else 0.0
     numbers, examples, _ = _select(recipe, pools, validation_sides, held, seed, "validation")

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 SHARD = 20_000  # rows read for a shard
 ABANDONED_SECONDS = 3600
+COPIES = "copies-"  # before the names of files about augmented copies
 JUDGED_LATER = {"exact_duplicates", "near_duplicates", "class_balance"}  # done by pipeline.screen, not here
 
 
@@ -117,15 +118,18 @@ def _write_shard(folder: Path, parts: Iterable[Chunk]) -> Tally:
         def opened(name: str) -> IO[bytes]:
             return stack.enter_context((folder / name).open("wb"))
 
-        tokens, exact, rejected, signatures = map(opened, ("tokens", "exact", "rejected.jsonl", "signatures"))
+        tokens, rejected = opened("tokens"), opened("rejected.jsonl")
+        exact, signatures = ([opened(prefix + name) for prefix in ("", COPIES)] for name in ("exact", "signatures"))
         for chunk in parts:
             read += chunk.read
             tally.add(chunk.tally)
             tokens.write(chunk.tokens.astype("<i4").tobytes())
-            exact.writelines(chunk.exact)
+            for file, keys in zip(exact, chunk.exact, strict=True):
+                file.writelines(keys)
             rejected.writelines(chunk.rejected)
             if chunk.signatures is not None:
-                signatures.write(chunk.signatures.astype("<u4").tobytes())
+                for file, signed in zip(signatures, chunk.signatures, strict=True):
+                    file.write(signed.astype("<u4").tobytes())
             for name, values in chunk.rows.items():
                 columns[name] += values
             for name, array in zip(arrays, (chunk.lengths, chunk.prompts, chunk.modes), strict=True):
@@ -207,10 +211,17 @@ class Pool:
         arrays["start"] = np.concatenate(starts)
         return arrays
 
-    def exact_keys(self) -> Iterator[np.ndarray]:
-        """Keys of the entries of ``rows`` that have examples, by shard: uint8 [n, 16]; n is 0 where rows are not compared."""
+    def exact_keys(self, copies: bool = False) -> Iterator[np.ndarray]:
+        """Keys of the originals (or of the augmented copies) that have examples, by shard: uint8 [n, 16].
+
+        n is 0 where rows are not compared.
+        """
         for shard in self.shards:
-            yield np.fromfile(shard / "exact", np.uint8).reshape(-1, 16)
+            yield np.fromfile(shard / f"{COPIES * copies}exact", np.uint8).reshape(-1, 16)
+
+    def signatures(self, copies: bool = False) -> list[Path]:
+        """Files with the signatures of the same rows; empty files where rows are not signed."""
+        return [shard / f"{COPIES * copies}signatures" for shard in self.shards]
 
     def gather(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Tokens of the examples one after the other (int32), and each one's length, prompt and mode.

@@ -114,8 +114,9 @@ class Chunk:
     prompts: np.ndarray
     modes: np.ndarray
     rows: dict[str, list[Any]]  # one entry a tokenised row; ``examples`` is 0 where it is over the limit
-    exact: list[bytes]  # one entry a row with examples; none where rows are not compared
-    signatures: np.ndarray | None
+    # Originals and augmented copies apart; one entry each that has examples, none where rows are not compared.
+    exact: tuple[list[bytes], list[bytes]]
+    signatures: tuple[np.ndarray, np.ndarray] | None
     rejected: list[bytes]  # JSON lines
     tally: Tally
 
@@ -261,9 +262,9 @@ class Preparation:
         tally, rejected = draft.tally, draft.rejected
         rows: dict[str, list[Any]] = {name: [] for name in ROW_COLUMNS}
         kept: list[tuple[list[int], int, int]] = []
-        compared: list[Conversation] = []
+        compared: tuple[list[Conversation], list[Conversation]] = ([], [])
         answers = iter(encoded)
-        key = question = 0
+        key = 0
         for conversation, place, method, entry in zip(
             draft.conversations, draft.places, draft.methods, draft.rendered, strict=True
         ):
@@ -282,13 +283,13 @@ class Preparation:
                 # Conversations that begin alike share their first example, so they must fall on one side of the split;
                 # and so must what was made from them.
                 key = _hash(_listed(own[0][0]))
-                question = _question(conversation)
             source_row = draft.rows[place]
             label = ""
             if self.cleaning.class_balance and source_row.data is not None:
                 label = str(source_row.data[self.cleaning.class_balance.field])
             tokens = sum(len(ids) for ids, _, _ in own)
             loss = tokens - sum(prompt for _, prompt, _ in own)
+            question = _question(conversation)
             values = (draft.first + place, source_row.file, source_row.line, key, question, 0 if over else len(own))
             for name, value in zip(
                 ROW_COLUMNS, (*values, tokens, loss, longest, own[-1][2], method, label), strict=True
@@ -298,7 +299,7 @@ class Preparation:
                 rejected[place] = Rejected("too_long", f"{longest} tokens, the limit is {self.limit}", "length_limit")
                 continue
             kept += own
-            compared.append(conversation)
+            compared[bool(method)].append(conversation)
             if method:
                 tally.augmented[method] += 1
         lines = []
@@ -308,6 +309,8 @@ class Preparation:
             tally.show(why.step, f"{row.file}:{row.line} {why.reason}: {why.detail}")
             record = {"source": self.source.name, "file": row.file, "line": row.line, "step": why.step}
             lines.append(json_line({**record, "reason": why.reason, "detail": why.detail, "row": row.data}))
+        exact = [[exact_key(c) for c in side] if self.comparing else [] for side in compared]
+        texts = [[text_of(c) for c in side] if self._sign else [] for side in compared]
         lengths = np.fromiter((len(ids) for ids, _, _ in kept), np.int32, len(kept))
         flat = chain.from_iterable(ids for ids, _, _ in kept)
         return Chunk(
@@ -317,8 +320,8 @@ class Preparation:
             prompts=np.fromiter((prompt for _, prompt, _ in kept), np.int32, len(kept)),
             modes=np.fromiter((mode for _, _, mode in kept), np.int8, len(kept)),
             rows=rows,
-            exact=[exact_key(conversation) for conversation in compared] if self.comparing else [],
-            signatures=self._sign([text_of(conversation) for conversation in compared]) if self._sign else None,
+            exact=(exact[0], exact[1]),
+            signatures=(self._sign(texts[0]), self._sign(texts[1])) if self._sign else None,
             rejected=lines,
             tally=tally,
         )

@@ -14,6 +14,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -89,23 +90,36 @@ def screen(recipe: Recipe, pools: Sequence[Pool], cache: Path | None = None) -> 
 
 @dataclass
 class _All:
-    """The rows of all pools that have examples, one after the other; arrays with one entry a row."""
+    """The rows of all pools that have examples: all originals, then all augmented copies; arrays with one entry a row."""
 
     pools: Sequence[Pool]
-    order: Sequence[int]  # of the pools
-    owner: np.ndarray  # number of its pool
-    entry: np.ndarray  # in ``pool.rows``
+    parts: list[tuple[int, np.ndarray]]  # pool number and entries in ``pool.rows``, one after the other
+    originals: int  # so many come first
 
     @classmethod
     def of(cls, pools: Sequence[Pool], order: Sequence[int]) -> _All:
-        entries = [np.flatnonzero(pools[number].rows["examples"] > 0).astype(np.int32) for number in order]
-        owner = np.repeat(np.array(order, np.int32), [len(own) for own in entries])
-        return cls(pools, order, owner, np.concatenate(entries))
+        parts = []
+        for copies in (False, True):
+            for number in order:
+                rows = pools[number].rows
+                entries = np.flatnonzero((rows["examples"] > 0) & (rows["augmented"] == copies))
+                parts.append((number, entries.astype(np.int32)))
+        return cls(pools, parts, sum(len(entries) for _, entries in parts[: len(order)]))
+
+    @cached_property
+    def owner(self) -> np.ndarray:
+        """Number of each row's pool."""
+        numbers = np.array([number for number, _ in self.parts], np.int32)
+        return np.repeat(numbers, [len(entries) for _, entries in self.parts])
+
+    @cached_property
+    def entry(self) -> np.ndarray:
+        """Each row's place in ``pool.rows``."""
+        return np.concatenate([entries for _, entries in self.parts])
 
     def column(self, name: str) -> np.ndarray:
         """A column of ``pool.rows``."""
-        parts = [self.pools[n].rows[name][self.entry[self.owner == n]] for n in self.order]
-        return np.concatenate(parts)
+        return np.concatenate([self.pools[number].rows[name][entries] for number, entries in self.parts])
 
 
 def _judge(recipe: Recipe, pools: Sequence[Pool], folder: Path) -> None:
@@ -119,8 +133,7 @@ def _judge(recipe: Recipe, pools: Sequence[Pool], folder: Path) -> None:
         balance = recipe.cleaning(source).class_balance
         if balance:
             gone = [f.entry for f in fallen[number]]
-            own = rows.entry[rows.owner == number]
-            own = own[~pool.rows["augmented"][own]]
+            own = rows.entry[: rows.originals][rows.owner[: rows.originals] == number]
             fallen[number] += _unbalanced(pool, own[~np.isin(own, gone)], balance.max_ratio)
 
     steps, copies = [], []
@@ -151,16 +164,20 @@ def _duplicates(
 ) -> np.ndarray:
     """Find duplicates over all pools: adds to ``fallen`` and ``dropped``; returns keys, the same for rows that hang together."""
     settings = near_duplicates(recipe)
-    exact = np.concatenate([part for number in order for part in pools[number].exact_keys()])
-    signatures = [shard / "signatures" for number in order for shard in pools[number].shards] if settings else []
-    if len(exact) != len(rows.entry) or (settings and not any(path.stat().st_size for path in signatures)):
+    keys = rows.column("key")
+    if not len(keys):
+        return keys
+    both = [(pools[number], copies) for copies in (False, True) for number in order]
+    exact = np.concatenate([part for pool, copies in both for part in pool.exact_keys(copies)])
+    signatures = [path for pool, copies in both for path in pool.signatures(copies)] if settings else []
+    if len(exact) != len(keys) or (settings and not any(path.stat().st_size for path in signatures)):
         raise UserError(
             f"recipe {recipe.name} compares rows with one another, but its pools were built without what that needs. Build them "
             "with build_pools(recipe, …), or switch off exact_duplicates, near_duplicates and group_near_duplicates."
         )
     found = find_duplicates(exact, signatures, settings)
+    first = _first_equal(exact.view("V16").ravel())
     del exact
-    keys, augmented = rows.column("key"), rows.column("augmented")
     links = [found.group.astype(np.int32), _first_equal(keys)]
     if recipe.group_near_duplicates:
         links.append(_first_equal(rows.column("question")))  # two answers to one question
@@ -172,25 +189,23 @@ def _duplicates(
     cleaning = [recipe.cleaning(source) for source in recipe.sources]
     exact_on = np.array([c.exact_duplicates for c in cleaning])[rows.owner]
     near_on = np.array([c.near_duplicates is not None for c in cleaning])[rows.owner]
-    of = found.of.copy()
-    stands_for: dict[int, int] = {}  # a copy that equals later rows: the first of those takes its place
-    for hit in np.flatnonzero(of >= 0).tolist():
-        earlier = int(of[hit])
-        if same_row[hit] == same_row[earlier]:
-            of[hit] = -1  # a copy is like its original
-        elif augmented[hit]:
-            dropped[hit] = found.exact[hit] or near_on[hit]
-            of[hit] = -1
-        elif augmented[earlier]:
-            dropped[earlier] = True
-            of[hit] = stands_for.get(earlier, -1)
-            stands_for.setdefault(earlier, hit)
-    hits = np.flatnonzero((of >= 0) & np.where(found.exact, exact_on, near_on))
-    places = _places(pools, rows, of[hits])
-    for hit, (file, line) in zip(hits.tolist(), places, strict=True):
-        number, owner = int(rows.owner[hit]), int(rows.owner[of[hit]])
+    unused = np.array([source.share == 0 for source in recipe.sources])[rows.owner]
+    numbers = np.arange(len(first))
+
+    # Copies come last, so what they repeat is an original or an earlier copy: then the copy is the one too many.
+    for earlier, on in ((first, True), (found.of, near_on)):
+        repeats = (earlier >= 0) & (earlier != numbers) & on
+        repeats &= (same_row != same_row[earlier]) & ~unused[earlier]
+        dropped[rows.originals :] |= repeats[rows.originals :]
+
+    same = (first != numbers) & exact_on
+    near = (found.of >= 0) & near_on & ~same
+    hits = np.flatnonzero((same | near)[: rows.originals])
+    earlier = np.where(same[hits], first[hits], found.of[hits])
+    for hit, at, (file, line) in zip(hits.tolist(), earlier.tolist(), _places(pools, rows, earlier), strict=True):
+        number, owner = int(rows.owner[hit]), int(rows.owner[at])
         where = f"{file}:{line}" + ("" if owner == number else f" of source {recipe.sources[owner].name!r}")
-        if found.exact[hit]:
+        if same[hit]:
             why = ("exact_duplicates", "duplicate", f"the same as {where}")
         else:
             why = ("near_duplicates", "near_duplicate", f"{found.similarity[hit]:.2f} similar to {where}")

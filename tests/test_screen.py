@@ -231,3 +231,56 @@ def test_a_source_without_a_share_takes_nothing_from_the_others(form: ChatFormat
     wanted.sources[0].share, wanted.sources[1].share = 0.0, 1.0
     mix = mix_from_recipe(wanted, form, max_seq_length=512, seed=1, validation_fraction=0.1)
     assert [s["kept"] for s in mix.manifest["sources"]] == [0, 60]
+
+
+def test_equal_rows_go_also_where_the_first_is_like_an_earlier_one(form: ChatFormat, tmp_path: Path) -> None:
+    sources = {"own": [row(text(1)), row(near(1)), row(near(1))]}
+    wanted = recipe(tmp_path, sources, clean={"exact_duplicates": True})  # near-duplicates stay, and only group
+    assert judged(wanted, form) == [[(3, "duplicate", "the same as own.jsonl:2")]]
+
+
+def test_copies_never_take_the_place_of_rows(form: ChatFormat, tmp_path: Path) -> None:
+    # "someone" becomes "somebody" in copies of the first row; the second is that copy, word for word, the third is near it.
+    base = f"someone asks: {text(1)}"
+    rows = [row(base), row(base.replace("someone", "somebody")), row(f"{base.replace('someone', 'somebody')} lantern")]
+    for clean in ({"exact_duplicates": True}, {}):
+        wanted = recipe(tmp_path, {"own": rows}, clean=clean)
+        wanted.sources[0].augment = [AugmentationSettings(method="synonyms", rate=1.0)]
+        pools = build_pools(wanted, form, 512)
+        (result,) = screen(wanted, pools)
+        assert not list(result.iter_rejected())
+        augmented = pools[0].rows["augmented"]
+        # Of the two copies that equal an original none stays; that the third row is near them costs nothing.
+        assert result.keep[~augmented].all() and result.copies_left_out == 2
+        assert len(set(result.key.tolist())) == 1
+
+
+def test_rows_without_a_share_cost_no_copies(form: ChatFormat, tmp_path: Path) -> None:
+    sources = {"unused": [row(f"somebody asks {text(n)}") for n in range(20)]}
+    sources["used"] = [row(f"someone asks {text(n)}") for n in range(20)]
+    wanted = recipe(tmp_path, sources, clean={"exact_duplicates": True, "near_duplicates": {}})
+    wanted.sources[0].share, wanted.sources[1].share = 0.0, 1.0
+    wanted.sources[1].augment = [AugmentationSettings(method="synonyms", rate=1.0)]
+    pools = build_pools(wanted, form, 512)
+    assert screen(wanted, pools)[1].copies_left_out == 0 < pools[1].rows["augmented"].sum()
+
+
+def test_the_question_of_a_copy_is_not_parted_from_its_like(form: ChatFormat, tmp_path: Path) -> None:
+    rows = [
+        row(f"Is {who} at gate {n} now?", completion=f"{who} {n}") for who in ("someone", "somebody") for n in range(80)
+    ]
+    wanted = recipe(tmp_path, {"own": rows})
+    wanted.sources[0].augment = [AugmentationSettings(method="synonyms", rate=1.0)]
+    pools = build_pools(wanted, form, 512)
+    (result,) = screen(wanted, pools)
+    held = held_out(result.key, 0.5)
+    questions = pools[0].rows["question"]
+    for question in np.unique(questions):
+        assert len(set(held[(questions == question) & result.keep].tolist())) <= 1
+
+
+def test_nothing_to_compare_is_no_error(form: ChatFormat, tmp_path: Path) -> None:
+    wanted = recipe(tmp_path, {"own": [row("x"), {"prompt": "y"}]})
+    pools = build_pools(wanted, form, 3)
+    (result,) = screen(wanted, pools)
+    assert not result.keep.any() and len(pools[0].rejected) == 2
