@@ -244,6 +244,8 @@ def _first_of_component(links: Sequence[np.ndarray]) -> np.ndarray:
 
 def _unbalanced(pool: Pool, entries: np.ndarray, max_ratio: float) -> list[_Fallen]:
     """The rows by which classes exceed ``max_ratio`` times the smallest one; which ones, a hash of the row decides."""
+    if not len(entries):
+        return []
     labels = pool.labels()[entries]
     classes, counts = np.unique(labels.astype(str), return_counts=True)
     most = int(counts.min() * max_ratio)

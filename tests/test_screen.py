@@ -279,6 +279,19 @@ def test_the_question_of_a_copy_is_not_parted_from_its_like(form: ChatFormat, tm
         assert len(set(held[(questions == question) & result.keep].tolist())) <= 1
 
 
+def test_equal_rows_are_near_duplicates_too(form: ChatFormat, tmp_path: Path) -> None:
+    wanted = recipe(tmp_path, {"own": [row(text(1)), row(text(1))]}, clean={"near_duplicates": {}})
+    assert judged(wanted, form) == [[(2, "near_duplicate", "1.00 similar to own.jsonl:1")]]
+
+
+def test_no_row_with_a_label_is_no_error(form: ChatFormat, tmp_path: Path) -> None:
+    wanted = recipe(tmp_path, {"own": [row(text(1)), row(text(2))]}, clean={"class_balance": {}})
+    pools = build_pools(wanted, form, 512)
+    assert [r["reason"] for r in pools[0].rejected] == ["no_label"] * 2 and not list(
+        screen(wanted, pools)[0].iter_rejected()
+    )
+
+
 def test_nothing_to_compare_is_no_error(form: ChatFormat, tmp_path: Path) -> None:
     wanted = recipe(tmp_path, {"own": [row("x"), {"prompt": "y"}]})
     pools = build_pools(wanted, form, 3)
