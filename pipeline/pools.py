@@ -32,7 +32,7 @@ from pipeline.chat_format import IGNORE_INDEX, ChatFormat, Turns
 from pipeline.conversations import MODES, converter
 from pipeline.decontaminate import Decontaminator, load_benchmarks
 from pipeline.errors import UserError
-from pipeline.files import file_sha256, fingerprint, make_folder, read_json, write_json
+from pipeline.files import FULL, file_sha256, fingerprint, make_folder, read_json, write_json
 from pipeline.prepare import ROW_COLUMNS, Chunk, Preparation, Tally, chunks
 from pipeline.row_files import require_inside
 from pipeline.settings import CleanSettings, NearDuplicates, Recipe, SourceSettings
@@ -65,7 +65,7 @@ def _new_folder(path: Path) -> Iterator[Path]:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in FULL:
             raise UserError(
                 f"The disk is full: {path.parent} could not be written. Free some space, or set PIPELINE_CACHE to a folder "
                 "with more, and run the same command again: it goes on behind the last whole shard."
@@ -421,7 +421,7 @@ def _fill(folder: Path, preparation: Preparation, root: str | None, workers: int
         number += 1
         ended = counted.count < SHARD
         if number > 1 or not ended:
-            _say(f"{source.name}: {read:,} rows")
+            say(f"{source.name}: {read:,} rows")
     if not read:
         raise UserError(f"source {source.name!r} ({source.path}) is empty: it has no rows.")
     write_json(folder / "pool.json", {"read": read, **tally.record()})
@@ -439,7 +439,8 @@ class _Counted(Iterator[SourceRow]):
         return row
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line of progress to standard error."""
     from rich.console import Console
 
     Console(stderr=True, soft_wrap=True, highlight=False).print(text, markup=False)
@@ -463,7 +464,7 @@ def build_pools(
     if recipe.decontaminate:
         decontaminator = Decontaminator(load_benchmarks(recipe.decontaminate, recipe.root), recipe.decontaminate)
         if decontaminator.too_short:
-            _say(
+            say(
                 f"decontamination: {decontaminator.too_short} benchmark items without a letter or digit cannot be found"
             )
     signing = near_duplicates(recipe)

@@ -28,6 +28,7 @@ from pipeline.conversations import MODES
 from pipeline.errors import UserError
 from pipeline.files import file_sha256, fingerprint, read_json, read_jsonl, write_json, write_text
 from pipeline.mix import Mix, load_mix, mix_from_recipe, save_mix
+from pipeline.pools import say
 from pipeline.settings import Profile, Recipe, load_recipe
 from pipeline.sources import cache_dir
 from pipeline.versions import installed
@@ -40,12 +41,6 @@ MINIMUM_FREE_BYTES = 200 * 1024**2
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _say(text: str) -> None:
-    from rich.console import Console
-
-    Console(stderr=True, soft_wrap=True, highlight=False).print(text, markup=False)
 
 
 @dataclass
@@ -131,7 +126,7 @@ class Run:
         from pipeline.train import load_model
 
         if self._model is None or self._tokenizer is None:
-            _say(f"loading {self.profile.model.name} ({'4 bit' if self.profile.model.load_in_4bit else '16 bit'})")
+            say(f"loading {self.profile.model.name} ({'4 bit' if self.profile.model.load_in_4bit else '16 bit'})")
             self._model, self._tokenizer = load_model(self.profile.model, self.profile.seed)
         return self._model, self._tokenizer
 
@@ -147,7 +142,7 @@ class Run:
         tokenizer = self._tokenizer or load_tokenizer(self.profile.model)
         mix = _mix(self.profile, self.recipe, tokenizer)
         save_mix(mix, folder)
-        _say(describe_mix(mix.manifest))
+        say(describe_mix(mix.manifest))
         return mix
 
     def train(self) -> dict[str, Any]:
@@ -256,9 +251,9 @@ class Run:
             ("evaluate tuned", lambda: self.evaluate("tuned")),
         )
         for number, (name, stage) in enumerate(stages, 1):
-            _say(f"[{number}/{len(stages) + 1}] {name}")
+            say(f"[{number}/{len(stages) + 1}] {name}")
             stage()
-        _say(f"[{len(stages) + 1}/{len(stages) + 1}] report")
+        say(f"[{len(stages) + 1}/{len(stages) + 1}] report")
         return self.report()
 
 

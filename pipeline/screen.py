@@ -1,8 +1,8 @@
 """What can only be judged over all sources together: duplicates, class balance, and which rows belong on one side.
 
 In: the pools of a recipe. Out: for each pool which of its rows are kept, the key that decides their side of the
-train/validation split, and the rows that fell out, each with its reason. The result does not depend on shares or seed, so
-a mix at another share finds it done.
+train/validation split, and the rows that fell out, each with its reason. The result depends on neither seed nor
+shares, but for which sources have none, so a mix at another share finds it done.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class _Fallen:
 def screen(recipe: Recipe, pools: Sequence[Pool], cache: Path | None = None) -> list[Screened]:
     """Judge the pools' rows together. With ``cache``, a judgement made before is taken from there.
 
-    The first of several equal or similar rows stays, in the order of the recipe's sources and of their rows. Rows of a
-    source whose step is off are never rejected by it.
+    The first of several equal or similar rows stays, in the order of the recipe's sources (those without a share last) and
+    of their rows. Rows of a source whose step is off are never rejected by it.
     """
     judged_here = {"exact_duplicates", "near_duplicates", "class_balance"}
     steps = [recipe.cleaning(source).model_dump(include=judged_here) for source in recipe.sources]
