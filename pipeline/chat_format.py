@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 IGNORE_INDEX = -100
 EMPTY_THINK = "<think>\n\n</think>\n\n"
 Turns = Literal["all", "last"]
+EmptyThink = Literal["masked", "trained", "soft_switch"]
+LossOn = Literal["answers", "everything"]
 RenderedAnswer = tuple[str, str, Mode, str]  # prompt, target, mode, splitting character ("" where none is needed)
 
 
@@ -97,12 +99,21 @@ def _remember_safe_attributes(template: str) -> None:
 class ChatFormat:
     """Renders and tokenises with one tokenizer. Holds only what is derived from it once (its added tokens).
 
+    Args:
+        empty_think: what becomes of the empty think block before an answer without reasoning. ``masked``: it is part of the
+            prompt, as inference sends it. The others break the parity rule, and are there to be measured: ``trained``: the
+            prompt ends before it and it carries loss, as in the public notebooks; ``soft_switch``: the same after a
+            ``/no_think`` that is put behind the question.
+        loss_on: ``everything`` puts loss on the prompt as well; also against the parity rule.
+
     Raises:
         UserError: the tokenizer has no chat template, or one without a thinking switch.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, empty_think: EmptyThink = "masked", loss_on: LossOn = "answers"
+    ):
+        self.tokenizer, self.empty_think, self.loss_on = tokenizer, empty_think, loss_on
         self._added = _added_token_pattern(tokenizer)
         if not getattr(tokenizer, "chat_template", None):
             raise UserError(
@@ -120,10 +131,10 @@ class ChatFormat:
 
     @cached_property
     def key(self) -> str:
-        """A hash of the vocabulary and the template: equal keys give equal tokens."""
+        """A hash of the vocabulary, the template and the masks: equal keys give equal examples."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         whole = backend.to_str() if backend is not None else self.tokenizer.get_vocab()
-        return fingerprint([whole, self.tokenizer.chat_template])
+        return fingerprint([whole, self.tokenizer.chat_template, self.empty_think, self.loss_on])
 
     def _template(self, messages: Sequence[Message], tools: Any, prompt: bool, **kwargs: Any) -> str:
         text = self.tokenizer.apply_chat_template(
@@ -210,17 +221,22 @@ class ChatFormat:
         # Only content can hold control tokens that must stay text; the roles and keys above are ours.
         result: list[RenderedAnswer] = []
         for index, mode in self._targets(conversation, turns):
-            prompt = self.prompt_text(messages[:index], mode, tools)
+            before = messages[:index]
+            if mode == "non_thinking" and self.empty_think == "soft_switch":
+                before = _with_no_think(before)
+            prompt = self.prompt_text(before, mode, tools)
             # Newlines around the answer are no part of it. The prompt keeps its own: inference sends them too.
             answer = messages[index] | {"content": messages[index]["content"].strip("\n")}
             if not answer.get("reasoning_content", "").strip():
                 answer.pop("reasoning_content", None)
-            full = self._template([*messages[:index], answer], tools, False).rstrip("\n")
+            full = self._template([*before, answer], tools, False).rstrip("\n")
             if not full.startswith(prompt) or not full.endswith(self.end):
                 raise UserError(
                     "The chat template breaks parity: a rendered answer does not continue the generation prompt and end "
                     f"with {self.end!r}. Prompt ends {prompt[-60:]!r}, answer ends {full[-60:]!r}."
                 )
+            if mode == "non_thinking" and self.empty_think != "masked":
+                prompt = prompt.removesuffix(EMPTY_THINK)
             result.append((prompt, full[len(prompt) :], mode, mark))
         return result
 
@@ -237,11 +253,11 @@ class ChatFormat:
         return result
 
     def encode_answers(self, answers: Sequence[RenderedAnswer]) -> list[tuple[list[int], int]]:
-        """Of each rendered answer the token ids (prompt and target) and the length of the prompt; one batch."""
+        """Of each rendered answer the token ids (prompt and target) and how many of them come before the loss; one batch."""
         marks = [mark for _, _, _, mark in answers]
         ids = self._encode_marked([a[0] for a in answers] + [a[1] for a in answers], marks + marks)
         return [
-            (prompt + target, len(prompt))
+            (prompt + target, len(prompt) if self.loss_on == "answers" else 0)
             for prompt, target in zip(ids[: len(answers)], ids[len(answers) :], strict=True)
         ]
 
@@ -275,6 +291,16 @@ class ChatFormat:
         if isinstance(result, Rejected):
             raise result
         return result
+
+
+def _with_no_think(messages: Sequence[Message]) -> list[Message]:
+    """The messages with ``/no_think`` behind the last question."""
+    result = list(messages)
+    for index in reversed(range(len(result))):
+        if result[index]["role"] == "user":
+            result[index] = {**result[index], "content": f"{result[index]['content']} /no_think"}
+            break
+    return result
 
 
 def soft_switch(messages: Sequence[Message]) -> str:

@@ -26,7 +26,7 @@ from pipeline.conversations import MODES
 from pipeline.errors import UserError
 from pipeline.files import atomic_path, read_json, read_jsonl, write_json
 from pipeline.pools import Pool, build_pool, build_pools, example_table, require_usable
-from pipeline.prepare import json_line
+from pipeline.prepare import TooLong, json_line
 from pipeline.screen import Screened, screen
 from pipeline.settings import UNITS, Recipe
 
@@ -379,9 +379,10 @@ def mix_from_recipe(
     validation_fraction: float = 0.05,
     workers: int = 1,
     cache: Path | None = None,
+    too_long: TooLong = "drop",
 ) -> Mix:
     """All of the data path in one call: pools of every source, then the mix."""
-    pools = build_pools(recipe, form, max_seq_length, turns, workers, cache)
+    pools = build_pools(recipe, form, max_seq_length, turns, workers, cache, too_long)
     return build_mix(recipe, pools, seed, validation_fraction, cache)
 
 

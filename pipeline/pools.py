@@ -33,7 +33,7 @@ from pipeline.conversations import MODES, converter
 from pipeline.decontaminate import Decontaminator, load_benchmarks
 from pipeline.errors import UserError
 from pipeline.files import FULL, file_sha256, fingerprint, make_folder, read_json, write_json
-from pipeline.prepare import ROW_COLUMNS, Chunk, Preparation, Tally, chunks
+from pipeline.prepare import ROW_COLUMNS, Chunk, Preparation, Tally, TooLong, chunks
 from pipeline.row_files import require_inside
 from pipeline.settings import CleanSettings, NearDuplicates, Recipe, SourceSettings
 from pipeline.sources import SourceRow, benchmark_source, content_key, read_rows, require_source
@@ -330,12 +330,14 @@ def build_pool(
     signing: NearDuplicates | None = None,
     decontaminator: Decontaminator | None = None,
     root: str | None = None,
+    too_long: TooLong = "drop",
 ) -> Pool:
     """Read, convert, clean and tokenise one source. With ``cache``, a pool that was built before is taken from there.
 
     Args:
-        max_seq_length: in tokens; a row with a longer example is rejected as ``too_long``, never cut.
+        max_seq_length: in tokens; a row with a longer example is rejected as ``too_long``.
         workers: processes that tokenise; the pool does not depend on it.
+        too_long: ``cut`` ends such an example at the limit instead; for measuring what that costs.
         cleaning: the steps that hold for this source; None: none.
         comparing: keep a key of each row, for the search for exact duplicates.
         signing: sign rows for the search for near-duplicates; None: no signatures.
@@ -346,7 +348,9 @@ def build_pool(
     """
     converter(source.format, source.columns)
     cleaning = cleaning or CleanSettings()
-    preparation = Preparation(source, form, max_seq_length, turns, cleaning, comparing, signing, decontaminator)
+    preparation = Preparation(
+        source, form, max_seq_length, turns, cleaning, comparing, signing, decontaminator, too_long
+    )
     content = content_key(source, root)
     key = fingerprint(
         {
@@ -360,7 +364,7 @@ def build_pool(
             "signing": signing.model_dump(exclude={"threshold"}) if signing else None,
             "tokenizer": form.key,
             "turns": turns,
-            "limit": max_seq_length,
+            "limit": [max_seq_length, too_long],
             "code": _code_key(),
         }
     )
@@ -453,6 +457,7 @@ def build_pools(
     turns: Turns = "all",
     workers: int = 1,
     cache: Path | None = None,
+    too_long: TooLong = "drop",
 ) -> list[Pool]:
     """The pools of a recipe's sources, with its cleaning and its decontamination.
 
@@ -482,6 +487,7 @@ def build_pools(
             signing=signing,
             decontaminator=decontaminator,
             root=recipe.root,
+            too_long=too_long,
         )
         for source in recipe.sources
     ]

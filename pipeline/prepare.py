@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import orjson
@@ -34,6 +34,7 @@ from pipeline.formats import is_missing
 from pipeline.settings import CleanSettings, NearDuplicates, SourceSettings
 from pipeline.sources import SourceRow
 
+TooLong = Literal["drop", "cut"]
 CHUNK = 512  # rows that are tokenised in one batch; no result depends on it
 EXAMPLES = 3  # of what a step took or changed, kept for the manifest
 
@@ -179,6 +180,7 @@ class Preparation:
     comparing: bool  # whether rows are to be compared with one another
     signing: NearDuplicates | None
     decontaminator: Decontaminator | None
+    too_long: TooLong = "drop"
 
     # Made where they are used: what they hold need not travel to a worker.
     @cached_property
@@ -276,6 +278,11 @@ class Preparation:
             own = [(*next(answers), MODES.index(mode)) for _, _, mode, _ in entry]
             longest = max(len(ids) for ids, _, _ in own)
             over = longest > self.limit
+            if over and self.too_long == "cut":
+                # An example of which nothing with loss is left is no example.
+                own = [(ids[: self.limit], prompt, mode) for ids, prompt, mode in own if prompt < self.limit]
+                over = not own
+                tally.notes["cut_at_the_limit"] += not over
             if method and (over or place in rejected):
                 tally.notes["augmented_copy_left_out"] += 1
                 continue

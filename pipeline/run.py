@@ -17,6 +17,7 @@ from __future__ import annotations
 import datetime
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ from pipeline.sources import cache_dir
 from pipeline.versions import installed
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 MINIMUM_FREE_BYTES = 200 * 1024**2
 
@@ -145,7 +146,7 @@ class Run:
         say(describe_mix(mix.manifest))
         return mix
 
-    def train(self) -> dict[str, Any]:
+    def train(self, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
         """Train and save the adapter; returns the report's ``training`` section."""
         from pipeline.train import last_checkpoint, train
 
@@ -161,7 +162,7 @@ class Run:
         model, tokenizer = self._load()
         if self._has_adapter:
             raise UserError("The model in memory has an adapter already; start a new process to train again.")
-        self._model, section = train(model, tokenizer, self.profile, mix, self.folder, self.resume)
+        self._model, section = train(model, tokenizer, self.profile, mix, self.folder, self.resume, callbacks)
         self._has_adapter = True
         write_json(record, section)
         return section
@@ -296,13 +297,14 @@ def _compare(theirs: Any, mine: Any, prefix: str) -> list[str]:
 def _mix(profile: Profile, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Mix:
     return mix_from_recipe(
         recipe,
-        ChatFormat(tokenizer),
-        max_seq_length=profile.model.max_seq_length,
+        ChatFormat(tokenizer, profile.data.empty_think, profile.data.loss_on),
+        max_seq_length=profile.length_limit,
         seed=profile.seed,
         turns=profile.data.turns,
         validation_fraction=profile.data.validation_fraction,
         workers=profile.data.workers,
         cache=cache_dir(),
+        too_long=profile.data.too_long,
     )
 
 

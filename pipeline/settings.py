@@ -39,13 +39,18 @@ class ModelSettings(Section):
 
 
 class LoraSettings(Section):
-    """Low-rank adapters. alpha = 2 × rank is what Unsloth's guides and most of its notebooks start from."""
+    """Low-rank adapters."""
 
     rank: int = Field(16, gt=0)
-    alpha: int = Field(32, gt=0)
+    alpha: int | None = Field(None, gt=0)  # null: 2 × rank, what Unsloth's guides and most of its notebooks start from
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     use_rslora: bool = False
+
+    @property
+    def scale_alpha(self) -> int:
+        """alpha, or its default."""
+        return self.alpha or 2 * self.rank
 
 
 class MixSettings(Section):
@@ -60,6 +65,13 @@ class DataSettings(Section):
     """From rows to examples."""
 
     turns: Literal["all", "last"] = "all"  # which answers of a conversation become examples
+    # The next three are the pipeline's rules, each with what it is measured against (ablations/): leave them as they are.
+    # Empty think block of an answer without reasoning: part of the prompt; with loss after a bare header, as the public
+    # notebooks train it; or with loss after a /no_think in the question.
+    empty_think: Literal["masked", "trained", "soft_switch"] = "masked"
+    loss_on: Literal["answers", "everything"] = "answers"
+    too_long: Literal["drop", "cut"] = "drop"  # cut: the example ends at the limit, wherever that is
+    max_length: int | None = Field(None, gt=0)  # tokens of an example; null: model.max_seq_length
     validation_fraction: float = Field(0.05, ge=0, lt=0.5)
     workers: int = Field(1, ge=1)  # processes; the result does not depend on it
 
@@ -72,12 +84,12 @@ class TrainingSettings(Section):
     per_device_train_batch_size: int = Field(16, gt=0)
     gradient_accumulation_steps: int = Field(1, gt=0)
     learning_rate: float = Field(2e-4, gt=0)
-    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup", "exponential"] = "cosine"
     warmup_steps: float = Field(0.05, ge=0)  # below 1: a fraction of all steps (transformers 5)
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     optim: str = "adamw_torch"
-    group_by_length: bool = True  # batches of similar length, so that padding is not paid for
+    group_by_length: bool = True  # batches of similar length in random order, so that padding is not paid for
     eval_steps: int = Field(50, gt=0)
     save_steps: int = Field(50, gt=0)
     save_total_limit: int = Field(2, gt=0)
@@ -117,6 +129,12 @@ class EvaluationSettings(Section):
     dataset_args: dict[str, dict[str, Any]] = {}
 
 
+class SweepSettings(Section):
+    """How the cells of a sweep differ from a full run of the profile, so that many of them can be paid for."""
+
+    overrides: list[str] = []  # as --set takes them; what the command line sets counts more
+
+
 class EstimateSettings(Section):
     """Rates measured in a run of this profile, for the estimate before a run starts."""
 
@@ -138,7 +156,21 @@ class Profile(Section):
     data: DataSettings = DataSettings()  # type: ignore[call-arg]
     training: TrainingSettings = TrainingSettings()  # type: ignore[call-arg]
     evaluation: EvaluationSettings
+    sweep: SweepSettings = SweepSettings()
     estimate: EstimateSettings | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Profile:
+        if self.length_limit > self.model.max_seq_length:
+            raise ValueError(
+                f"data.max_length ({self.length_limit}) is above model.max_seq_length ({self.model.max_seq_length})"
+            )
+        return self
+
+    @property
+    def length_limit(self) -> int:
+        """Tokens of the longest example."""
+        return self.data.max_length or self.model.max_seq_length
 
 
 class ScoreFilter(Section):

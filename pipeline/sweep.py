@@ -1,10 +1,12 @@
 """One setting, several values, several seeds: each cell is a run of its own, and together they are a curve.
 
-In: a profile, an axis, values, a number of seeds. Out: a directory with one run a cell, and ``sweep.json``, ``sweep.png``: scores
-and mode fidelity by value with intervals over items and seeds, the Pareto front, and a recommended range with its rule.
+In: a profile, an axis and its values (or a file of arms: named lists of settings), a number of seeds. Out: a directory with
+one run a cell, and ``sweep.json``, ``sweep.png``: scores and mode fidelity by value with intervals over items and seeds, the
+differences from the first value, the Pareto front, and a recommended range with its rule.
 
 Every cell is ``python -m pipeline run`` in a process of its own, so whatever happens to one leaves the others alone. What
-cells have in common is made once: the tokenised pools (by their cache) and the evaluation of the base (copied).
+cells have in common is made once: the tokenised pools (by their cache) and the evaluation of the base (copied). Sweeps that
+are given the same folder for their cells share the cells that they have in common, too.
 """
 
 from __future__ import annotations
@@ -22,12 +24,23 @@ from typing import Any
 import numpy as np
 import psutil
 import yaml
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from pipeline.conversations import MODES
 from pipeline.errors import UserError, nearest
 from pipeline.files import fingerprint, read_json, read_jsonl, require_folder, write_json, write_text
-from pipeline.settings import ROOT, Profile, Recipe, apply_overrides, load_profile, load_recipe, parse
+from pipeline.settings import (
+    ROOT,
+    Profile,
+    Recipe,
+    Section,
+    apply_overrides,
+    load_profile,
+    load_recipe,
+    locate,
+    parse,
+    read_yaml,
+)
 from pipeline.statistics import bootstrap, interval95, paired_permutation
 
 FIDELITY_FLOOR = 0.95  # of the recommended range, in both modes
@@ -78,6 +91,31 @@ def axis_key(axis: str) -> str:
     raise UserError(f"There is no setting {axis!r} to sweep.{hint} Any key of a profile works, or recipe.KEY.")
 
 
+class Arm(Section):
+    """One thing to try."""
+
+    set: list[str] = Field([])  # KEY=VALUE; keys of the recipe begin with ``recipe.``
+    why: str = ""
+    source: str = ""
+
+
+class Arms(Section):
+    """A file of arms: what is compared, and the question it answers. The others are compared with the first arm."""
+
+    question: str = ""
+    set: list[str] = Field([])  # of all arms
+    arms: dict[str, Arm] = Field(min_length=1)
+
+
+def load_arms(path: str) -> Arms:
+    """Read a file of arms, looked for in the working directory and then in the project.
+
+    Raises:
+        UserError: no such file, or a key in it that is not known.
+    """
+    return parse(Arms, read_yaml(locate(path)), path)
+
+
 @dataclass
 class Cell:
     """One value with one seed."""
@@ -98,39 +136,86 @@ class Cell:
         return f"{self.value} (seed {self.seed})"
 
 
+def resolve(profile: str, overrides: list[str]) -> tuple[Profile, Recipe]:
+    """Profile and recipe of a cell: as the profile's section ``sweep`` says, then ``overrides`` (also of the recipe)."""
+    short = load_profile(profile).sweep.overrides
+    own = [text for text in overrides if not text.startswith("recipe.")]
+    settings = load_profile(profile, [*short, *own])
+    recipe = load_recipe(settings.recipe, settings.mix)
+    changes = [text.removeprefix("recipe.") for text in overrides if text.startswith("recipe.")]
+    if changes:
+        recipe = parse(
+            Recipe, apply_overrides(recipe.model_dump(), changes), f"recipe {settings.recipe} with {changes}"
+        )
+    return settings, recipe
+
+
 def plan(
-    profile: str, overrides: list[str], axis: str, values: Sequence[str], seeds: int, folder: Path
+    profile: str,
+    overrides: list[str],
+    axis: str,
+    values: Sequence[str],
+    seeds: int,
+    folder: Path,
+    cells_folder: Path | None = None,
 ) -> tuple[str, list[Cell]]:
-    """All cells, checked: every value fits its setting.
+    """All cells of an axis, checked: every value fits its setting.
+
+    Args:
+        cells_folder: where cells are kept by their settings, to be shared with other sweeps; None: in ``folder``.
 
     Raises:
         UserError: unknown axis, a value of the wrong type, fewer than one value or seed, a value given twice.
     """
     key = axis_key(axis)
-    if not values or seeds < 1:
-        raise UserError("A sweep needs at least one value and one seed.")
-    base = load_profile(profile, overrides)
-    cells: list[Cell] = []
-    seen: list[Any] = []
+    resolved: list[tuple[Any, Profile, Recipe]] = []
     for text in values:
-        if key.startswith("recipe."):
-            changed = base.model_copy(deep=True)
-            recipe_data = load_recipe(base.recipe, base.mix).model_dump()
-            apply_overrides(recipe_data, [f"{key.removeprefix('recipe.')}={text}"])
-            recipe = parse(Recipe, recipe_data, f"--values {text}")
-            value = _at(recipe.model_dump(), key.removeprefix("recipe."))
-        else:
-            changed = load_profile(profile, [*overrides, f"{key}={text}"])
-            recipe = load_recipe(changed.recipe, changed.mix)
-            value = _at(changed.model_dump(), key)
-        if value in seen:
+        settings, recipe = resolve(profile, [*overrides, f"{key}={text}"])
+        data = (
+            {**settings.model_dump(), "recipe": recipe.model_dump()}
+            if key.startswith("recipe.")
+            else settings.model_dump()
+        )
+        value = _at(data, key)
+        if value in [seen for seen, _, _ in resolved]:
             raise UserError(f"--values: {text} is given twice.")
-        seen.append(value)
-        for number in range(seeds):
-            one = changed.model_copy(update={"seed": changed.seed + number}, deep=True)
-            name = f"{len(seen) - 1:02d}-seed{one.seed}"
-            cells.append(Cell(len(cells), value, one.seed, one, recipe, folder / "cells" / name))
-    return key, cells
+        resolved.append((value, settings, recipe))
+    return key, _cells(resolved, seeds, folder, cells_folder)
+
+
+def plan_arms(
+    profile: str, overrides: list[str], arms: Arms, seeds: int, folder: Path, cells_folder: Path | None = None
+) -> list[Cell]:
+    """All cells of a file of arms, checked.
+
+    Raises:
+        UserError: a setting that does not exist, or a value of the wrong type (names the arm).
+    """
+    resolved = []
+    for name, arm in arms.arms.items():
+        try:
+            resolved.append((name, *resolve(profile, [*arms.set, *overrides, *arm.set])))
+        except UserError as error:
+            raise UserError(f"arm {name!r}: {error}") from error
+    return _cells(resolved, seeds, folder, cells_folder)
+
+
+def _cells(
+    resolved: Sequence[tuple[Any, Profile, Recipe]], seeds: int, folder: Path, cells_folder: Path | None
+) -> list[Cell]:
+    if not resolved or seeds < 1:
+        raise UserError("A sweep needs at least one value and one seed.")
+    cells: list[Cell] = []
+    for number, (value, settings, recipe) in enumerate(resolved):
+        for add in range(seeds):
+            one = settings.model_copy(update={"seed": settings.seed + add}, deep=True)
+            if cells_folder:
+                identity = fingerprint([one.model_dump(exclude={"recipe", "mix", "sweep"}), recipe.model_dump()])
+                path = cells_folder / identity[:16]
+            else:
+                path = folder / "cells" / f"{number:02d}-seed{one.seed}"
+            cells.append(Cell(len(cells), value, one.seed, one, recipe, path))
+    return cells
 
 
 def _at(data: Any, key: str) -> Any:
@@ -150,11 +235,15 @@ def run_sweep(
     folder: Path,
     overrides: list[str] | None = None,
     workers: int | None = None,
+    arms: str | None = None,
+    cells_folder: Path | None = None,
 ) -> dict[str, Any]:
     """Run all cells that are not done, then summarise; see the module's docstring.
 
     Args:
         workers: runs at a time; None: as many as the cores allow at the profile's number of threads.
+        arms: a file of arms, instead of axis and values.
+        cells_folder: see ``plan``.
 
     Returns:
         What ``sweep.json`` holds; ``failed`` names cells without a result, with the reason.
@@ -162,8 +251,16 @@ def run_sweep(
     Raises:
         UserError: see ``plan``; or the directory belongs to another sweep; or every cell failed.
     """
-    key, cells = plan(profile, overrides or [], axis, values, seeds, folder)
+    question = ""
+    if arms:
+        compared = load_arms(arms)
+        key, question, values = Path(arms).stem, compared.question, list(compared.arms)
+        cells = plan_arms(profile, overrides or [], compared, seeds, folder, cells_folder)
+    else:
+        key, cells = plan(profile, overrides or [], axis, values, seeds, folder, cells_folder)
     require_folder(folder)
+    if cells_folder:
+        require_folder(cells_folder)
     identity = fingerprint([[c.profile.model_dump(), c.recipe.model_dump()] for c in cells])
     record = folder / "plan.json"
     if record.exists():
@@ -176,14 +273,14 @@ def run_sweep(
         _write_inputs(cell)
     threads = cells[0].profile.model.cpu_threads or os.cpu_count() or 1
     at_once = workers or max(1, (os.cpu_count() or 1) // threads)
-    _run_all([cell for cell in cells if not cell.report.exists()], at_once, folder)
-    return summarise(key, cells, folder)
+    _run_all([cell for cell in cells if not cell.report.exists()], at_once, cells_folder or folder)
+    return summarise(key, cells, folder, question)
 
 
 def _write_inputs(cell: Cell) -> None:
     """The cell's own profile and recipe as files, so that its run can be repeated by hand."""
     recipe = cell.folder / "recipe.yaml"
-    data = cell.profile.model_dump() | {"recipe": str(recipe), "mix": {}}
+    data = cell.profile.model_dump() | {"recipe": str(recipe), "mix": {}, "sweep": {}}
     for name, content in (("recipe.yaml", cell.recipe.model_dump()), ("profile.yaml", data)):
         write_text(cell.folder / name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
@@ -367,7 +464,7 @@ def pareto(gain: Sequence[float], keep: Sequence[float]) -> list[int]:
     ]
 
 
-def summarise(key: str, cells: Sequence[Cell], folder: Path) -> dict[str, Any]:
+def summarise(key: str, cells: Sequence[Cell], folder: Path, question: str = "") -> dict[str, Any]:
     """Read the cells' predictions and write ``sweep.json`` and ``sweep.png``.
 
     Values of which a seed is missing are left out of the curve and named in ``failed``.
@@ -397,7 +494,11 @@ def summarise(key: str, cells: Sequence[Cell], folder: Path) -> dict[str, Any]:
     parts = balance(means, learnt, known)
     part_draws = np.array([balance(dict(zip(names, draw, strict=True)), learnt, known) for draw in draws])
     part_low, part_high = (np.array(end) for end in interval95(part_draws))
-    fidelity_low, fidelity_high = (np.array(e) for e in interval95(bootstrap(scores.faithful, _fidelity)))
+    faithful_means = np.array(list(_means(scores.faithful).values()))
+    fidelity_draws, faithful_draws = _fidelity_draws(scores.faithful)
+    fidelity_low, fidelity_high = (np.array(e) for e in interval95(fidelity_draws))
+    faithful_low, faithful_high = (np.array(e) for e in interval95(faithful_draws))
+    table_of_means = np.array(list(means.values()))
     best = int(np.argmax(parts[2]))
     behind = part_draws[:, 2, :] - part_draws[:, 2, best : best + 1]
     as_good = np.quantile(behind, 0.975, axis=0) >= 0
@@ -405,6 +506,9 @@ def summarise(key: str, cells: Sequence[Cell], folder: Path) -> dict[str, Any]:
 
     def entry(value: float, lower: float, upper: float) -> dict[str, Any]:
         return {"value": float(value), "ci95": [float(lower), float(upper)]}
+
+    def difference(of: np.ndarray, drawn: np.ndarray, i: int) -> dict[str, Any]:
+        return entry(of[i] - of[1], *np.quantile(drawn[:, i] - drawn[:, 1], (0.025, 0.975)))
 
     points = []
     for i, value in enumerate([None, *values]):
@@ -417,8 +521,13 @@ def summarise(key: str, cells: Sequence[Cell], folder: Path) -> dict[str, Any]:
                     own[name.partition("/")[2]] = entry(means[name][i], low[j, i], high[j, i]) | {
                         "n": int(array.shape[1] * array.shape[2]),
                         "p": paired_permutation(array[0].mean(axis=0), array[i].mean(axis=0)) if i else None,
+                        "mode_fidelity": entry(faithful_means[j, i], faithful_low[j, i], faithful_high[j, i]),
                     }
+                    if i > 1:
+                        own[name.partition("/")[2]]["from_first"] = difference(table_of_means[j], draws[:, j], i)
             faithful = entry(fidelity[m, i], fidelity_low[m, i], fidelity_high[m, i])
+            if i > 1:
+                faithful["from_first"] = difference(fidelity[m], fidelity_draws[:, m], i)
             point["modes"][mode] = {"benchmarks": own, "mode_fidelity": faithful}
         if i:
             for k, name in enumerate(("gain", "keep", "balance")):
@@ -426,6 +535,7 @@ def summarise(key: str, cells: Sequence[Cell], folder: Path) -> dict[str, Any]:
         points.append(point)
     result = {
         "axis": key,
+        "question": question,
         "seeds": sorted({cell.seed for cell in cells}),
         "base": points[0]["modes"],
         "points": points[1:],
@@ -441,6 +551,12 @@ def summarise(key: str, cells: Sequence[Cell], folder: Path) -> dict[str, Any]:
     return result
 
 
+def _fidelity_draws(faithful: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Bootstrap draws of mode fidelity [draws, modes, 1 + values] and of each benchmark's part [draws, names, 1 + values]."""
+    drawn = bootstrap(faithful, lambda d: np.concatenate([_fidelity(d), list(_means(d).values())]))
+    return drawn[:, : len(MODES)], drawn[:, len(MODES) :]
+
+
 def _complete(cells: Sequence[Cell], missing: Sequence[Any]) -> list[Any]:
     values: list[Any] = []
     for cell in cells:
@@ -450,26 +566,41 @@ def _complete(cells: Sequence[Cell], missing: Sequence[Any]) -> list[Any]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """``sweep.json`` for a terminal: one line a value, then the recommendation and its rule."""
+    """``sweep.json`` for a terminal or a notebook: scores, differences from the first value, the recommendation."""
     benchmarks = [(mode, name) for mode in MODES for name in result["base"][mode]["benchmarks"]]
     short = {"thinking": "think", "non_thinking": "direct"}
     heads = [result["axis"], *(f"{name.removeprefix('embedded_')} ({short[mode]})" for mode, name in benchmarks)]
-    heads += [f"fidelity ({short[mode]})" for mode in MODES] + ["balance"]
+    heads += [f"fidelity ({short[mode]})" for mode in MODES]
 
-    def cells(modes: Mapping[str, Any]) -> list[str]:
-        entries = [modes[mode]["benchmarks"][name] for mode, name in benchmarks]
-        entries += [modes[mode]["mode_fidelity"] for mode in MODES]
-        return [_shown(entry) for entry in entries]
+    def entries(modes: Mapping[str, Any]) -> list[Any]:
+        return [modes[mode]["benchmarks"][name] for mode, name in benchmarks] + [
+            modes[mode]["mode_fidelity"] for mode in MODES
+        ]
 
-    rows = [["base", *cells(result["base"]), ""]]
-    rows += [[str(p["value"]), *cells(p["modes"]), _shown(p["balance"])] for p in result["points"]]
-    lines = ["| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows]]
+    rows = [["base", *map(_shown, entries(result["base"])), ""]]
+    rows += [[str(p["value"]), *map(_shown, entries(p["modes"])), _shown(p["balance"])] for p in result["points"]]
+    lines = [result["question"], ""] if result["question"] else []
+    lines += _lines([*heads, "balance"], rows)
     n = next(iter(result["points"][0]["modes"]["thinking"]["benchmarks"].values()))["n"]
-    recommended = ", ".join(map(str, result["recommended"])) or "none"
     lines += ["", f"{n} replies a cell over {len(result['seeds'])} seed(s), 95 % intervals over items and seeds"]
-    lines += [f"recommended: {recommended}", result["rule"]]
+    if len(result["points"]) > 1:
+        lines += ["", f"difference from {result['points'][0]['value']}; * the interval leaves out 0"]
+        others = result["points"][1:]
+        lines += _lines(heads, [[str(p["value"]), *map(_difference, entries(p["modes"]))] for p in others])
+    recommended = ", ".join(map(str, result["recommended"])) or "none"
+    lines += ["", f"recommended: {recommended}", result["rule"]]
     lines += [f"failed: {f['value']} (seed {f['seed']}): {f['reason']}" for f in result["failed"]]
     return "\n".join(lines)
+
+
+def _lines(heads: list[str], rows: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows]]
+
+
+def _difference(entry: Mapping[str, Any]) -> str:
+    difference = entry["from_first"]
+    low, high = difference["ci95"]
+    return f"{difference['value']:+.3f} [{low:+.3f}, {high:+.3f}]" + ("" if low <= 0 <= high else " *")
 
 
 def _shown(entry: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from pipeline.settings import LoraSettings, ModelSettings, Profile, TrainingSett
 from pipeline.versions import import_unsloth
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
 
@@ -124,7 +125,7 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, training: TrainingSe
     model = FastLanguageModel.get_peft_model(
         model,
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.scale_alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
         use_rslora=lora.use_rslora,
@@ -174,13 +175,14 @@ def sft_config(profile: Profile, output_dir: Path, has_validation: bool) -> SFTC
         per_device_eval_batch_size=t.per_device_train_batch_size,
         gradient_accumulation_steps=t.gradient_accumulation_steps,
         learning_rate=t.learning_rate,
-        lr_scheduler_type=t.lr_scheduler_type,
+        # The exponential schedule is the trainer's own (pipeline.trainer).
+        lr_scheduler_type="constant_with_warmup" if t.lr_scheduler_type == "exponential" else t.lr_scheduler_type,
         warmup_steps=t.warmup_steps,
         weight_decay=t.weight_decay,
         max_grad_norm=t.max_grad_norm,
         optim=t.optim,
         gradient_checkpointing=t.gradient_checkpointing,
-        train_sampling_strategy="group_by_length" if t.group_by_length else "random",
+        train_sampling_strategy="random",  # of lengths, pipeline.trainer takes care
         eval_strategy=evaluate,
         eval_steps=t.eval_steps,
         save_strategy="steps",
@@ -201,20 +203,29 @@ def sft_config(profile: Profile, output_dir: Path, has_validation: bool) -> SFTC
 
 
 def make_trainer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, profile: Profile, mix: Mix, output_dir: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    profile: Profile,
+    mix: Mix,
+    output_dir: Path,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> SFTTrainer:
     """The SFTTrainer of this run, ready for ``.train()``."""
     from transformers import EarlyStoppingCallback
-    from trl import SFTTrainer
+
+    from pipeline.trainer import Trainer
 
     columns = ["input_ids", "labels"]
     validation = mix.validation.select_columns(columns) if len(mix.validation) else None
-    trainer = SFTTrainer(
+    trainer = Trainer(
+        lengths=[len(ids) for ids in mix.train["input_ids"]] if profile.training.group_by_length else None,
+        exponential_schedule=profile.training.lr_scheduler_type == "exponential",
         model=model,
         processing_class=tokenizer,
         train_dataset=mix.train.select_columns(columns),
         eval_dataset=validation,
         args=sft_config(profile, output_dir, validation is not None),
+        callbacks=list(callbacks),
     )
     # SFTTrainer puts the adapter of a 4-bit base into bfloat16, and a checkpoint is read back as float32. Float32 from the
     # first step on lets a resumed run continue exactly, and lets small updates count.
@@ -306,12 +317,14 @@ def train(
     mix: Mix,
     output_dir: Path,
     resume: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Add an adapter, train it, save it to ``output_dir/adapter``.
 
     Args:
         model: the base, from ``load_model``.
         resume: go on from the last whole checkpoint in ``output_dir/checkpoints``, if there is one.
+        callbacks: transformers' own kind, called while training runs.
 
     Returns:
         The model with its adapter, and the report's ``training`` section.
@@ -323,7 +336,7 @@ def train(
 
     model = add_adapter(model, profile.lora, profile.training, profile.seed)
     checkpoints = output_dir / "checkpoints"
-    trainer = make_trainer(model, tokenizer, profile, mix, checkpoints)
+    trainer = make_trainer(model, tokenizer, profile, mix, checkpoints, callbacks)
     checkpoint = last_checkpoint(checkpoints) if resume else None
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
