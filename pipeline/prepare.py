@@ -279,10 +279,11 @@ class Preparation:
             longest = max(len(ids) for ids, _, _ in own)
             over = longest > self.limit
             if over and self.too_long == "cut":
-                # An example of which nothing with loss is left is no example.
-                own = [(ids[: self.limit], prompt, mode) for ids, prompt, mode in own if prompt < self.limit]
-                over = not own
-                tally.notes["cut_at_the_limit"] += not over
+                # An example of which nothing with loss would be left is no example.
+                shortened = [(ids[: self.limit], prompt, mode) for ids, prompt, mode in own if prompt < self.limit]
+                if shortened:
+                    own, over = shortened, False
+                    tally.notes["cut_at_the_limit"] += 1
             if method and (over or place in rejected):
                 tally.notes["augmented_copy_left_out"] += 1
                 continue

@@ -98,6 +98,11 @@ class TrainingSettings(Section):
     gradient_checkpointing: bool = False
     report_to: list[Literal["none", "wandb", "swanlab", "tensorboard"]] = ["none"]
 
+    @property
+    def scheduler_name(self) -> str:
+        """What transformers is given; the exponential schedule is ``pipeline.trainer``'s own."""
+        return "constant_with_warmup" if self.lr_scheduler_type == "exponential" else self.lr_scheduler_type
+
 
 class Sampling(Section):
     """Decoding parameters of one mode. temperature 0 means greedy."""

@@ -175,14 +175,12 @@ def sft_config(profile: Profile, output_dir: Path, has_validation: bool) -> SFTC
         per_device_eval_batch_size=t.per_device_train_batch_size,
         gradient_accumulation_steps=t.gradient_accumulation_steps,
         learning_rate=t.learning_rate,
-        # The exponential schedule is the trainer's own (pipeline.trainer).
-        lr_scheduler_type="constant_with_warmup" if t.lr_scheduler_type == "exponential" else t.lr_scheduler_type,
+        lr_scheduler_type=t.scheduler_name,
         warmup_steps=t.warmup_steps,
         weight_decay=t.weight_decay,
         max_grad_norm=t.max_grad_norm,
         optim=t.optim,
         gradient_checkpointing=t.gradient_checkpointing,
-        train_sampling_strategy="random",  # of lengths, pipeline.trainer takes care
         eval_strategy=evaluate,
         eval_steps=t.eval_steps,
         save_strategy="steps",

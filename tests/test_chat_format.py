@@ -19,7 +19,7 @@ from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import corpora
-from pipeline.chat_format import EMPTY_THINK, ChatFormat, Example, coloured, soft_switch
+from pipeline.chat_format import EMPTY_THINK, IGNORE_INDEX, ChatFormat, Example, coloured, soft_switch
 from pipeline.conversations import MODES, Conversation, Mode, Rejected, converter
 from pipeline.errors import UserError
 
@@ -870,3 +870,38 @@ def test_the_sandbox_keeps_its_verdicts(embedded_tokenizer: PreTrainedTokenizerB
             with pytest.raises(SecurityError):
                 environment.from_string(attack).render(messages=[])
     assert environment.from_string("{{ 'a b'.split(' ')[1] }}").render() == "b"
+
+
+# --- the masks that are there to be measured ----------------------------------------------------------------------------
+
+
+def _masks(tokenizer: PreTrainedTokenizerBase, **kwargs: Any) -> tuple[str, str]:
+    """(prompt, target) of a chat answer as text."""
+    form = ChatFormat(tokenizer, **kwargs)
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi!"}]
+    (example,) = form.example(Conversation(messages, "non_thinking"))
+    cut = sum(label == IGNORE_INDEX for label in example.labels)
+    assert example.labels[cut:] == example.input_ids[cut:] and example.mode == "non_thinking"
+    return tokenizer.decode(example.input_ids[:cut]), tokenizer.decode(example.input_ids[cut:])
+
+
+def test_masks_of_an_empty_think_block(tokenizer: PreTrainedTokenizerBase) -> None:
+    masked, trained, switched = (_masks(tokenizer, empty_think=k) for k in ("masked", "trained", "soft_switch"))
+    assert masked[0].endswith(EMPTY_THINK) and masked[1] == "Hi!<|im_end|>"
+    assert trained == (masked[0].removesuffix(EMPTY_THINK), EMPTY_THINK + masked[1])
+    assert switched == (trained[0].replace("Hello", "Hello /no_think"), trained[1])
+    # The public notebooks' prompt is the thinking prompt: that is the trouble with it.
+    thinking = ChatFormat(tokenizer).prompt_text([{"role": "user", "content": "Hello"}], "thinking")
+    assert trained[0] == thinking
+    assert _masks(tokenizer, loss_on="everything") == ("", masked[0] + masked[1])
+
+
+def test_masks_leave_reasoning_alone_and_have_keys_of_their_own(tokenizer: PreTrainedTokenizerBase) -> None:
+    messages = [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "4", "reasoning_content": "2 and 2 are 4."},
+    ]
+    conversation = Conversation(messages, "thinking")
+    forms = [ChatFormat(tokenizer, empty_think=k) for k in ("masked", "trained", "soft_switch")]  # type: ignore[arg-type]
+    assert len({json.dumps(form.example(conversation)[0].input_ids) for form in forms}) == 1
+    assert len({form.key for form in [*forms, ChatFormat(tokenizer, loss_on="everything")]}) == 4

@@ -390,3 +390,23 @@ def test_every_module_between_a_row_and_its_tokens_is_in_the_key() -> None:
     modules = {name.removeprefix("pipeline.") for name in loaded.stdout.split()}
     # What generators write is in content_key; the rest holds no decision about tokens.
     assert modules - set(pools._CODE) == {"corpora", "errors", "files", "hubs", "settings"}
+
+
+# --- the length policy that is there to be measured ---------------------------------------------------------------------
+
+
+def test_cut_instead_of_dropped(form: ChatFormat) -> None:
+    limit = 30
+    whole, dropped = (build_pool(generated(), form, n) for n in (256, limit))
+    cut = build_pool(generated(), form, limit, too_long="cut")
+    full = {(row["row"], tuple(row["input_ids"][:limit])): row for row in whole.examples}
+    assert len(dropped.examples) < len(cut.examples) <= len(whole.examples)
+    shortened = 0
+    for row in cut.examples:
+        origin = full[row["row"], tuple(row["input_ids"])]
+        assert len(row["input_ids"]) <= limit and row["labels"] == origin["labels"][:limit]
+        assert any(label != -100 for label in row["labels"])  # what has nothing to learn from is dropped all the same
+        shortened += len(origin["input_ids"]) > limit
+    assert shortened > 0
+    gone = sum(cut.tally.rejected.get("length_limit", Counter()).values())
+    assert cut.tally.notes["cut_at_the_limit"] + gone == sum(dropped.tally.rejected["length_limit"].values())

@@ -16,7 +16,20 @@ from pipeline.cli import main
 from pipeline.conversations import MODES
 from pipeline.errors import UserError
 from pipeline.files import write_json, write_jsonl
-from pipeline.sweep import Cell, axis_key, balance, pareto, plan, run_sweep, summarise, table
+from pipeline.sweep import (
+    Arm,
+    Arms,
+    Cell,
+    axis_key,
+    balance,
+    load_arms,
+    pareto,
+    plan,
+    plan_arms,
+    run_sweep,
+    summarise,
+    table,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -219,3 +232,66 @@ def test_command_line_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ):
         assert main(["sweep", *arguments, "--output-dir", str(tmp_path)]) == 2
         assert words in capsys.readouterr().err
+
+
+# --- arms ---------------------------------------------------------------------------------------------------------------
+
+ABLATIONS = sorted((ROOT / "ablations").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=[path.stem for path in ABLATIONS])
+def test_every_ablation_is_valid_and_its_arms_differ(path: Path, tmp_path: Path) -> None:
+    arms = load_arms(str(path))
+    assert arms.question
+    cells = plan_arms("embedded", [], arms, 1, tmp_path)
+    assert [cell.value for cell in cells] == list(arms.arms) and len(cells) >= 2
+    assert len({json.dumps([c.profile.model_dump(), c.recipe.model_dump()]) for c in cells}) == len(cells)
+    # The first arm is the profile itself, or differs from it in what all arms share.
+    default = plan_arms("embedded", arms.set, Arms(arms={"ours": Arm()}), 1, tmp_path, tmp_path)[0]
+    assert plan_arms("embedded", [], arms, 1, tmp_path, tmp_path)[0].folder == default.folder
+
+
+def test_sweeps_share_cells_by_their_settings(tmp_path: Path) -> None:
+    _, axis = plan("embedded", [], "chat_share", ["0.25", "0.5"], 2, tmp_path / "a", tmp_path / "cells")
+    arms = Arms.model_validate({"arms": {"ours": {}, "large": {"set": ["lora.rank=64"]}}})
+    named = plan_arms("embedded", [], arms, 2, tmp_path / "b", tmp_path / "cells")
+    same = {cell.folder for cell in axis} & {cell.folder for cell in named}
+    assert same == {cell.folder for cell in axis if cell.value == 0.5} and len(same) == 2
+    assert len({cell.folder for cell in [*axis, *named]}) == 6
+
+
+def test_cells_are_shorter_as_the_profile_says_unless_told_otherwise(tmp_path: Path) -> None:
+    _, cells = plan("embedded", [], "chat_share", ["0.5"], 1, tmp_path)
+    assert cells[0].profile.training.max_steps == 800
+    _, cells = plan("embedded", ["training.max_steps=1400"], "chat_share", ["0.5"], 1, tmp_path)
+    assert cells[0].profile.training.max_steps == 1400
+
+
+def test_bad_arms(tmp_path: Path) -> None:
+    file = tmp_path / "arms.yaml"
+    for text, words in (
+        ("arms: {}", "at least 1 item"),
+        ("arms: {a: {sett: []}}", "unknown key 'arms.a.sett'"),
+        ("question: [", "not valid YAML"),
+    ):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=words):
+            load_arms(str(file))
+    file.write_text("arms: {a: {set: [training.lerning_rate=1]}}", encoding="utf-8")
+    with pytest.raises(UserError, match="arm 'a': .*lerning_rate"):
+        plan_arms("embedded", [], load_arms(str(file)), 1, tmp_path)
+    with pytest.raises(UserError, match="does not exist"):
+        load_arms(str(tmp_path / "none.yaml"))
+
+
+def test_differences_are_taken_from_the_first_arm(tmp_path: Path) -> None:
+    cells, _ = fabricate(tmp_path, {-1: BASE, 0.5: RATES[0.5], 0.0: RATES[0.0]})
+    result = summarise("arms", cells, tmp_path, "Does it forget?")
+    first, second = result["points"]
+    assert "from_first" not in first["modes"]["thinking"]["mode_fidelity"]
+    chat = second["modes"]["thinking"]["benchmarks"]["chat"]
+    fell = chat["value"] - first["modes"]["thinking"]["benchmarks"]["chat"]["value"]
+    assert chat["from_first"]["value"] == pytest.approx(fell) and chat["from_first"]["ci95"][1] < 0
+    assert 0 <= chat["mode_fidelity"]["ci95"][0] <= chat["mode_fidelity"]["value"] <= 1
+    text = table(result)
+    assert text.startswith("Does it forget?") and f"{fell:+.3f} [" in text and "] *" in text
