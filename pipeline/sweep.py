@@ -41,7 +41,13 @@ from pipeline.settings import (
     parse,
     read_yaml,
 )
-from pipeline.statistics import bootstrap, interval95, paired_permutation
+from pipeline.statistics import (
+    bootstrap,
+    difference_interval95,
+    interval95,
+    paired_permutation,
+    rate_interval95,
+)
 
 FIDELITY_FLOOR = 0.95  # of the recommended range, in both modes
 KNOWN = 0.5  # a benchmark that the base solves so often was known before
@@ -486,7 +492,6 @@ def summarise(key: str, cells: Sequence[Cell], folder: Path, question: str = "")
     means, fidelity = _means(scores.score), _fidelity(scores.faithful)
     draws = bootstrap(scores.score, lambda drawn: np.array(list(_means(drawn).values())))
     names = list(means)
-    low, high = (np.array(end) for end in interval95(draws))
     rises = draws[:, :, 1:] - draws[:, :, :1]
     rise_low = np.quantile(rises, 0.025, axis=0)
     learnt = [n for i, n in enumerate(names) if any((means[n][1:] - means[n][0] >= LEARNT) & (rise_low[i] > 0))]
@@ -494,11 +499,7 @@ def summarise(key: str, cells: Sequence[Cell], folder: Path, question: str = "")
     parts = balance(means, learnt, known)
     part_draws = np.array([balance(dict(zip(names, draw, strict=True)), learnt, known) for draw in draws])
     part_low, part_high = (np.array(end) for end in interval95(part_draws))
-    faithful_means = np.array(list(_means(scores.faithful).values()))
     fidelity_draws, faithful_draws = _fidelity_draws(scores.faithful)
-    fidelity_low, fidelity_high = (np.array(e) for e in interval95(fidelity_draws))
-    faithful_low, faithful_high = (np.array(e) for e in interval95(faithful_draws))
-    table_of_means = np.array(list(means.values()))
     best = int(np.argmax(parts[2]))
     behind = part_draws[:, 2, :] - part_draws[:, 2, best : best + 1]
     as_good = np.quantile(behind, 0.975, axis=0) >= 0
@@ -507,8 +508,14 @@ def summarise(key: str, cells: Sequence[Cell], folder: Path, question: str = "")
     def entry(value: float, lower: float, upper: float) -> dict[str, Any]:
         return {"value": float(value), "ci95": [float(lower), float(upper)]}
 
-    def difference(of: np.ndarray, drawn: np.ndarray, i: int) -> dict[str, Any]:
-        return entry(of[i] - of[1], *np.quantile(drawn[:, i] - drawn[:, 1], (0.025, 0.975)))
+    def rate(of: np.ndarray, drawn: np.ndarray, i: int) -> dict[str, Any]:
+        """Of value i of [1 + values, seeds, items], with its difference from the first value where it is another one."""
+        result = entry(of[i].mean(), *rate_interval95(of[i], drawn[:, i]))
+        if i > 1:
+            result["from_first"] = entry(
+                of[i].mean() - of[1].mean(), *difference_interval95(of[1], of[i], drawn[:, i] - drawn[:, 1])
+            )
+        return result
 
     points = []
     for i, value in enumerate([None, *values]):
@@ -518,16 +525,13 @@ def summarise(key: str, cells: Sequence[Cell], folder: Path, question: str = "")
             for j, name in enumerate(names):
                 if name.startswith(f"{mode}/"):
                     array = scores.score[name]
-                    own[name.partition("/")[2]] = entry(means[name][i], low[j, i], high[j, i]) | {
+                    own[name.partition("/")[2]] = rate(array, draws[:, j], i) | {
                         "n": int(array.shape[1] * array.shape[2]),
                         "p": paired_permutation(array[0].mean(axis=0), array[i].mean(axis=0)) if i else None,
-                        "mode_fidelity": entry(faithful_means[j, i], faithful_low[j, i], faithful_high[j, i]),
+                        "mode_fidelity": rate(scores.faithful[name], faithful_draws[:, j], i),
                     }
-                    if i > 1:
-                        own[name.partition("/")[2]]["from_first"] = difference(table_of_means[j], draws[:, j], i)
-            faithful = entry(fidelity[m, i], fidelity_low[m, i], fidelity_high[m, i])
-            if i > 1:
-                faithful["from_first"] = difference(fidelity[m], fidelity_draws[:, m], i)
+            whole = np.concatenate([scores.faithful[n] for n in names if n.startswith(f"{mode}/")], axis=2)
+            faithful = rate(whole, fidelity_draws[:, m], i)
             point["modes"][mode] = {"benchmarks": own, "mode_fidelity": faithful}
         if i:
             for k, name in enumerate(("gain", "keep", "balance")):

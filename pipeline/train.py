@@ -3,7 +3,7 @@
 In: a ``Profile`` and a ``Mix``. Out: a trained model in memory, its adapter on disk, and the ``training`` section of the
 report (loss, eval loss, throughput, memory). A killed run goes on from its last whole checkpoint.
 
-Notebook 04 makes the same library calls one by one; both give the same adapter weights (tests/test_notebooks.py).
+Notebook 04 makes the same library calls one by one; both give the same adapter weights (tests/test_run.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Exercises of notebooks 03 to 05: right answers pass, plausible wrong ones fail with a hint."""
+"""Exercises of notebooks 03 to 07: right answers pass, plausible wrong ones fail with a hint."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 import pytest
 
 from pipeline.evaluate import wilson
@@ -30,6 +31,29 @@ def normal_interval(right: int, n: int) -> tuple[float, float]:
     return p - half, p + half
 
 
+def pareto_front(points: list[tuple[float, float]]) -> list[int]:
+    def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
+        return a[0] >= b[0] and a[1] >= b[1] and a != b
+
+    return [i for i, p in enumerate(points) if not any(beats(q, p) for q in points)]
+
+
+def paired(first: Any, second: Any) -> tuple[float, float]:
+    draws = np.random.default_rng(1).integers(0, len(first), (2000, len(first)))
+    low, high = np.quantile((second - first)[draws].mean(axis=1), (0.025, 0.975))
+    return low, high
+
+
+def unpaired(first: Any, second: Any) -> tuple[float, float]:
+    one, two = np.random.default_rng(1).integers(0, len(first), (2, 2000, len(first)))
+    low, high = np.quantile(second[two].mean(axis=1) - first[one].mean(axis=1), (0.025, 0.975))
+    return low, high
+
+
+def best_of_one(points: list[tuple[float, float]]) -> list[int]:
+    return [max(range(len(points)), key=lambda i: points[i][0])]
+
+
 ANSWERS: dict[str, tuple[Any, list[Any]]] = {
     "03.1": (loss_share, [token_share, lambda examples, name: 0.5, 0.5]),
     "03.2": (12_000, [16_000, 13_000, 11_000, "12000"]),
@@ -43,6 +67,18 @@ ANSWERS: dict[str, tuple[Any, list[Any]]] = {
     "05.1": (3 / 8, [4 / 8, 2 / 8, 3, "3/8"]),
     "05.2": (wilson, [normal_interval, lambda right, n: right / n, 0.5]),
     "05.3": ([0, 1, 2], [[0, 1, 2, 6], [0], [0, 1, 2, 3], 3]),
+    "06.1": (pareto_front, [best_of_one, lambda points: list(range(len(points))), 0]),
+    "06.2": (paired, [unpaired, lambda a, b: paired(b, a), lambda a, b: (0.0, 0.0), 0.5]),
+    "06.3": (0.88, [0.12, 0.5, 88, "0.88"]),
+    "07.1": (
+        lambda u, low, high: low * (high / low) ** u,
+        [lambda u, low, high: low + u * (high - low), lambda u, low, high: high * (low / high) ** u, 1],
+    ),
+    "07.2": (2, [1, 3, 0, 4, 2.0]),
+    "07.3": (
+        lambda effective, rows, cards: -(-effective // (rows * cards)),
+        [lambda e, r, c: e // (r * c), lambda e, r, c: -(-e // r), lambda e, r, c: e / (r * c), 4],
+    ),
 }
 
 
@@ -63,10 +99,19 @@ def test_no_answer_yet_lets_the_notebook_run_on(name: str) -> None:
     assert check(name, ...) == f"{name}: not answered yet"
 
 
-def test_solutions_notebook_solves_them_all(capsys: pytest.CaptureFixture[str]) -> None:
-    path = Path(__file__).parents[1] / "notebooks" / "solutions_03_05.ipynb"
+@pytest.mark.parametrize(
+    ("notebook", "names"),
+    [
+        ("solutions_03_05", [name for name in ANSWERS if name < "06"]),
+        ("solutions_06_07", [name for name in ANSWERS if name > "06"]),
+    ],
+)
+def test_solutions_notebook_solves_them_all(
+    notebook: str, names: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__).parents[1] / "notebooks" / f"{notebook}.ipynb"
     namespace: dict[str, Any] = {}
     for cell in nbformat.read(path, 4).cells:
         if cell.cell_type == "code":
             exec(compile(cell.source, path.name, "exec"), namespace)
-    assert capsys.readouterr().out.split("\n")[:-1] == [f"{name}: right" for name in ANSWERS]
+    assert capsys.readouterr().out.split("\n")[:-1] == [f"{name}: right" for name in names]

@@ -1,8 +1,8 @@
-"""Checks for the exercises at the end of each notebook; one module a notebook (``nb00`` … ``nb05``).
+"""Checks for the exercises at the end of each notebook; one module a notebook (``nb00`` … ``nb07``).
 
 In: the name of an exercise (``"01.2"``) and a learner's answer. Out: a line that says "right"; a wrong answer raises
 ``AssertionError`` with a hint that does not give it away. ``...`` means "not answered yet" and lets the notebook
-run on, so that it can be executed in batch. Solutions: notebooks/solutions.ipynb and solutions_03_05.ipynb.
+run on, so that it can be executed in batch. Solutions: notebooks/solutions*.ipynb.
 """
 
 from __future__ import annotations
