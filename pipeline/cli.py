@@ -124,10 +124,54 @@ def _parser() -> argparse.ArgumentParser:
         "--axis", default="chat_share", help="any setting, e.g. training.learning_rate (default: chat_share)"
     )
     sweep.add_argument(
-        "--values", type=_values, nargs="+", required=True, metavar="A,B,…", help="values, separated by commas"
+        "--values", type=_values, nargs="+", default=[], metavar="A,B,…", help="values, separated by commas"
+    )
+    sweep.add_argument(
+        "--arms",
+        type=_word,
+        metavar="FILE",
+        help="instead: named lists of settings, e.g. ablations/empty_think.yaml, or presets",
+    )
+    sweep.add_argument(
+        "--cells", type=_folder, metavar="DIR", help="keep cells here by their settings; sweeps share what is done"
     )
     sweep.add_argument("--seeds", type=_positive, default=1, help="runs a value, with successive seeds (default: 1)")
     sweep.add_argument("--workers", type=_positive, metavar="N", help="runs at a time (default: what the cores allow)")
+
+    power = command("power", "how many items show a difference between two rates", output=False, profile=False)
+    power.add_argument("--difference", type=float, default=0.03, metavar="D", help="default: 0.03")
+    power.add_argument(
+        "--rate", type=float, action="append", metavar="X", help="the first of the two rates (default: 0.5 to 0.95)"
+    )
+    power.add_argument(
+        "--discordant",
+        type=float,
+        action="append",
+        metavar="X",
+        help="share of items that one setting gets right and the other wrong (default: 0.05, 0.1, 0.2)",
+    )
+
+    search = command("search", "hyper-parameters by an Optuna study, under a floor of mode fidelity")
+    search.add_argument("--trials", type=_positive, default=12, help="finished trials in all (default: 12)")
+    search.add_argument("--sampler", choices=["tpe", "grid"], default="tpe", help="default: tpe")
+    search.add_argument("--workers", type=_positive, default=1, help="trials at a time (default: 1)")
+    search.add_argument(
+        "--storage",
+        type=_word,
+        metavar="URL",
+        help="where the study is kept, for workers elsewhere (default: SQLite in DIR)",
+    )
+    search.add_argument(
+        "--study", type=_word, default="search", metavar="NAME", help="name of the study in its storage"
+    )
+    search.add_argument("--seed", type=int, default=0, help="of the sampler (default: 0)")
+    search.add_argument(
+        "--fidelity-floor",
+        type=float,
+        default=0.95,
+        metavar="X",
+        help="mode fidelity that a trial must reach (default: 0.95)",
+    )
 
     course = command("course", "execute the notebooks in order with papermill")
     course.add_argument(
@@ -138,7 +182,14 @@ def _parser() -> argparse.ArgumentParser:
     embedded = commands.add_parser("embedded", help="the small model that this project ships").add_subparsers(
         dest="action", required=True, metavar="ACTION"
     )
-    command("build", "train the embedded model from scratch (about half an hour)", embedded, profile=False)
+    base = command("build", "train the embedded model from scratch (about 15 minutes)", embedded, profile=False)
+    base.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another size or training, e.g. --set hidden_size=320 --set heads=6 --set intermediate_size=1408",
+    )
     command("quantise", "write a 4-bit copy of a profile's base model", embedded)
     check = command("check", "measure the shipped model against what it must reach", embedded)
     check.add_argument(
@@ -231,8 +282,9 @@ def _look(args: argparse.Namespace, profile: Any) -> int:
             f"The recipe has no source {args.source!r}.{nearest(args.source, names)} Known: {', '.join(names)}."
         )
     tokenizer = load_tokenizer(profile.model)
-    limit = profile.model.max_seq_length
-    pools = build_pools(recipe, ChatFormat(tokenizer), limit, profile.data.turns, profile.data.workers, cache_dir())
+    data, limit = profile.data, profile.length_limit
+    masks = ChatFormat(tokenizer, data.empty_think, data.loss_on)
+    pools = build_pools(recipe, masks, limit, data.turns, data.workers, cache_dir(), data.too_long)
     chosen = [pool for pool in pools if args.source in (None, pool.source.name)]
     if args.action == "stats":
         entries = lengths(chosen, limit)
@@ -352,11 +404,44 @@ def _sweep(args: argparse.Namespace) -> int:
     from pipeline.sweep import run_sweep, table
 
     values = list(chain.from_iterable(args.values))
+    if bool(values) == bool(args.arms):
+        raise UserError("sweep needs --values (with --axis), or --arms FILE; one of the two.")
     path = Path(args.profile)
     name = str(path.resolve()) if path.suffix and path.exists() else args.profile
-    result = run_sweep(name, args.axis, values, args.seeds, args.output_dir.resolve(), list(args.set), args.workers)
+    cells = args.cells.resolve() if args.cells else None
+    folder = args.output_dir.resolve()
+    result = run_sweep(name, args.axis, values, args.seeds, folder, list(args.set), args.workers, args.arms, cells)
     _show(args, result, f"{table(result)}\n\npicture: {args.output_dir / 'sweep.png'}")
     return 1 if result["failed"] else 0
+
+
+def _power(args: argparse.Namespace) -> int:
+    from pipeline.statistics import DISCORDANT, RATES, power_table, power_text
+
+    rows = power_table(args.difference, args.rate or RATES, args.discordant or DISCORDANT)
+    _show(args, rows, power_text(rows))
+    return 0
+
+
+def _search(args: argparse.Namespace) -> int:
+    from pipeline.search import run_search, table
+
+    path = Path(args.profile)
+    name = str(path.resolve()) if path.suffix and path.exists() else args.profile
+    result = run_search(
+        name,
+        args.output_dir.resolve(),
+        args.trials,
+        list(args.set),
+        storage=args.storage,
+        name=args.study,
+        sampler=args.sampler,
+        seed=args.seed,
+        workers=args.workers,
+        floor=args.fidelity_floor,
+    )
+    _show(args, result, f"{table(result)}\n\npicture: {args.output_dir / 'search.png'}")
+    return 0 if result["best"] else 1
 
 
 def _course(args: argparse.Namespace) -> int:
@@ -375,9 +460,9 @@ def _course(args: argparse.Namespace) -> int:
 def _embedded(args: argparse.Namespace) -> int:
     quiet()
     if args.action == "build":
-        from pipeline.embedded import BuildSettings, train_base
+        from pipeline.embedded import build_settings, train_base
 
-        record = train_base(BuildSettings(), args.output_dir)
+        record = train_base(build_settings(args.set), args.output_dir)
         _show(
             args,
             record,
@@ -427,6 +512,8 @@ def main(argv: list[str] | None = None) -> int:
         "run": _stages,
         "report": _report,
         "sweep": _sweep,
+        "search": _search,
+        "power": _power,
         "course": _course,
         "embedded": _embedded,
     }

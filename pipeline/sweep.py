@@ -11,6 +11,7 @@ are given the same folder for their cells share the cells that they have in comm
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -29,6 +30,8 @@ from pydantic import BaseModel, Field
 from pipeline.conversations import MODES
 from pipeline.errors import UserError, nearest
 from pipeline.files import fingerprint, read_json, read_jsonl, require_folder, write_json, write_text
+from pipeline.pools import say
+from pipeline.run import Run
 from pipeline.settings import (
     ROOT,
     Profile,
@@ -114,11 +117,15 @@ class Arms(Section):
 
 
 def load_arms(path: str) -> Arms:
-    """Read a file of arms, looked for in the working directory and then in the project.
+    """Read a file of arms, looked for in the working directory and then in the project; ``presets``: those of the search.
 
     Raises:
         UserError: no such file, or a key in it that is not known.
     """
+    if path == "presets":
+        from pipeline.search import load_space
+
+        return load_space().presets
     return parse(Arms, read_yaml(locate(path)), path)
 
 
@@ -276,14 +283,14 @@ def run_sweep(
         raise UserError(f"{folder} is not empty and holds no sweep. Choose another --output-dir; nothing was changed.")
     write_json(record, {"axis": key, "values": [str(v) for v in values], "seeds": seeds, "cells": identity})
     for cell in cells:
-        _write_inputs(cell)
+        write_inputs(cell)
     threads = cells[0].profile.model.cpu_threads or os.cpu_count() or 1
     at_once = workers or max(1, (os.cpu_count() or 1) // threads)
     _run_all([cell for cell in cells if not cell.report.exists()], at_once, cells_folder or folder)
     return summarise(key, cells, folder, question)
 
 
-def _write_inputs(cell: Cell) -> None:
+def write_inputs(cell: Cell) -> None:
     """The cell's own profile and recipe as files, so that its run can be repeated by hand."""
     recipe = cell.folder / "recipe.yaml"
     data = cell.profile.model_dump() | {"recipe": str(recipe), "mix": {}, "sweep": {}}
@@ -328,17 +335,19 @@ def _alive(cell: Cell) -> _Orphan | None:
         return None
 
 
-def _start(cell: Cell, folder: Path) -> subprocess.Popen[bytes] | _Orphan:
+def start(cell: Cell, folder: Path) -> subprocess.Popen[bytes] | _Orphan:
     """Start the cell's run; it finds the base evaluation of its kind where another cell has made it."""
     orphan = _alive(cell)
     if orphan:
         return orphan
     base = _base_folder(cell, folder)
-    own = cell.folder / "run" / "evaluation" / "base"
-    if not (cell.folder / "run" / "run.json").exists():
-        shutil.rmtree(cell.folder / "run", ignore_errors=True)
-    elif base.exists() and not own.exists():
-        shutil.copytree(base, own)
+    run = cell.folder / "run"
+    if not (run / "run.json").exists():
+        shutil.rmtree(run, ignore_errors=True)
+    if base.exists() and not (run / "evaluation" / "base").exists():
+        with contextlib.suppress(UserError):  # the run itself will fail with the same reason, and say it
+            Run.open(load_profile(str(cell.folder / "profile.yaml")), run, resume=True)
+            _copy_whole(base, run / "evaluation" / "base")
     (cell.folder / "failed.json").unlink(missing_ok=True)
     with (cell.folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(_command(cell, "run"), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
@@ -347,25 +356,22 @@ def _start(cell: Cell, folder: Path) -> subprocess.Popen[bytes] | _Orphan:
 
 
 def _run_all(cells: list[Cell], at_once: int, folder: Path) -> None:
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
     waiting, running = list(cells), dict[int, tuple[Cell, subprocess.Popen[bytes] | _Orphan]]()
     done = 0
     try:
-        _share_bases(waiting, folder, console)
+        share_bases(waiting, folder)
         while waiting or running:
             while waiting and len(running) < at_once:
                 cell = waiting.pop(0)
-                running[cell.number] = (cell, _start(cell, folder))
+                running[cell.number] = (cell, start(cell, folder))
             time.sleep(0.2)
             for number, (cell, process) in list(running.items()):
                 if process.poll() is None:
                     continue
                 del running[number]
                 done += 1
-                outcome = "done" if cell.report.exists() else f"failed: {_failure(cell, process.returncode)}"
-                console.print(f"[{done}/{len(cells)}] {cell.name}: {outcome}", markup=False)
+                outcome = "done" if cell.report.exists() else f"failed: {cell_failure(cell, process.returncode)}"
+                say(f"[{done}/{len(cells)}] {cell.name}: {outcome}")
     finally:
         for _, process in running.values():
             process.terminate()
@@ -373,24 +379,30 @@ def _run_all(cells: list[Cell], at_once: int, folder: Path) -> None:
             process.wait()
 
 
-def _share_bases(cells: list[Cell], folder: Path, console: Any) -> None:
+def share_bases(cells: list[Cell], folder: Path) -> None:
     """Evaluate the base once for each kind of model and evaluation among the cells, and give it to all of them."""
     for cell in cells:
         base = _base_folder(cell, folder)
         if not base.exists():
-            console.print(f"base evaluation for {cell.name}", markup=False)
+            say(f"base evaluation for {cell.name}")
             with (cell.folder / "log.txt").open("wb") as log:
                 command = [*_command(cell, "evaluate"), "--which", "base"]
                 code = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
             own = cell.folder / "run" / "evaluation" / "base"
             if code or not own.exists():
                 continue  # the cell itself will fail with the same reason, and say it
-            partial = base.with_name(f".{base.name}.{os.getpid()}")
-            shutil.copytree(own, partial)
-            os.replace(partial, base)
+            _copy_whole(own, base)
 
 
-def _failure(cell: Cell, code: int) -> str:
+def _copy_whole(source: Path, target: Path) -> None:
+    """Copy a folder; the copy appears when it is complete."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    os.replace(partial, target)
+
+
+def cell_failure(cell: Cell, code: int) -> str:
     """Why a cell has no result: its own error, or the signal that ended it; kept in ``failed.json``."""
     lines = (cell.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]

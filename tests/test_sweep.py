@@ -219,6 +219,9 @@ def test_a_sweep_is_killed_resumed_and_a_bad_cell_leaves_the_others_alone(tmp_pa
         json.loads((c / "run/evaluation/base/thinking/cell.json").read_text()) for c in (folder / "cells").iterdir()
     ]
     assert bases[0] == bases[1] and len(list((folder / "base").iterdir())) == 1
+    # The base was evaluated before the cells, and by none of them.
+    logs = [(cell / "log.txt").read_text(encoding="utf-8", errors="replace") for cell in (folder / "cells").iterdir()]
+    assert not any("embedded_chat" in log.split("[3/5]")[0] for log in logs)
     with pytest.raises(UserError, match="holds another sweep"):
         run_sweep("embedded", "learning_rate", ["1e-3"], 1, folder, TINY)
 
