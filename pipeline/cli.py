@@ -151,6 +151,9 @@ def _parser() -> argparse.ArgumentParser:
         help="share of items that one setting gets right and the other wrong (default: 0.05, 0.1, 0.2)",
     )
 
+    diagnosis = command("diagnose", "what went wrong in a run, and what to change", output=False, profile=False)
+    diagnosis.add_argument("run", type=Path, metavar="RUN", help="run directory")
+
     search = command("search", "hyper-parameters by an Optuna study, under a floor of mode fidelity")
     search.add_argument("--trials", type=_positive, default=12, help="finished trials in all (default: 12)")
     search.add_argument("--sampler", choices=["tpe", "grid"], default="tpe", help="default: tpe")
@@ -423,6 +426,14 @@ def _power(args: argparse.Namespace) -> int:
     return 0
 
 
+def _diagnose(args: argparse.Namespace) -> int:
+    from pipeline.diagnose import diagnose, text
+
+    result = diagnose(args.run)
+    _show(args, result, text(result))
+    return 1 if result["findings"] else 0
+
+
 def _search(args: argparse.Namespace) -> int:
     from pipeline.search import run_search, table
 
@@ -513,6 +524,7 @@ def main(argv: list[str] | None = None) -> int:
         "report": _report,
         "sweep": _sweep,
         "search": _search,
+        "diagnose": _diagnose,
         "power": _power,
         "course": _course,
         "embedded": _embedded,

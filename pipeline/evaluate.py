@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib.metadata
 import json
 import logging
@@ -38,6 +39,7 @@ from pipeline.files import file_sha256, fingerprint, read_json, write_json, writ
 from pipeline.generate import Reply, generate, judge
 from pipeline.hubs import require_hub
 from pipeline.settings import EvaluationSettings
+from pipeline.statistics import wilson
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,6 +50,7 @@ Cell = dict[str, Any]
 
 EMBEDDED = {f"embedded_{name}": name for name in corpora.TEST_SETS}
 EMBEDDED_ITEMS = 1_000  # of an embedded benchmark, where the settings give no limit
+AHEAD = 4  # batches whose prompts are collected before decoding, to be sorted by length together
 _FORM = ("opened", "closed", "leaked", "truncated")
 
 log = logging.getLogger(__name__)
@@ -81,7 +84,9 @@ def evaluate_model(
         sampling = getattr(settings.sampling, mode)
         return generate(model, tokenizer, prompts, sampling, settings.batch_size, settings.seed)
 
-    return evaluate_replies(reply_to, model_id, settings, output_dir, modes, progress)
+    return evaluate_replies(
+        reply_to, model_id, settings, output_dir, modes, progress, at_once=AHEAD * settings.batch_size
+    )
 
 
 def evaluate_replies(
@@ -91,11 +96,13 @@ def evaluate_replies(
     output_dir: Path,
     modes: Sequence[Mode] = MODES,
     progress: bool = True,
+    at_once: int | None = None,
 ) -> dict[str, Cell]:
     """Evaluate whatever answers: ``reply_to(conversations, mode)`` returns one ``Reply`` a conversation, in order.
 
     ``evaluate_model`` is this with a model behind ``reply_to``; a server, or a file of stored replies, fits as well. It
-    is called in the thread of the caller, with at most ``settings.batch_size`` conversations.
+    is called in the thread of the caller, with at most ``at_once`` conversations (None: ``settings.batch_size``). What has
+    been answered is stored after each call.
 
     Returns:
         ``{mode: {"benchmarks": {name: {"score", "n", "ci95": [lo, hi]}}, "n", "mode_fidelity", "mode_fidelity_ci95",
@@ -125,7 +132,8 @@ def evaluate_replies(
                 for benchmark in benchmarks:
                     folder = output_dir / mode / "evalscope" / benchmark.name
                     work_dir = _work_dir(folder, identities[mode][benchmark.name])
-                    rows += _run(benchmark, mode, model_id, settings, work_dir, reply_to, progress)
+                    window = at_once or settings.batch_size
+                    rows += _run(benchmark, mode, model_id, settings, work_dir, reply_to, progress, window)
                 cells[mode] = _cell(rows)
                 write_jsonl(output_dir / mode / "predictions.jsonl", rows)
                 record = {
@@ -426,6 +434,7 @@ def _contained(output_dir: Path, names: Sequence[str]) -> Iterator[list[str]]:
         try:
             import datasets
             import evalscope.api.dataset.utils as records
+            import evalscope.report as reports
             import evalscope.utils.tqdm_utils.tqdm_logging as bars
 
             import pipeline.evalscope_bridge  # noqa: F401  (registers the embedded benchmarks)
@@ -441,6 +450,12 @@ def _contained(output_dir: Path, names: Sequence[str]) -> Iterator[list[str]]:
         stack.enter_context(_replaced(bars.TqdmLogging, "__init__", quiet_bar))
         stack.enter_context(_replaced(records, "tqdm", functools.partial(records.tqdm, file=silent)))
         stack.enter_context(_replaced(bars, "logging_redirect_tqdm", lambda loggers=None: contextlib.nullcontext()))
+        # EvalScope draws an HTML report after each benchmark (report.html is ours), and collects garbage, for which Python
+        # walks through everything that the libraries hold. Together they took a third of the time of a small model.
+        stack.enter_context(_replaced(reports, "gen_html_report_file", lambda *args, **options: "none"))
+        gc.collect()
+        gc.freeze()
+        stack.callback(gc.unfreeze)
         if not datasets.are_progress_bars_disabled():
             datasets.disable_progress_bars()
             stack.callback(datasets.enable_progress_bars)
@@ -462,6 +477,7 @@ def _run(
     work_dir: Path,
     reply_to: ReplyTo,
     progress: bool,
+    window: int,
 ) -> list[Row]:
     """Run one benchmark in one mode; what ``work_dir`` holds already is not asked again.
 
@@ -478,12 +494,12 @@ def _run(
     name = re.sub(r"[^\w.-]+", "_", f"{model_id}-{mode}")
     _cut_torn_lines(work_dir)
     stored = len(_stored(work_dir, "predictions", name, benchmark))
-    model = BatchingModel(name, settings.batch_size, total - stored)
+    model = BatchingModel(name, window, total - stored)
     config = TaskConfig(
         **benchmark.task,
         model=model,
         model_id=name,
-        eval_batch_size=settings.batch_size,
+        eval_batch_size=window,  # its threads, each with one request open
         generation_config={
             **sampling.model_dump(exclude={"max_new_tokens", "min_p"}),
             "max_tokens": sampling.max_new_tokens,
@@ -577,14 +593,6 @@ def _message(message: dict[str, Any]) -> Message:
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------
-
-
-def wilson(successes: float, n: int, z: float = 1.959964) -> list[float]:
-    """Wilson's score interval of a proportion (Wilson 1927), [lo, hi]; 95 % with the default z."""
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
 def interval(scores: Sequence[float], z: float = 1.959964) -> list[float]:

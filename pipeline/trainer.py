@@ -1,4 +1,4 @@
-"""SFTTrainer with batches of similar length in random order, and with an exponential schedule.
+"""SFTTrainer with batches of similar length in random order, an exponential schedule, and a stop at the first bad loss.
 
 Import it after unsloth, which replaces parts of TRL.
 """
@@ -12,6 +12,8 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from trl import SFTTrainer
+
+from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -71,11 +73,15 @@ def exponential(warm_up: int, steps: int) -> Any:
 
 
 class Trainer(SFTTrainer):
-    """SFTTrainer with the two additions of this module.
+    """SFTTrainer with the additions of this module.
 
     Args:
         lengths: tokens of each training example; None: random order.
         exponential_schedule: replaces ``args.lr_scheduler_type``.
+
+    Raises:
+        UserError: a loss is NaN or infinite, at the step where it happens, with the batch; or weights are, before a
+            checkpoint of them would take the place of a good one.
     """
 
     def __init__(
@@ -96,3 +102,29 @@ class Trainer(SFTTrainer):
         factor = exponential(warm_up, num_training_steps)
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
         return self.lr_scheduler
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if not torch.isfinite(loss).all():
+            self._stop(f"The loss became {float(loss.mean())}", inputs)
+        return loss
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
+            self._stop("Weights became NaN or infinite", None)
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _stop(self, what: str, inputs: dict[str, Any] | None) -> None:
+        """Stop with what is known about the step."""
+        # During a step the count stands at the steps before it; at a checkpoint it has been raised.
+        step = self.state.global_step + (inputs is not None)
+        batch = ""
+        if inputs is not None:
+            rows = inputs["input_ids"]
+            text = self.processing_class.decode(rows[0][:60])
+            batch = f" The batch has {len(rows)} rows of up to {rows.shape[1]} tokens; the first begins {text[:160]!r}."
+        raise UserError(
+            f"{what} at step {step} (learning rate {self._get_learning_rate():.3g}).{batch} Lower training.learning_rate (now "
+            f"{self.args.learning_rate:g}) or training.max_grad_norm (now {self.args.max_grad_norm:g}) and run again; "
+            "checkpoints before it are kept."
+        )

@@ -14,11 +14,12 @@ import pytest
 from pipeline import corpora
 from pipeline.conversations import MODES
 from pipeline.errors import UserError
-from pipeline.evaluate import evaluate_model, evaluate_replies, interval, wilson
+from pipeline.evaluate import evaluate_model, evaluate_replies, interval
 from pipeline.files import read_json, read_jsonl, write_jsonl
 from pipeline.generate import Reply
 from pipeline.hubs import reachable
 from pipeline.settings import EvaluationSettings
+from pipeline.statistics import wilson
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "eval"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no copies of GSM8K and IFEval on this machine")

@@ -9,8 +9,8 @@ import nbformat
 import numpy as np
 import pytest
 
-from pipeline.evaluate import wilson
 from pipeline.exercises import check
+from pipeline.statistics import wilson
 
 
 def loss_share(examples: list[dict[str, Any]], name: str) -> float:
