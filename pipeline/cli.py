@@ -154,6 +154,19 @@ def _parser() -> argparse.ArgumentParser:
     diagnosis = command("diagnose", "what went wrong in a run, and what to change", output=False, profile=False)
     diagnosis.add_argument("run", type=Path, metavar="RUN", help="run directory")
 
+    for name, help in (
+        ("sampling", "a run's model at several temperatures: accuracy, fidelity, truncation, repetition"),
+        ("switches", "does a run's model obey /think and /no_think, before and after tuning"),
+    ):
+        study = command(name, help, profile=False)
+        study.add_argument("--run", type=_folder, required=True, metavar="RUN", help="directory of a finished run")
+        study.add_argument("--limit", type=_positive, metavar="N", help="items a benchmark, or prompts a case")
+        if name == "sampling":
+            study.add_argument(
+                "--temperatures", type=float, nargs="+", metavar="T", help="default: 0.1 0.3 0.5 0.7 0.9 1.1 1.3"
+            )
+            study.add_argument("--which", choices=["base", "tuned"], default="tuned", help="default: tuned")
+
     search = command("search", "hyper-parameters by an Optuna study, under a floor of mode fidelity")
     search.add_argument("--trials", type=_positive, default=12, help="finished trials in all (default: 12)")
     search.add_argument("--sampler", choices=["tpe", "grid"], default="tpe", help="default: tpe")
@@ -434,6 +447,25 @@ def _diagnose(args: argparse.Namespace) -> int:
     return 1 if result["findings"] else 0
 
 
+def _sampling(args: argparse.Namespace) -> int:
+    from pipeline.sampling_study import TEMPERATURES, run_sampling, text
+
+    quiet()
+    temperatures = args.temperatures or TEMPERATURES
+    result = run_sampling(args.run, args.output_dir, temperatures, args.which, args.limit)
+    _show(args, result, f"{text(result)}\n\npicture: {args.output_dir / 'sampling.png'}")
+    return 0
+
+
+def _switches(args: argparse.Namespace) -> int:
+    from pipeline.soft_switches import run_switches, text
+
+    quiet()
+    result = run_switches(args.run, args.output_dir, args.limit or 150)
+    _show(args, result, text(result))
+    return 0
+
+
 def _search(args: argparse.Namespace) -> int:
     from pipeline.search import run_search, table
 
@@ -525,6 +557,8 @@ def main(argv: list[str] | None = None) -> int:
         "sweep": _sweep,
         "search": _search,
         "diagnose": _diagnose,
+        "sampling": _sampling,
+        "switches": _switches,
         "power": _power,
         "course": _course,
         "embedded": _embedded,

@@ -131,6 +131,22 @@ class Run:
             self._model, self._tokenizer = load_model(self.profile.model, self.profile.seed)
         return self._model, self._tokenizer
 
+    def model(self, which: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The ``base``, or the ``tuned`` model: the base with the run's adapter.
+
+        Raises:
+            UserError: there is no adapter yet.
+        """
+        from pipeline.train import load_adapter
+
+        if which == "base" and self._has_adapter:
+            self._model, self._has_adapter = None, False  # a fresh base, without the adapter
+        model, tokenizer = self._load()
+        if which == "tuned" and not self._has_adapter:
+            self._model = model = load_adapter(model, self._path("adapter"))
+            self._has_adapter = True
+        return model, tokenizer
+
     # --- the stages
 
     def data(self) -> Mix:
@@ -173,7 +189,7 @@ class Run:
             return None
         return {mode: read_json(path)["cell"] for mode, path in paths.items()}
 
-    def _identity(self, which: str) -> str:
+    def identity(self, which: str) -> str:
         """Names the weights: the base by its files' content (its name and revision on a hub), the adapter by its content."""
         from pipeline.train import model_location
 
@@ -191,19 +207,13 @@ class Run:
     def evaluate(self, which: str) -> dict[str, Any]:
         """Evaluate ``base`` or ``tuned`` in both modes; returns {mode: cell}."""
         from pipeline.evaluate import evaluate_model
-        from pipeline.train import load_adapter
 
         done = self._cells(which)
         if done is not None:
             return done
-        if which == "base" and self._has_adapter:
-            self._model, self._has_adapter = None, False  # a fresh base, without the adapter
-        model, tokenizer = self._load()
-        if which == "tuned" and not self._has_adapter:
-            self._model = model = load_adapter(model, self._path("adapter"))
-            self._has_adapter = True
+        model, tokenizer = self.model(which)
         return evaluate_model(
-            model, tokenizer, self._identity(which), self.profile.evaluation, self._path("evaluation", which)
+            model, tokenizer, self.identity(which), self.profile.evaluation, self._path("evaluation", which)
         )
 
     def report(self) -> dict[str, Any]:
