@@ -1,14 +1,14 @@
 """What a sweep and a study cost, beside running their cells by hand.
 
-    python benchmarks/sweep.py cells --sweep DIR [--cells DIR]     # of a finished sweep: its cells beside their own work
-    python benchmarks/sweep.py workers --output-dir DIR            # one worker against two on the same study, in turn
+    python benchmarks/sweep.py cells --sweep DIR [--cells DIR]     # its cells beside their own work
+    python benchmarks/sweep.py workers --output-dir DIR     # one worker against two on the same study, in turn
 
-``cells`` reads times from the files that a cell writes, so it measures what really ran. A cell's own work is what nobody could
-leave out: loading the model (and the libraries), training, evaluating the tuned model. The rest is overhead: starting
-Python, drawing the mix from the pools, the copied evaluation of the base, the report.
+``cells`` reads times from the files that a cell writes, so it measures what really ran. A cell's own work is what nobody
+could leave out: loading the model (and the libraries), training, evaluating the tuned model. The rest is overhead:
+starting Python, drawing the mix from the pools, the copied evaluation of the base, the report.
 
-``workers`` runs a grid of three learning rates and two schedules without pruning, first with one worker and then with two, each into a folder of its
-own but from the same pools, and compares the results trial by trial.
+``workers`` runs a grid of three learning rates and two schedules without pruning, first with one worker and then with two, each
+into a folder of its own but from the same pools, and compares the results trial by trial.
 """
 
 from __future__ import annotations

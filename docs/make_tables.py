@@ -1,8 +1,8 @@
 """Write the tables of the docs from ``docs/results``:  python docs/make_tables.py [--check]
 
-In a Markdown file, what stands between ``<!-- results:NAME -->`` and ``<!-- end -->`` is the table of docs/results/NAME.json, made
-by the ``table`` function of the module that wrote the file. ``NAME:PART`` is one of several views of it. ``--check`` changes
-nothing and says which file is behind its results (exit code 1).
+In a Markdown file, what stands between ``<!-- results:NAME -->`` and ``<!-- end -->`` is the table of docs/results/NAME.json,
+made by the ``table`` function of the module that wrote the file. ``NAME:PART`` is one of several views of it. ``--check``
+changes nothing and says which file is behind its results (exit code 1).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def pages() -> list[Path]:
 def _sweep(result: dict[str, Any], part: str | None) -> str:
     from pipeline import sweep
 
-    return sweep.table(result) if part is None else sweep.brief(result, part)
+    return sweep.recommendation(result) if part == "recommended" else sweep.table(result)
 
 
 def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:

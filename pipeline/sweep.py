@@ -603,10 +603,16 @@ def table(result: Mapping[str, Any]) -> str:
         lines += ["", f"difference from {result['points'][0]['value']}; * the interval leaves out 0"]
         others = result["points"][1:]
         lines += _lines(heads, [[str(p["value"]), *map(_difference, entries(p["modes"]))] for p in others])
-    recommended = ", ".join(map(str, result["recommended"])) or "none"
-    lines += ["", f"recommended: {recommended}", result["rule"]]
+    lines += ["", recommendation(result)]
     lines += [f"failed: {f['value']} (seed {f['seed']}): {f['reason']}" for f in result["failed"]]
     return "\n".join(lines)
+
+
+def recommendation(result: Mapping[str, Any]) -> str:
+    """Which values to take, the Pareto front, and the rule in words."""
+    recommended = ", ".join(map(str, result["recommended"])) or "none"
+    front = ", ".join(map(str, result["pareto"]))
+    return f"recommended: {recommended} (Pareto front: {front})\n{result['rule']}"
 
 
 def _lines(heads: list[str], rows: list[list[str]]) -> list[str]:
