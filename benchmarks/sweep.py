@@ -113,6 +113,23 @@ def workers(folder: Path) -> dict[str, Any]:
     }
 
 
+def table(result: dict[str, Any]) -> str:
+    """Either result as Markdown."""
+    if "same_results" in result:
+        lines = ["| workers | seconds | trials an hour |", "| --: | --: | --: |"]
+        lines += [f"| {n} | {s:,.0f} | {result['trials_an_hour'][n]:,.0f} |" for n, s in result["seconds"].items()]
+        same = "the same results" if result["same_results"] else "different results"
+        return "\n".join(
+            [*lines, "", f"{result['trials']} trials; {result['ratio']:.2f} times as many an hour; {same}"]
+        )
+    lines = ["| cell | seconds | of its own work | ratio |", "| --: | --: | --: | --: |"]
+    lines += [
+        f"| {i} | {c['seconds']:.0f} | {c['own_work']:.0f} | {c['ratio']:.3f} |"
+        for i, c in enumerate(result["cells"], 1)
+    ]
+    return "\n".join([*lines, "", f"median ratio {result['median_ratio']:.3f}, largest {result['largest_ratio']:.3f}"])
+
+
 def main(argv: list[str] | None = None) -> int:
     sys.path.insert(0, str(ROOT))
     from pipeline.files import write_json

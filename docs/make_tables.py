@@ -7,6 +7,7 @@ changes nothing and says which file is behind its results (exit code 1).
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 from collections.abc import Callable
@@ -29,11 +30,74 @@ def _sweep(result: dict[str, Any], part: str | None) -> str:
     return sweep.recommendation(result) if part == "recommended" else sweep.table(result)
 
 
+WORDS = {  # of the README's first table: headings, modes, benchmarks, mode fidelity
+    "beside_no_chat": {
+        "heads": "| n | what | mode | base | tuned, half of the rows chat | tuned, no chat |",
+        "thinking": "thinking",
+        "non_thinking": "non-thinking",
+        "embedded_chat": "chat",
+        "embedded_arithmetic": "addition (known before)",
+        "embedded_skill": "multiplication (new skill)",
+        "mode_fidelity": "mode fidelity",
+    },
+    "beside_no_chat_zh": {
+        "heads": "| n | 项目 | 模式 | 基座 | 微调后，聊天占一半行数 | 微调后，无聊天数据 |",
+        "thinking": "思考",
+        "non_thinking": "非思考",
+        "embedded_chat": "聊天",
+        "embedded_arithmetic": "加法（原已掌握）",
+        "embedded_skill": "乘法（新技能）",
+        "mode_fidelity": "模式保真度",
+    },
+}
+
+
+def _run(result: dict[str, Any], part: str | None) -> str:
+    """The 2×2 of a report; ``beside_no_chat``: with the tuned model of run_no_chat.json in a column of its own."""
+    from pipeline import report
+    from pipeline.conversations import MODES
+    from pipeline.files import read_json
+
+    if part not in WORDS:
+        return report.table(result)
+    words = WORDS[part]
+    other = read_json(RESULTS / "run_no_chat.json")["evaluation"]["tuned"]
+    columns = [result["evaluation"]["base"], result["evaluation"]["tuned"], other]
+    lines = [words["heads"], "|--:|---|---|--:|--:|--:|"]
+    for mode in MODES:
+        rows = {name: [column[mode]["benchmarks"][name] for column in columns] for name in words if "embedded" in name}
+        rows["mode_fidelity"] = [
+            {"score": c[mode]["mode_fidelity"], "ci95": c[mode]["mode_fidelity_ci95"], "n": c[mode]["n"]}
+            for c in columns
+        ]
+        for name, cells in rows.items():
+            shown = ["{:.3f} [{:.3f}, {:.3f}]".format(c["score"], *c["ci95"]) for c in cells]
+            lines.append(f"| {cells[0]['n']} | {words[name]} | {words[mode]} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _benchmark(path: str) -> Callable[[dict[str, Any], str | None], str]:
+    """The ``table`` function of a script in benchmarks/."""
+
+    def show(result: dict[str, Any], part: str | None) -> str:
+        spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / "benchmarks" / path)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return str(module.table(result))
+
+    return show
+
+
 def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
     """Name of a result → what makes its table; every other result is a sweep's."""
     from pipeline import sampling_study, search, soft_switches
 
     return {
+        "sweep_cells": _benchmark("sweep.py"),
+        "workers": _benchmark("sweep.py"),
+        "run": _run,
+        "run_no_chat": _run,
         "search": lambda result, _: search.table(result),
         "sampling": lambda result, _: sampling_study.text(result),
         "switches": lambda result, _: soft_switches.text(result),
