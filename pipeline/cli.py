@@ -365,6 +365,11 @@ def _stages(args: argparse.Namespace) -> int:
     run = Run.open(profile, args.output_dir, resume=args.resume or parts)
     run.resume = args.resume
     quiet()
+    with run.noting_failure(args.command):
+        return _stage(args, run)
+
+
+def _stage(args: argparse.Namespace, run: Any) -> int:
     if args.command == "train":
         section = run.train()
         last = section["loss"][-1]["loss"] if section["loss"] else float("nan")
