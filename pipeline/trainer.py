@@ -5,6 +5,7 @@ Import it after unsloth, which replaces parts of TRL.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from torch.utils.data import Sampler
 from trl import SFTTrainer
 
 from pipeline.errors import UserError
+from pipeline.train import SHORT, written_out_attention
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -89,6 +91,11 @@ class Trainer(SFTTrainer):
     ):
         self.example_lengths, self.exponential_schedule = lengths, exponential_schedule
         super().__init__(*args, **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        length = getattr(self.model, "max_seq_length", None)
+        with written_out_attention(self.model) if length and length <= SHORT else contextlib.nullcontext():
+            return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         if self.example_lengths is None:
