@@ -112,15 +112,15 @@ class Run:
         write_json(record_path, record)
         return run
 
-    def _settings(self) -> dict[str, Any]:
+    def resolved(self) -> dict[str, Any]:
         """Profile and recipe as they are written: without secrets, which make no other run either."""
         return {"profile": masked(self.profile.model_dump()), "recipe": masked(self.recipe.model_dump())}
 
     def _settings_fingerprint(self) -> str:
-        return fingerprint(self._settings())
+        return fingerprint(self.resolved())
 
     def _write_settings(self) -> None:
-        for name, data in self._settings().items():
+        for name, data in self.resolved().items():
             write_text(self.folder / f"{name}.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
 
     def _take_over(self, record: dict[str, Any]) -> None:
@@ -249,7 +249,7 @@ class Run:
         model, tokenizer = self._load()
         if self._has_adapter:
             raise UserError("The model in memory has an adapter already; start a new process to train again.")
-        self.trackers.describe(self._settings(), mix.manifest)
+        self.trackers.describe(self.resolved(), mix.manifest)
         for which in ("base", "tuned"):
             self._track_evaluation(which)
         own = [*callbacks, *self.trackers.callbacks()]
@@ -313,7 +313,7 @@ class Run:
         if cells is None or not (record.exists() or self.trackers.described):
             return  # the training itself will hand it on
         if not self.trackers.described:
-            self.trackers.describe(self._settings(), self.data().manifest)
+            self.trackers.describe(self.resolved(), self.data().manifest)
         step = int(read_json(record)["steps"]) if which == "tuned" else 0
         self.trackers.evaluation(which, cells, step)
 
@@ -399,7 +399,7 @@ def _differences(run: Run) -> list[str]:
     from pipeline.settings import read_yaml
 
     parts = []
-    for name, mine in run._settings().items():
+    for name, mine in run.resolved().items():
         path = run.folder / f"{name}.yaml"
         theirs = read_yaml(path) if path.exists() else {}
         parts += _compare(theirs, mine, "" if name == "profile" else "recipe.")

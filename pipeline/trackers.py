@@ -51,6 +51,9 @@ class Wandb:
     """A wandb run. A later process goes on under the same run id, in a folder of its own; ``wandb sync`` joins them."""
 
     def __init__(self, folder: Path, run_id: str, name: str, config: Mapping[str, Any], step: int):
+        os.environ.setdefault(
+            "WANDB_CACHE_DIR", str(folder / "cache")
+        )  # its service logs there, outside of the run else
         import wandb
 
         mode = os.environ.get("WANDB_MODE", "offline")
@@ -58,7 +61,7 @@ class Wandb:
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             id=run_id,
             name=name,
-            dir=str(folder),
+            dir=str(folder.parent),  # wandb adds the folder wandb
             mode=mode,  # type: ignore[arg-type]
             resume="allow" if mode == "online" else None,
             config=dict(config),

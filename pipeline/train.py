@@ -386,7 +386,7 @@ def train(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         counter.close()
-    measured = before if checkpoint and finished(checkpoint) else counted()
+    measured = before if before and checkpoint and finished(checkpoint) else counted()
     history = trainer.state.log_history
     loss = [{"step": e["step"], "loss": e["loss"]} for e in history if "loss" in e]
     evaluations = [{"step": e["step"], "loss": e["eval_loss"]} for e in history if "eval_loss" in e]
