@@ -250,8 +250,7 @@ class Run:
         if self._has_adapter:
             raise UserError("The model in memory has an adapter already; start a new process to train again.")
         self.trackers.describe(self.resolved(), mix.manifest)
-        for which in ("base", "tuned"):
-            self._track_evaluation(which)
+        self._track_evaluation("base", wait=True)
         own = [*callbacks, *self.trackers.callbacks()]
         self._model, section = train(
             model, tokenizer, self.profile, mix, self.folder, self.resume, own, self.force, self.note
@@ -307,15 +306,26 @@ class Run:
         self._track_evaluation(which)
         return cells
 
-    def _track_evaluation(self, which: str) -> None:
-        """Give a stored evaluation to the trackers, into the run of the training: the base at step 0, the tuned at its end."""
+    def _track_evaluation(self, which: str, wait: bool = False) -> None:
+        """Give a stored evaluation to the trackers, into the run of the training: the base at step 0, the tuned at its end.
+
+        Args:
+            wait: the training is about to begin in this process.
+        """
         cells, record = self._cells(which), self._path("training.json")
-        if cells is None or not (record.exists() or self.trackers.described):
-            return  # the training itself will hand it on
+        if not self.trackers.names or cells is None or not (wait or record.exists()):
+            return  # before the training there is nothing to report to; it will hand the base's evaluation on
         if not self.trackers.described:
             self.trackers.describe(self.resolved(), self.data().manifest)
         step = int(read_json(record)["steps"]) if which == "tuned" else 0
-        self.trackers.evaluation(which, cells, step)
+        self.trackers.evaluation(which, cells, step, self._history(), wait)
+
+    def _history(self) -> list[dict[str, Any]]:
+        """What the finished training logged, from its last checkpoint."""
+        from pipeline.checkpoints import STATE, last_checkpoint
+
+        checkpoint = last_checkpoint(self._path("checkpoints")) if self._path("training.json").exists() else None
+        return list(read_json(checkpoint / STATE)["log_history"]) if checkpoint else []
 
     def report(self) -> dict[str, Any]:
         """Assemble and write the report from what the stages left on disk.

@@ -164,7 +164,7 @@ class Trackers:
         self._open: dict[str, Tracker] = {}
         self._config: dict[str, Any] | None = None
         self._mix: dict[str, float] = {}
-        self._waiting: dict[str, tuple[dict[str, float], int]] = {}
+        self._evaluations: dict[str, tuple[dict[str, float], int]] = {}  # all that this process knows of
 
     @property
     def described(self) -> bool:
@@ -189,48 +189,43 @@ class Trackers:
 
     def begin(self, step: int, history: Sequence[Mapping[str, Any]]) -> None:
         """Training begins, or goes on from ``step`` with what had been logged up to there (transformers' log history)."""
+        self.close()
         for name in list(self.names):
-            again = bool(self._state(name).get("begun"))
-            if name in self._open:
-                self._call(name, "finish", lambda tracker: tracker.close())
-                self._open.pop(name, None)
-            if not self._start(name, step):
-                continue
-            if not again or name in REPLAYS:
-                self._call(name, "log the mix", lambda tracker: tracker.log(self._mix, 0))
-            if name in REPLAYS:
-                for entry in history:
-                    values, at = trainer_values(entry), int(entry["step"])
-                    self._call(name, "log", lambda tracker, v=values, s=at: tracker.log(v, s))  # type: ignore[misc]
-            self._remember(name, begun=True)
-        for which, (values, at) in self._waiting.items():
-            self._evaluation(which, values, at)
-        self._waiting = {}
+            self._start(name, step, history)
+        self._log_evaluations(step, history)
 
     def log(self, values: Values, step: int) -> None:
         """One entry of the trainer's log."""
         for name in list(self._open):
-            self._call(name, "log", lambda tracker: tracker.log(values, step))
+            self._log(name, values, step)
 
-    def evaluation(self, which: str, cells: Mapping[str, Any], step: int) -> None:
-        """The evaluation of ``base`` or ``tuned``, {mode: cell}; each is logged once, whatever is killed and resumed."""
-        if not self.names:
-            return
+    def evaluation(
+        self,
+        which: str,
+        cells: Mapping[str, Any],
+        step: int,
+        history: Sequence[Mapping[str, Any]] = (),
+        wait: bool = False,
+    ) -> None:
+        """The evaluation of ``base`` or ``tuned``, {mode: cell}; each is logged once, whatever is killed and resumed.
+
+        Args:
+            history: what the training had logged, where it was done by another process.
+            wait: until the training begins.
+        """
         values = _scalars({mode: evaluation_values(cell) for mode, cell in cells.items()}, f"evaluation/{which}/")
-        if which == "base" and not self._open and not any(self._state(name).get("begun") for name in self.names):
-            self._waiting[which] = (values, step)
-        else:
-            self._evaluation(which, values, step)
+        self._evaluations[which] = (values, step)
+        if not wait:
+            self._log_evaluations(step, history)
 
-    def _evaluation(self, which: str, values: dict[str, float], step: int) -> None:
-        digest = fingerprint(values)
+    def _log_evaluations(self, now: int, history: Sequence[Mapping[str, Any]]) -> None:
         for name in list(self.names):
-            done = dict(self._state(name).get("evaluations", {}))
-            if done.get(which) == digest and name not in REPLAYS:
-                continue
-            if name in self._open or self._start(name, step):
-                self._call(name, "log the evaluation", lambda tracker: tracker.log(values, step))
-                self._remember(name, evaluations={**done, which: digest})
+            for which, (values, step) in self._evaluations.items():
+                if self._state(name).get("evaluations", {}).get(which) == fingerprint(values):
+                    continue
+                if (name in self._open or self._start(name, now, history)) and self._log(name, values, step):
+                    done = self._state(name).get("evaluations", {})  # read again: a start may have emptied it
+                    self._remember(name, evaluations={**done, which: fingerprint(values)})
 
     def close(self) -> None:
         """Write out and close what is open. A tracker is opened again when there is more to log."""
@@ -240,17 +235,28 @@ class Trackers:
 
     # --- one tracker
 
-    def _start(self, name: str, step: int) -> bool:
-        """Open a tracker; False: it failed."""
+    def _start(self, name: str, step: int, history: Sequence[Mapping[str, Any]]) -> bool:
+        """Open a tracker and give it what it lacks; False: it failed."""
+        state = self._state(name)
+        run_id = state.get("id") or secrets.token_hex(8)  # of no random state that training uses
 
         def start(_: Any) -> None:
             folder = self.folder / name
             folder.mkdir(parents=True, exist_ok=True)
-            run_id = self._state(name).get("id") or secrets.token_hex(8)  # of no random state that training uses
-            self._remember(name, id=run_id)
             self._open[name] = TRACKERS[name](folder, run_id, self.folder.parent.name, self._config or {}, step)
 
-        return self._call(name, "start", start)
+        started = self._call(name, "start", start)
+        empty = name in REPLAYS or not state
+        if started and empty:
+            started = self._log(name, self._mix, 0)
+            for entry in history if name in REPLAYS else ():
+                started = started and self._log(name, trainer_values(entry), int(entry["step"]))
+        if started:
+            self._remember(name, id=run_id, evaluations={} if empty else state["evaluations"])
+        return started
+
+    def _log(self, name: str, values: Values, step: int) -> bool:
+        return self._call(name, "log", lambda tracker: tracker.log(values, step))
 
     def _call(self, name: str, what: str, action: Callable[[Any], None]) -> bool:
         """Do something with a tracker; whatever it raises, it is left out from then on, and that is noted."""
