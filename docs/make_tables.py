@@ -7,6 +7,7 @@ nothing and says which file is behind its results (exit code 1).
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 from collections.abc import Callable
@@ -29,11 +30,21 @@ def _sweep(result: dict[str, Any], part: str | None) -> str:
     return sweep.table(result) if part is None else sweep.brief(result, part)
 
 
+def _benchmark(name: str) -> Any:
+    """A module of benchmarks/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
     """Name of a result → what makes its table; every other result is a sweep's."""
     from pipeline import sampling_study, search, soft_switches
 
     return {
+        "resume": lambda result, _: _benchmark("resume").table(result),
         "search": lambda result, _: search.table(result),
         "sampling": lambda result, _: sampling_study.text(result),
         "switches": lambda result, _: soft_switches.text(result),

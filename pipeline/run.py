@@ -343,14 +343,12 @@ class Run:
             raise UserError(
                 f"{self.folder} is not complete: it lacks {', '.join(missing)}; run that first, or: run --resume."
             )
-        for which in ("base", "tuned"):
-            if self._path("adapter", "adapter_model.safetensors").exists() and self._evaluated_weights(which) != {
-                self.identity(which)
-            }:
-                raise UserError(
-                    f"The evaluation of the {which} model in {self.folder} is of other weights than those that are there now; "
-                    f"evaluate them first: evaluate --which {which}."
-                )
+        adapter = self._path("adapter", "adapter_model.safetensors")
+        if adapter.exists() and self._evaluated_weights("tuned") != {self.identity("tuned")}:
+            raise UserError(
+                f"The evaluation of the tuned model in {self.folder} is of other weights than those in adapter/; evaluate "
+                "them first: evaluate --which tuned."
+            )
         record = read_json(self._path("run.json"))
         manifest = read_json(self._path("mix", "manifest.json"))
         record["finished"] = record["finished"] or _now()
