@@ -94,6 +94,7 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
     from pipeline import sampling_study, search, soft_switches
 
     return {
+        "resume": _benchmark("resume.py"),
         "sweep_cells": _benchmark("sweep.py"),
         "workers": _benchmark("sweep.py"),
         "run": _run,

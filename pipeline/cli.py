@@ -111,6 +111,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--chat-share", type=float, metavar="X", help="short for --set mix.chat_share=X")
         sub.add_argument("--resume", action="store_true", help="go on with an unfinished run of the same settings")
         sub.add_argument(
+            "--force",
+            action="store_true",
+            help="with --resume: go on although settings, data or versions differ, and say what differs",
+        )
+        sub.add_argument(
             "--dry-run", action="store_true", help="say what would be done: rows, tokens, steps, time, memory"
         )
         if name == "evaluate":
@@ -365,10 +370,12 @@ def _stages(args: argparse.Namespace) -> int:
         return _plan(args, profile)
     # `train` and `evaluate` are parts of one run: a directory that the other began is not "unfinished" for them.
     parts = args.command in ("train", "evaluate")
-    run = Run.open(profile, args.output_dir, resume=args.resume or parts)
+    if args.force and not args.resume:
+        raise UserError("--force goes on with an unfinished run in spite of differences; it needs --resume.")
+    run = Run.open(profile, args.output_dir, resume=args.resume or parts, force=args.force)
     run.resume = args.resume
     quiet()
-    with run.noting_failure(args.command):
+    with run.noting_failure(args.command), contextlib.closing(run.trackers):
         return _stage(args, run)
 
 

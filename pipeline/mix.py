@@ -27,6 +27,7 @@ from pipeline.errors import UserError
 from pipeline.files import atomic_path, read_json, read_jsonl, write_json
 from pipeline.pools import Pool, build_pool, build_pools, example_table, require_usable
 from pipeline.prepare import TooLong, json_line
+from pipeline.redact import masked, masked_text
 from pipeline.screen import Screened, screen
 from pipeline.settings import UNITS, Recipe
 
@@ -271,7 +272,7 @@ def build_mix(
                 "name": source.name,
                 "kind": source.kind,
                 "mode": mode_of(pool),
-                "licence": source.licence,
+                "licence": masked_text(source.licence),
                 "content": pool.content,
                 "requested": source.share,
                 "achieved": achieved,
@@ -285,7 +286,7 @@ def build_mix(
             }
         )
     manifest = {
-        "recipe": recipe.model_dump(),
+        "recipe": masked(recipe.model_dump()),
         "seed": seed,
         "unit": recipe.unit,
         "total": {u: int(overall[u]) for u in UNITS},

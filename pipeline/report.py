@@ -68,6 +68,7 @@ class RunSection(_Strict):
     versions: dict[str, str]
     started: str
     finished: str
+    notes: list[str] = Field(default=[])  # what happened on the way that a reader should know
 
 
 class Achieved(_Strict):

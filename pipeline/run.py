@@ -3,9 +3,10 @@
 In: a ``Profile`` and an output directory. Out: a run directory that holds everything:
 
     profile.yaml  recipe.yaml      the settings as they were resolved
-    run.json                       their fingerprint, versions, seed, start and end
+    run.json                       their fingerprint, versions, seed, start and end, notes
     mix/                           train.parquet, validation.parquet, rejected.jsonl, manifest.json
     checkpoints/  adapter/         of training; training.json when it is done
+    trackers/                      what wandb, swanlab and tensorboard write, where they are asked for
     evaluation/{base,tuned}/       one folder a mode: predictions.jsonl and cell.json
     report.json  report.html  model_card.md
     failure.json                   the error that a command ended with, until the next one begins
@@ -32,14 +33,20 @@ from pipeline.errors import UserError
 from pipeline.files import file_sha256, fingerprint, read_json, read_jsonl, write_json, write_text
 from pipeline.mix import Mix, load_mix, mix_from_recipe, save_mix
 from pipeline.pools import say
+from pipeline.redact import masked
 from pipeline.settings import Profile, Recipe, load_recipe
 from pipeline.sources import cache_dir
+from pipeline.trackers import Trackers
 from pipeline.versions import installed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 MINIMUM_FREE_BYTES = 200 * 1024**2
+# Settings whose change makes what is on disk another thing; by the beginning of their dotted keys.
+OF_THE_MIX = ("seed", "recipe", "mix.", "data.", "model.name", "model.source", "model.revision", "model.max_seq_length")
+OF_EVALUATION = ("evaluation.", "model.")
+NOT_OF_TRAINING = ("evaluation.", "sweep", "estimate", "name", "training.report_to", "training.save_total_limit")
 
 
 def _now() -> str:
@@ -50,6 +57,9 @@ def _now() -> str:
 class Run:
     """A run directory with its settings; the model is loaded when a stage first needs it.
 
+    Args:
+        force: with ``resume``: go on although settings, data or versions differ from those of the unfinished run.
+
     Raises:
         UserError: from ``open``: the directory belongs to another run, or to an unfinished one and ``resume`` is off.
     """
@@ -58,6 +68,8 @@ class Run:
     recipe: Recipe
     folder: Path
     resume: bool = False
+    force: bool = False
+    trackers: Trackers = field(default_factory=lambda: Trackers([], Path()), repr=False)
     _model: PreTrainedModel | None = field(default=None, repr=False)
     _tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False)
     _has_adapter: bool = field(default=False, repr=False)
@@ -65,18 +77,18 @@ class Run:
     # --- the directory
 
     @classmethod
-    def open(cls, profile: Profile, folder: Path, resume: bool = False, recipe: Recipe | None = None) -> Run:
+    def open(
+        cls, profile: Profile, folder: Path, resume: bool = False, recipe: Recipe | None = None, force: bool = False
+    ) -> Run:
         """Take a new or empty directory, or go on in the directory of the same run."""
-        run = cls(profile, recipe or load_recipe(profile.recipe, profile.mix), Path(folder), resume)
-        identity = fingerprint({"profile": profile.model_dump(), "recipe": run.recipe.model_dump()})
+        run = cls(profile, recipe or load_recipe(profile.recipe, profile.mix), Path(folder), resume, force)
+        run.trackers = Trackers(profile.training.report_to, run.folder / "trackers", run.note)
         record_path = run.folder / "run.json"
         if record_path.exists():
             record = read_json(record_path)
-            if record.get("settings_fingerprint") != identity:
-                raise UserError(
-                    f"{folder} belongs to another run ({_difference(run)}). Choose another --output-dir; nothing was changed."
-                )
-            if not resume and not record.get("finished"):
+            if record.get("settings_fingerprint") != run._settings_fingerprint():
+                run._take_over(record)
+            elif not resume and not record.get("finished"):
                 raise UserError(
                     f"{folder} holds an unfinished run of the same settings; add --resume to go on with it."
                 )
@@ -86,23 +98,67 @@ class Run:
                 f"{folder} exists and is no run directory. Choose another --output-dir; nothing was changed."
             )
         run._require_sources()
-        write_text(
-            run.folder / "profile.yaml", yaml.safe_dump(profile.model_dump(), sort_keys=False, allow_unicode=True)
-        )
-        write_text(
-            run.folder / "recipe.yaml", yaml.safe_dump(run.recipe.model_dump(), sort_keys=False, allow_unicode=True)
-        )
+        run._write_settings()
         record = {
-            "settings_fingerprint": identity,
+            "settings_fingerprint": run._settings_fingerprint(),
             "profile": profile.name,
             "model": profile.model.name,
             "seed": profile.seed,
             "versions": {"python": platform.python_version(), **{k: v for k, v in installed().items() if v}},
             "started": _now(),
             "finished": None,
+            "notes": [],
         }
         write_json(record_path, record)
         return run
+
+    def resolved(self) -> dict[str, Any]:
+        """Profile and recipe as they are written: without secrets, which make no other run either."""
+        return {"profile": masked(self.profile.model_dump()), "recipe": masked(self.recipe.model_dump())}
+
+    def _settings_fingerprint(self) -> str:
+        return fingerprint(self.resolved())
+
+    def _write_settings(self) -> None:
+        for name, data in self.resolved().items():
+            write_text(self.folder / f"{name}.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+
+    def _take_over(self, record: dict[str, Any]) -> None:
+        """With --resume --force: make the directory one of these settings, and drop what the old ones had made.
+
+        Raises:
+            UserError: without --force; or the training is finished, and the change would need another one.
+        """
+        found = _differences(self)
+        if not (self.resume and self.force):
+            raise UserError(
+                f"{self.folder} belongs to another run ({_shortened(found)}). Choose another --output-dir, or go on with it "
+                "under the new settings by --resume --force; nothing was changed."
+            )
+        trained = [d for d in found if not d.startswith(NOT_OF_TRAINING)]
+        if trained and self._path("training.json").exists():
+            raise UserError(
+                f"The training in {self.folder} is finished, and --force cannot change what it was trained with "
+                f"({_shortened(trained)}). Choose another --output-dir; nothing was changed."
+            )
+        if any(d.startswith(OF_THE_MIX) for d in found):
+            shutil.rmtree(self._path("mix"), ignore_errors=True)  # it is built again
+        if any(d.startswith(OF_EVALUATION) for d in found):
+            for path in self._path("evaluation").glob("*/*/cell.json"):
+                path.unlink()  # the replies stay; those of the same settings are not asked again
+        self._write_settings()
+        new = {"settings_fingerprint": self._settings_fingerprint(), "profile": self.profile.name, "finished": None}
+        write_json(self._path("run.json"), record | new | {"model": self.profile.model.name, "seed": self.profile.seed})
+        self.note(f"went on by --force under other settings: {'; '.join(found)}")
+
+    def note(self, text: str) -> None:
+        """Say something that a reader of the report should know, and keep it in run.json; once each."""
+        path = self._path("run.json")
+        record = read_json(path)
+        notes = record.get("notes", [])
+        if text not in notes:
+            say(f"note: {text}")
+            write_json(path, record | {"notes": [*notes, text]})
 
     @contextmanager
     def noting_failure(self, command: str) -> Iterator[None]:
@@ -178,7 +234,8 @@ class Run:
 
     def train(self, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
         """Train and save the adapter; returns the report's ``training`` section."""
-        from pipeline.train import last_checkpoint, train
+        from pipeline.checkpoints import clear_aside, last_checkpoint
+        from pipeline.train import train
 
         record = self._path("training.json")
         if record.exists():
@@ -192,9 +249,15 @@ class Run:
         model, tokenizer = self._load()
         if self._has_adapter:
             raise UserError("The model in memory has an adapter already; start a new process to train again.")
-        self._model, section = train(model, tokenizer, self.profile, mix, self.folder, self.resume, callbacks)
+        self.trackers.describe(self.resolved(), mix.manifest)
+        self._track_evaluation("base", wait=True)
+        own = [*callbacks, *self.trackers.callbacks()]
+        self._model, section = train(
+            model, tokenizer, self.profile, mix, self.folder, self.resume, own, self.force, self.note
+        )
         self._has_adapter = True
         write_json(record, section)
+        clear_aside(self._path("checkpoints"))
         return section
 
     def _cells(self, which: str) -> dict[str, Any] | None:
@@ -202,6 +265,10 @@ class Run:
         if not all(path.exists() for path in paths.values()):
             return None
         return {mode: read_json(path)["cell"] for mode, path in paths.items()}
+
+    def _evaluated_weights(self, which: str) -> set[str]:
+        """Names of the weights that the stored cells are of."""
+        return {read_json(self._path("evaluation", which, mode, "cell.json"))["model_id"] for mode in MODES}
 
     def identity(self, which: str) -> str:
         """Names the weights: the base by its files' content (its name and revision on a hub), the adapter by its content."""
@@ -219,16 +286,46 @@ class Run:
         return f"{identity}-{file_sha256(self._path('adapter', 'adapter_model.safetensors'))[:12]}"
 
     def evaluate(self, which: str) -> dict[str, Any]:
-        """Evaluate ``base`` or ``tuned`` in both modes; returns {mode: cell}."""
+        """Evaluate ``base`` or ``tuned`` in both modes; returns {mode: cell}.
+
+        Stored cells of the same weights are taken as they are; of others (the adapter was exchanged), they are made anew.
+        """
         from pipeline.evaluate import evaluate_model
 
-        done = self._cells(which)
-        if done is not None:
-            return done
-        model, tokenizer = self.model(which)
-        return evaluate_model(
-            model, tokenizer, self.identity(which), self.profile.evaluation, self._path("evaluation", which)
-        )
+        cells = self._cells(which)
+        if cells is not None and self._evaluated_weights(which) != {self.identity(which)}:
+            say(f"the stored evaluation of the {which} model is of other weights than those here; it is done again")
+            cells = None
+        if cells is None:
+            model, tokenizer = self.model(which)
+            cells = dict(
+                evaluate_model(
+                    model, tokenizer, self.identity(which), self.profile.evaluation, self._path("evaluation", which)
+                )
+            )
+        self._track_evaluation(which)
+        return cells
+
+    def _track_evaluation(self, which: str, wait: bool = False) -> None:
+        """Give a stored evaluation to the trackers, into the run of the training: the base at step 0, the tuned at its end.
+
+        Args:
+            wait: the training is about to begin in this process.
+        """
+        cells, record = self._cells(which), self._path("training.json")
+        if not self.trackers.names or cells is None or not (wait or record.exists()):
+            return  # before the training there is nothing to report to; it will hand the base's evaluation on
+        if not self.trackers.described:
+            self.trackers.describe(self.resolved(), self.data().manifest)
+        step = int(read_json(record)["steps"]) if which == "tuned" else 0
+        self.trackers.evaluation(which, cells, step, self._history(), wait)
+
+    def _history(self) -> list[dict[str, Any]]:
+        """What the finished training logged, from its last checkpoint."""
+        from pipeline.checkpoints import STATE, last_checkpoint
+
+        checkpoint = last_checkpoint(self._path("checkpoints")) if self._path("training.json").exists() else None
+        return list(read_json(checkpoint / STATE)["log_history"]) if checkpoint else []
 
     def report(self) -> dict[str, Any]:
         """Assemble and write the report from what the stages left on disk.
@@ -246,12 +343,18 @@ class Run:
             raise UserError(
                 f"{self.folder} is not complete: it lacks {', '.join(missing)}; run that first, or: run --resume."
             )
+        adapter = self._path("adapter", "adapter_model.safetensors")
+        if adapter.exists() and self._evaluated_weights("tuned") != {self.identity("tuned")}:
+            raise UserError(
+                f"The evaluation of the tuned model in {self.folder} is of other weights than those in adapter/; evaluate "
+                "them first: evaluate --which tuned."
+            )
         record = read_json(self._path("run.json"))
         manifest = read_json(self._path("mix", "manifest.json"))
         record["finished"] = record["finished"] or _now()
         report = build_report(
             run={k: record[k] for k in ("profile", "model", "seed", "versions", "started", "finished")}
-            | {"data_fingerprint": manifest["fingerprint"]},
+            | {"data_fingerprint": manifest["fingerprint"], "notes": record.get("notes", [])},
             mix=mix_section(manifest),
             training=read_json(self._path("training.json")),
             evaluation=cells,
@@ -278,6 +381,7 @@ class Run:
         for number, (name, stage) in enumerate(stages, 1):
             say(f"[{number}/{len(stages) + 1}] {name}")
             stage()
+        self.trackers.close()
         say(f"[{len(stages) + 1}/{len(stages) + 1}] report")
         return self.report()
 
@@ -298,15 +402,19 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _difference(run: Run) -> str:
-    """The first settings in which a directory's run differs from this one, in words."""
+def _differences(run: Run) -> list[str]:
+    """The settings in which a directory's run differs from this one, in words that begin with the key."""
     from pipeline.settings import read_yaml
 
     parts = []
-    for name, mine in (("profile", run.profile.model_dump()), ("recipe", run.recipe.model_dump())):
+    for name, mine in run.resolved().items():
         path = run.folder / f"{name}.yaml"
         theirs = read_yaml(path) if path.exists() else {}
         parts += _compare(theirs, mine, "" if name == "profile" else "recipe.")
+    return parts
+
+
+def _shortened(parts: list[str]) -> str:
     shown = "; ".join(parts[:3]) or "its settings"
     return shown + (f"; and {len(parts) - 3} more" if len(parts) > 3 else "")
 

@@ -9,20 +9,20 @@ Notebook 04 makes the same library calls one by one; both give the same adapter 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import os
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.checkpoints import finished, identity, progress, require_same, resume_point, step_of
 from pipeline.errors import UserError
 from pipeline.hubs import require_hub
 from pipeline.mix import Mix
+from pipeline.pools import say
 from pipeline.settings import LoraSettings, ModelSettings, Profile, TrainingSettings, locate
 from pipeline.versions import import_unsloth
 
@@ -137,6 +137,12 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, training: TrainingSe
     return model
 
 
+def name_base(model: PreTrainedModel, name: str) -> None:
+    """Have the adapter name its base as the profile does, not by the folder that it was loaded from on this machine."""
+    for config in getattr(model, "peft_config", {}).values():
+        config.base_model_name_or_path = name
+
+
 def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """Put a trained adapter on its base, for evaluation.
 
@@ -205,12 +211,13 @@ def sft_config(profile: Profile, output_dir: Path, has_validation: bool) -> SFTC
         eval_steps=t.eval_steps,
         save_strategy="steps",
         save_steps=t.save_steps,
-        save_total_limit=t.save_total_limit,
+        save_total_limit=None,  # pipeline.callbacks.CheckpointKeeper removes old ones, once the new one is known to be whole
+        restore_callback_states_from_checkpoint=True,  # early stopping goes on counting
         load_best_model_at_end=bool(patience),
         metric_for_best_model="eval_loss" if patience else None,
         greater_is_better=False if patience else None,
         logging_steps=t.logging_steps,
-        report_to=t.report_to,
+        report_to="none",  # pipeline.trackers reports
         seed=profile.seed,
         data_seed=profile.seed,
         bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
@@ -238,6 +245,7 @@ def make_trainer(
     trainer = Trainer(
         lengths=[len(ids) for ids in mix.train["input_ids"]] if profile.training.group_by_length else None,
         exponential_schedule=profile.training.lr_scheduler_type == "exponential",
+        length_limit=profile.model.max_seq_length,
         model=model,
         processing_class=tokenizer,
         train_dataset=mix.train.select_columns(columns),
@@ -259,11 +267,13 @@ class TokenCounter:
     """Counts the tokens that training really sees: all of them without padding, and those with loss.
 
     It hooks the model's forward pass, so it holds for every sampler, schedule and resumed run.
+
+    Args:
+        tokens, loss_tokens: counted before, where a run is resumed.
     """
 
-    def __init__(self, model: PreTrainedModel):
-        self.tokens = 0
-        self.loss_tokens = 0
+    def __init__(self, model: PreTrainedModel, tokens: int = 0, loss_tokens: int = 0):
+        self.tokens, self.loss_tokens = tokens, loss_tokens
         self._hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -274,20 +284,6 @@ class TokenCounter:
 
     def close(self) -> None:
         self._hook.remove()
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint in the folder. A half-written one, left by a kill, lacks its last file and is skipped."""
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in checkpoints:
-        needed = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
-        try:
-            if all((checkpoint / name).stat().st_size > 0 for name in needed):
-                json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-                return checkpoint
-        except (OSError, json.JSONDecodeError):
-            continue
-    return None
 
 
 def peak_memory_bytes() -> int:
@@ -336,6 +332,8 @@ def train(
     output_dir: Path,
     resume: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
+    force: bool = False,
+    note: Callable[[str], None] = say,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Add an adapter, train it, save it to ``output_dir/adapter``.
 
@@ -343,50 +341,63 @@ def train(
         model: the base, from ``load_model``.
         resume: go on from the last whole checkpoint in ``output_dir/checkpoints``, if there is one.
         callbacks: transformers' own kind, called while training runs.
+        force: go on from a checkpoint of other settings, data or versions.
+        note: told what ``force`` went past.
 
     Returns:
         The model with its adapter, and the report's ``training`` section.
 
     Raises:
-        UserError: the loss is not a number, with the step.
+        UserError: the checkpoint was written with other settings, data or versions; see also ``pipeline.trainer.Trainer``.
     """
     import torch
 
-    model = add_adapter(model, profile.lora, profile.training, profile.seed)
     checkpoints = output_dir / "checkpoints"
-    trainer = make_trainer(model, tokenizer, profile, mix, checkpoints, callbacks)
-    checkpoint = last_checkpoint(checkpoints) if resume else None
+    who = identity(profile, mix.manifest["fingerprint"])
+    checkpoint = resume_point(checkpoints) if resume else None
+    if checkpoint:
+        differing = require_same(checkpoint, who, force)
+        if differing:
+            note(f"went on from {checkpoint.name} by --force although {'; '.join(differing)}")
+    model = add_adapter(model, profile.lora, profile.training, profile.seed)
+    name_base(model, profile.model.name)
+    from pipeline.callbacks import CheckpointKeeper
+
+    before = progress(checkpoint)
+    first = step_of(checkpoint) if checkpoint else 0
+    counter = TokenCounter(model, int(before.get("tokens", 0)), int(before.get("loss_tokens", 0)))
+    started = time.monotonic()
+
+    def counted() -> dict[str, float]:
+        """Tokens, and seconds of training without those of validation, this process and the ones before it together."""
+        evaluating = sum(e.get("eval_runtime", 0.0) for e in trainer.state.log_history if e["step"] > first)
+        seconds = before.get("seconds", 0.0) + time.monotonic() - started - evaluating
+        return {"tokens": counter.tokens, "loss_tokens": counter.loss_tokens, "seconds": max(seconds, 1e-9)}
+
+    keeper = CheckpointKeeper(who, profile.training.save_total_limit, counted)
+    trainer = make_trainer(model, tokenizer, profile, mix, checkpoints, [keeper, *callbacks])
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    counter = TokenCounter(model)
     started = time.monotonic()
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint and finished(checkpoint):
+            trainer.take(checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         counter.close()
-    seconds = time.monotonic() - started
+    measured = before if before and checkpoint and finished(checkpoint) else counted()
     history = trainer.state.log_history
     loss = [{"step": e["step"], "loss": e["loss"]} for e in history if "loss" in e]
     evaluations = [{"step": e["step"], "loss": e["eval_loss"]} for e in history if "eval_loss" in e]
-    for what, entries in (("loss", loss), ("validation loss", evaluations)):
-        for entry in entries:
-            if not math.isfinite(entry["loss"]):
-                raise UserError(
-                    f"The {what} became {entry['loss']} at step {entry['step']}. Lower training.learning_rate "
-                    f"(now {profile.training.learning_rate:g}) or training.max_grad_norm and run again; checkpoints "
-                    "before it are kept."
-                )
-    first = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    evaluation_seconds = sum(e.get("eval_runtime", 0.0) for e in history if e["step"] > first)
-    training_seconds = max(seconds - evaluation_seconds, 1e-9)
     trainable, total = count_parameters(model)
     save_adapter(model, tokenizer, output_dir / "adapter")
     return model, {
         "steps": trainer.state.global_step,
         "loss": loss,
         "eval_loss": evaluations,
-        "tokens_per_second": counter.tokens / training_seconds,
-        "loss_tokens_per_second": counter.loss_tokens / training_seconds,
+        "tokens_per_second": measured["tokens"] / measured["seconds"],
+        "loss_tokens_per_second": measured["loss_tokens"] / measured["seconds"],
         "peak_memory_bytes": peak_memory_bytes(),
         "trainable_parameters": trainable,
         "total_parameters": total,

@@ -1,4 +1,5 @@
-"""SFTTrainer with batches of similar length in random order, an exponential schedule, and a stop at the first bad loss.
+"""SFTTrainer with batches of similar length in random order, an exponential schedule, and a clear end where it cannot go on:
+a bad loss, memory that does not suffice, a disk that is full.
 
 Import it after unsloth, which replaces parts of TRL.
 """
@@ -6,15 +7,21 @@ Import it after unsloth, which replaces parts of TRL.
 from __future__ import annotations
 
 import contextlib
+import math
+import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
+from transformers import TrainerState
 from trl import SFTTrainer
 
 from pipeline.errors import UserError
+from pipeline.files import FULL
 from pipeline.train import SHORT, written_out_attention
 
 if TYPE_CHECKING:
@@ -74,28 +81,101 @@ def exponential(warm_up: int, steps: int) -> Any:
     return factor
 
 
+# How torch's allocators, CPU and GPU, and the GPU's libraries say that memory does not suffice, besides by their own types.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed")
+# How torch and safetensors say that a file could not be written; they keep the number of the error to themselves.
+_NOT_WRITTEN = ("file write failed", "pytorchstreamwriter failed", "no space left", "os error 28", "os error 122")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch or Python means that memory did not suffice."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error while writing a checkpoint means that the disk, or a quota, is full."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in FULL
+    return any(words in str(error).lower() for words in _NOT_WRITTEN)
+
+
+def memory_advice(batch: int, accumulation: int, checkpointing: bool, length: int | None) -> list[str]:
+    """What to lower when a batch does not fit, and to what, the change that costs least first; as ``--set`` takes it.
+
+    Half the batch with twice the accumulation gives the same steps of the optimiser. Gradient checkpointing costs about a
+    third more time (Chen et al. 2016, one more forward pass) and changes no result but rounding. A shorter limit drops rows.
+
+    Args:
+        length: the limit in tokens (``model.max_seq_length``); None: not known.
+    """
+    advice = []
+    if batch > 1:
+        accumulated = accumulation * batch // (batch // 2)
+        advice.append(
+            f"training.per_device_train_batch_size={batch // 2} with training.gradient_accumulation_steps={accumulated}"
+        )
+    if not checkpointing:
+        advice.append("training.gradient_checkpointing=true")
+    if length:
+        advice.append(f"model.max_seq_length={max(1, length // 2)} (longer rows are dropped and counted)")
+    return advice
+
+
 class Trainer(SFTTrainer):
     """SFTTrainer with the additions of this module.
 
     Args:
         lengths: tokens of each training example; None: random order.
         exponential_schedule: replaces ``args.lr_scheduler_type``.
+        length_limit: ``model.max_seq_length``, for the advice where memory does not suffice.
 
     Raises:
-        UserError: a loss is NaN or infinite, at the step where it happens, with the batch; or weights are, before a
-            checkpoint of them would take the place of a good one.
+        UserError: a loss, of training or validation, or the norm of the gradient is NaN or infinite, at the step where it
+            happens, with the batch; or weights are, before a checkpoint of them would take the place of a good one; a batch
+            does not fit into memory (says which settings to lower, and to what); the disk is full while a checkpoint is
+            written. The checkpoints before are kept.
     """
 
     def __init__(
-        self, *args: Any, lengths: Sequence[int] | None = None, exponential_schedule: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        lengths: Sequence[int] | None = None,
+        exponential_schedule: bool = False,
+        length_limit: int | None = None,
+        **kwargs: Any,
     ):
         self.example_lengths, self.exponential_schedule = lengths, exponential_schedule
+        self.length_limit = length_limit
+        self._batch: dict[str, Any] | None = None  # of the step that is being done
         super().__init__(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         length = getattr(self.model, "max_seq_length", None)
-        with written_out_attention(self.model) if length and length <= SHORT else contextlib.nullcontext():
-            return super().train(*args, **kwargs)
+        try:
+            with written_out_attention(self.model) if length and length <= SHORT else contextlib.nullcontext():
+                return super().train(*args, **kwargs)
+        except UserError:
+            for (
+                callback
+            ) in self.callback_handler.callbacks:  # an error behind a bar that is still drawn is hard to read
+                bar = getattr(callback, "training_bar", None)
+                if bar is not None:
+                    bar.close()
+            raise
+
+    def take(self, checkpoint: Path) -> None:
+        """Take weights and history of a checkpoint at which the training was over, as ``train`` would have left them.
+
+        ``train`` itself would do one step more.
+        """
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best is not None:
+            self.state.best_model_checkpoint = str(checkpoint.with_name(Path(best).name))
+            self._load_best_model()
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         if self.example_lengths is None:
@@ -111,20 +191,78 @@ class Trainer(SFTTrainer):
         return self.lr_scheduler
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._batch = inputs
+        with self._memory_explained(inputs, "training"):
+            loss = super().training_step(model, inputs, *args, **kwargs)
         if not torch.isfinite(loss).all():
             self._stop(f"The loss became {float(loss.mean())}", inputs)
         return loss
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not math.isfinite(float(norm)):
+            self._stop(f"The norm of the gradient became {float(norm)}", self._batch)
+        return norm
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        with self._memory_explained(inputs, "validation"):
+            result = super().prediction_step(model, inputs, *args, **kwargs)
+        if result[0] is not None and not torch.isfinite(result[0]).all():
+            self._stop(f"The validation loss became {float(result[0].mean())}", inputs, after=True)
+        return result
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
-            self._stop("Weights became NaN or infinite", None)
-        super()._save_checkpoint(*args, **kwargs)
+            self._stop("Weights became NaN or infinite", None, after=True)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not disk_full(error):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            free = shutil.disk_usage(self.args.output_dir).free / 2**20
+            raise UserError(
+                f"The disk is full ({free:,.0f} MiB are free): the checkpoint at step {self.state.global_step} could not be "
+                f"written. Those before it are kept. Free some space, or lower training.save_total_limit (now "
+                f"{self.keep or 'all'}), and go on with --resume."
+            ) from error
+        self.accelerator.wait_for_everyone()  # each process writes a file of its own
 
-    def _stop(self, what: str, inputs: dict[str, Any] | None) -> None:
-        """Stop with what is known about the step."""
-        # During a step the count stands at the steps before it; at a checkpoint it has been raised.
-        step = self.state.global_step + (inputs is not None)
+    @property
+    def keep(self) -> int | None:
+        """How many checkpoints are kept; None: all."""
+        limits = [getattr(callback, "keep", None) for callback in self.callback_handler.callbacks]
+        return next((limit for limit in limits if limit), self.args.save_total_limit)
+
+    @contextlib.contextmanager
+    def _memory_explained(self, inputs: dict[str, Any], what: str) -> Iterator[None]:
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            rows = inputs["input_ids"]
+            advice = memory_advice(
+                self.args.per_device_train_batch_size,
+                self.args.gradient_accumulation_steps,
+                bool(self.args.gradient_checkpointing),
+                self.length_limit,
+            )
+            numbered = "; ".join(f"{i}. {text}" for i, text in enumerate(advice, 1))
+            raise UserError(
+                f"Memory does not suffice for a batch of {what} at step {self.state.global_step + (what == 'training')}: "
+                f"{rows.shape[0]} rows of up to {rows.shape[1]} tokens. Set, until it fits: {numbered}. "
+                "Checkpoints before it are kept; other settings need another --output-dir, or --resume --force."
+            ) from error
+
+    def _stop(self, what: str, inputs: dict[str, Any] | None, after: bool = False) -> None:
+        """Stop with what is known about the step.
+
+        Args:
+            after: the step is done: during it, the count stands at the steps before.
+        """
+        step = self.state.global_step + (not after)
         batch = ""
         if inputs is not None:
             rows = inputs["input_ids"]

@@ -112,19 +112,62 @@ def test_killed_training_goes_on_to_the_same_adapter(finished: Path, tmp_path: P
     arguments = ["train", "--output-dir", str(folder), *OVERRIDES]
     process = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
-    while not (folder / "checkpoints" / "checkpoint-4" / "trainer_state.json").exists():
+    while not (folder / "checkpoints" / "checkpoint-4" / "manifest.json").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (folder / "adapter").exists()
-    # A checkpoint that the kill cut short must not be taken.
-    half = folder / "checkpoints" / "checkpoint-9"
-    shutil.copytree(folder / "checkpoints" / "checkpoint-4", half)
-    (half / "trainer_state.json").write_text("{", encoding="utf-8")
+    # Checkpoints that the kill cut short, or that were damaged afterwards, must not be taken.
+    half, damaged = (folder / "checkpoints" / f"checkpoint-{step}" for step in (9, 10))
+    for copy in (half, damaged):
+        shutil.copytree(folder / "checkpoints" / "checkpoint-4", copy)
+    (half / "manifest.json").unlink(missing_ok=True)
+    (damaged / "optimizer.pt").write_bytes(b"cut")
     assert "add --resume" in pipeline(*arguments, code=2).stderr
-    pipeline(*arguments, "--resume")
+    changed = [*arguments, "--set", "training.learning_rate=0.001"]
+    assert "training.learning_rate is 0.003 there and 0.001 here" in pipeline(*changed, "--resume", code=2).stderr
+    resumed = pipeline(*arguments, "--resume")
+    assert "checkpoint-10 cannot be used: optimizer.pt has 3 bytes" in resumed.stderr
+    assert "checkpoint-9 cannot be used: it was not written to its end" in resumed.stderr
+    assert sorted(p.name for p in (folder / "checkpoints").glob("*checkpoint-*")) == ["checkpoint-12", "checkpoint-8"]
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == "models/embedded"
     assert adapter_bytes(folder) == adapter_bytes(finished)
+
+
+def test_an_exchanged_adapter_is_not_reported_with_the_evaluation_of_another(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    path = folder / "adapter" / "adapter_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-4:] = bytes(4)  # the last weight becomes 0
+    path.write_bytes(content)
+    report = pipeline("report", "--output-dir", str(folder), code=2)
+    assert "The evaluation of the tuned model" in report.stderr and "is of other weights" in report.stderr
+    again = pipeline("evaluate", "--which", "tuned", "--output-dir", str(folder), *OVERRIDES)
+    assert "is of other weights than those here; it is done again" in again.stderr
+    pipeline("report", "--output-dir", str(folder))
+
+
+def test_force_goes_on_under_other_settings_and_says_so(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    other = ["--resume", "--force", "--set", "training.learning_rate=0.001"]
+    refused = pipeline("run", "--output-dir", str(folder), *OVERRIDES, *other, code=2)
+    assert "is finished, and --force cannot change what it was trained with" in refused.stderr
+    # As if it had been killed behind step 8.
+    for name in ("training.json", "report.json"):
+        (folder / name).unlink()
+    for name in ("adapter", "checkpoints/checkpoint-12", "evaluation/tuned"):
+        shutil.rmtree(folder / name)
+    done = pipeline("train", "--output-dir", str(folder), *OVERRIDES, *other, "--json")
+    assert json.loads(done.stdout)["steps"] == 12
+    notes = json.loads((folder / "run.json").read_text(encoding="utf-8"))["notes"]
+    assert "training.learning_rate is 0.003 there and 0.001 here" in notes[0]
+    assert "checkpoint-8" in notes[1] and "training.learning_rate was 0.003 and is 0.001" in notes[1]
+    assert adapter_bytes(folder) != adapter_bytes(finished)
+    assert "needs --resume" in pipeline("train", "--output-dir", str(folder), "--force", code=2).stderr
 
 
 def test_another_seed_gives_another_mix_and_adapter(finished: Path, tmp_path: Path) -> None:

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from transformers import TrainerCallback
 
 from pipeline.errors import UserError
-from pipeline.trainer import LOWEST, WINDOW, LengthGroupedSampler, exponential
+from pipeline.trainer import (
+    LOWEST,
+    WINDOW,
+    LengthGroupedSampler,
+    disk_full,
+    exponential,
+    memory_advice,
+    out_of_memory,
+)
 
 LENGTHS = st.lists(st.integers(1, 300), max_size=700)
 
@@ -133,3 +141,93 @@ def test_the_exponential_schedule_reaches_the_optimiser(mix_and_profile: tuple[A
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
     warm_up = trainer.args.get_warmup_steps(8)
     assert rates == pytest.approx([0.003 * exponential(warm_up, 8)(step) for step in range(8)])
+
+
+def test_a_gradient_that_is_not_finite_stops_at_its_step(mix_and_profile: tuple[Any, Any], tmp_path: Path) -> None:
+    """The loss of that step is fine; without the check, the next one would be the first to be bad."""
+    trainer = trainer_of(mix_and_profile, tmp_path)
+    parameter = next(p for n, p in trainer.model.named_parameters() if "lora_B" in n)
+    before: list[torch.Tensor] = []
+
+    def poison(gradient: torch.Tensor) -> torch.Tensor | None:
+        if trainer.state.global_step != 4:
+            return None
+        before.append(parameter.detach().clone())
+        return gradient * float("inf")
+
+    parameter.register_hook(poison)
+    with pytest.raises(UserError, match=r"The norm of the gradient became \S+ at step 5 .*The batch has 8 rows"):
+        trainer.train()
+    assert torch.equal(parameter, before[0])  # the step was not taken
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_a_validation_loss_that_is_not_finite_stops(mix_and_profile: tuple[Any, Any], tmp_path: Path) -> None:
+    mix, profile = mix_and_profile
+    changed = profile.model_copy(deep=True)
+    changed.training.eval_steps = 4
+    trainer = trainer_of((mix, changed), tmp_path)
+
+    def poison(model: Any, args: Any, kwargs: Any, output: Any) -> None:
+        if not model.training:
+            output.loss = output.loss * float("nan")
+
+    trainer.model.register_forward_hook(poison, with_kwargs=True)
+    with pytest.raises(UserError, match=r"The validation loss became nan at step 4 .*The batch has \d+ rows"):
+        trainer.train()
+    assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]  # the one at 4 would have come after it
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_that_does_not_fit_says_what_to_lower(
+    training: bool, mix_and_profile: tuple[Any, Any], tmp_path: Path
+) -> None:
+    mix, profile = mix_and_profile
+    changed = profile.model_copy(deep=True)
+    changed.training.eval_steps = 4
+    trainer = trainer_of((mix, changed), tmp_path)
+
+    def hungry(model: Any, args: Any, kwargs: Any) -> None:
+        if trainer.state.global_step == 4 and model.training == training:
+            torch.empty(2**55)  # torch's own allocator refuses it
+
+    trainer.model.register_forward_pre_hook(hungry, with_kwargs=True)
+    with pytest.raises(UserError) as caught:
+        trainer.train()
+    text = str(caught.value)
+    assert ("a batch of training at step 5: 8 rows" if training else "a batch of validation at step 4: 8 rows") in text
+    assert "1. training.per_device_train_batch_size=4 with training.gradient_accumulation_steps=2" in text
+    assert "2. training.gradient_checkpointing=true; 3. model.max_seq_length=128" in text
+    assert (tmp_path / "checkpoint-2").exists() and (tmp_path / "checkpoint-4").exists() == training
+
+
+def test_advice_follows_the_settings() -> None:
+    assert memory_advice(1, 16, True, None) == []
+    assert memory_advice(1, 16, True, 2048) == ["model.max_seq_length=1024 (longer rows are dropped and counted)"]
+    (first, second) = memory_advice(3, 2, False, None)
+    # The rows of a step stay at least what they were.
+    assert first == "training.per_device_train_batch_size=1 with training.gradient_accumulation_steps=6"
+    assert second == "training.gradient_checkpointing=true"
+
+
+def test_which_errors_mean_memory_and_which_a_full_disk() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**55)
+    assert out_of_memory(caught.value) and out_of_memory(MemoryError())
+    assert out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert not out_of_memory(RuntimeError("shape '[3]' is invalid")) and not out_of_memory(ValueError("out of memory"))
+    assert disk_full(OSError(28, "No space left on device")) and not disk_full(OSError(13, "Permission denied"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+@pytest.mark.parametrize("file", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_disk_that_fills_up_keeps_the_checkpoint_before(
+    file: str, mix_and_profile: tuple[Any, Any], tmp_path: Path
+) -> None:
+    trainer = trainer_of(mix_and_profile, tmp_path)
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / "checkpoint-4" / file).symlink_to("/dev/full")  # whatever is written there meets a full disk
+    with pytest.raises(UserError, match=r"The disk is full .*the checkpoint at step 4 could not be written"):
+        trainer.train()
+    assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
