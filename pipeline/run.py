@@ -30,6 +30,7 @@ from pipeline.errors import UserError
 from pipeline.files import file_sha256, fingerprint, read_json, read_jsonl, write_json, write_text
 from pipeline.mix import Mix, load_mix, mix_from_recipe, save_mix
 from pipeline.pools import say
+from pipeline.processes import first, is_sharded
 from pipeline.settings import Profile, Recipe, load_recipe
 from pipeline.sources import cache_dir
 from pipeline.versions import installed
@@ -64,7 +65,15 @@ class Run:
 
     @classmethod
     def open(cls, profile: Profile, folder: Path, resume: bool = False, recipe: Recipe | None = None) -> Run:
-        """Take a new or empty directory, or go on in the directory of the same run."""
+        """Take a new or empty directory, or go on in the directory of the same run; of several processes, the first does."""
+
+        def others() -> Run:
+            return cls(profile, recipe or load_recipe(profile.recipe, profile.mix), Path(folder), resume)
+
+        return first("open the directory", lambda: cls._open(profile, folder, resume, recipe), others)
+
+    @classmethod
+    def _open(cls, profile: Profile, folder: Path, resume: bool = False, recipe: Recipe | None = None) -> Run:
         run = cls(profile, recipe or load_recipe(profile.recipe, profile.mix), Path(folder), resume)
         identity = fingerprint({"profile": profile.model_dump(), "recipe": run.recipe.model_dump()})
         record_path = run.folder / "run.json"
@@ -150,7 +159,10 @@ class Run:
     # --- the stages
 
     def data(self) -> Mix:
-        """Build the mix, or load it where it is done."""
+        """Build the mix, or load it where it is done; of several processes, the first builds and the others load."""
+        return first("mix", self._data, lambda: load_mix(self._path("mix")))
+
+    def _data(self) -> Mix:
         from pipeline.train import load_tokenizer
 
         folder = self._path("mix")
@@ -180,7 +192,13 @@ class Run:
             raise UserError("The model in memory has an adapter already; start a new process to train again.")
         self._model, section = train(model, tokenizer, self.profile, mix, self.folder, self.resume, callbacks)
         self._has_adapter = True
-        write_json(record, section)
+        if is_sharded(self._model):
+            self._model, self._has_adapter = None, False  # one process cannot evaluate what all hold a part of
+        return first("training.json", lambda: self._record(record, section), lambda: section)
+
+    @staticmethod
+    def _record(path: Path, section: dict[str, Any]) -> dict[str, Any]:
+        write_json(path, section)
         return section
 
     def _cells(self, which: str) -> dict[str, Any] | None:
@@ -205,7 +223,10 @@ class Run:
         return f"{identity}-{file_sha256(self._path('adapter', 'adapter_model.safetensors'))[:12]}"
 
     def evaluate(self, which: str) -> dict[str, Any]:
-        """Evaluate ``base`` or ``tuned`` in both modes; returns {mode: cell}."""
+        """Evaluate ``base`` or ``tuned`` in both modes, in the first process; returns {mode: cell}."""
+        return first(f"evaluate {which}", lambda: self._evaluate(which), lambda: self._cells(which) or {})
+
+    def _evaluate(self, which: str) -> dict[str, Any]:
         from pipeline.evaluate import evaluate_model
 
         done = self._cells(which)
@@ -222,6 +243,9 @@ class Run:
         Raises:
             UserError: a stage is missing (says which command makes it).
         """
+        return first("report", self._report, lambda: dict(read_json(self._path("report.json"))))
+
+    def _report(self) -> dict[str, Any]:
         from pipeline.report import build_report, mix_section, write_report
 
         cells = {which: self._cells(which) for which in ("base", "tuned")}
@@ -368,11 +392,11 @@ def plan(profile: Profile) -> dict[str, Any]:
     """
     from transformers import AutoConfig
 
-    from pipeline.train import estimate_memory_bytes, model_location, planned_steps
+    from pipeline.train import estimate_memory_bytes, global_batch, model_location, planned_steps
 
     manifest = build_profile_mix(profile).manifest
     steps = planned_steps(profile, manifest["examples"]["train"])
-    batch = profile.training.per_device_train_batch_size * profile.training.gradient_accumulation_steps
+    batch = global_batch(profile)
     tokens = int(manifest["total"]["tokens"] / manifest["examples"]["train"] * steps * batch)
     replies = None
     if profile.evaluation.limit:
