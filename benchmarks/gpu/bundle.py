@@ -1,6 +1,6 @@
 """Wheels for a GPU machine without network, in one folder of at most 64 MiB.
 
-    python benchmarks/gpu/bundle.py --output-dir outputs/bundle --present torch triton numpy
+    python benchmarks/gpu/bundle.py --output-dir outputs/bundle
     python benchmarks/gpu/bundle.py --output-dir outputs/bundle --present-from freeze.txt     # `pip freeze` of that machine
     pip install --no-deps --no-index outputs/bundle/*.whl                                     # there
 
@@ -33,10 +33,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 64 * 2**20
 ROOTS = ("unsloth", "unsloth_zoo", "bitsandbytes", "trl", "peft", "datasets", "orjson", "pydantic", "pyyaml", "rich")
+# What an image with torch for CUDA usually holds. Not there? `--roots pyarrow pandas pillow` makes a second bundle of them.
+PRESENT = ("torch", "triton", "numpy", "pandas", "pyarrow", "pillow")
 # What these packages ask for and a text model does not use.
 LEFT_OUT = {
     "torchvision": "pictures",
     "xformers": "attention kernels; torch's own are taken where it is missing",
+    "hf-transfer": "downloads",
+    "hf-xet": "downloads",
     "diffusers": "pictures; unsloth imports it where it is there",
     "triton-windows": "another system",
 }
@@ -66,9 +70,9 @@ def _unsloth(path: str) -> bool:
 
 
 def _pyarrow(path: str) -> bool:
-    """Headers, tests, and the libraries of remote procedure calls and query plans, which ``datasets`` does not load."""
+    """Headers, sources, tests, and the libraries of remote procedure calls (flight), which nothing else in it links to."""
     return path.startswith(("pyarrow/include/", "pyarrow/tests/", "pyarrow/src/")) or bool(
-        re.search(r"(flight|substrait)[^/]*\.(so|py|pyx|pxd|pyi)[.\d]*$", path)
+        re.search(r"flight[^/]*\.(so|py|pyx|pxd|pyi)[.\d]*$", path)
     )
 
 
@@ -259,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR")
     parser.add_argument("--roots", nargs="+", default=list(ROOTS), metavar="NAME", help=f"default: {' '.join(ROOTS)}")
     parser.add_argument(
-        "--present", nargs="*", default=["torch", "triton", "numpy"], metavar="NAME", help="what is there"
+        "--present", nargs="*", default=list(PRESENT), metavar="NAME", help="default: " + " ".join(PRESENT)
     )
     parser.add_argument(
         "--present-from", type=Path, metavar="FILE", help="the output of `pip freeze` there, beside --present"
