@@ -336,7 +336,7 @@ def _look(args: argparse.Namespace, profile: Any) -> int:
 def _plan(args: argparse.Namespace, profile: Any) -> int:
     from pipeline.run import describe_mix, plan
 
-    result = first("plan", lambda: plan(profile), dict)
+    result: dict[str, Any] = first("plan", lambda: plan(profile), dict)
     if not is_first():
         return 0
     memory = result["estimated_memory_bytes"]["total"] / 2**20

@@ -174,7 +174,8 @@ for path, key in (("zero_optimization", "stages"), ("zero_optimization.offload_o
     except ValueError as error:
         refused.append(key)
 offload = parsed.zero_config.offload_optimizer
-print(json.dumps({"filled": filled, "stage": parsed.zero_optimization_stage, "device": str(getattr(offload.device, "value", offload.device)),
+device = str(getattr(offload.device, "value", offload.device))
+print(json.dumps({"filled": filled, "stage": parsed.zero_optimization_stage, "device": device,
                   "clipping": parsed.gradient_clipping, "batch": parsed.train_batch_size, "refused": refused}))
 """
 
