@@ -19,6 +19,7 @@ from typing import Any
 from pipeline import __version__
 from pipeline.errors import UserError
 from pipeline.files import FULL, require_folder
+from pipeline.processes import first, is_first, label, require_one, together
 
 
 def _positive(text: str) -> int:
@@ -234,6 +235,8 @@ def _profile(args: argparse.Namespace) -> Any:
 
 
 def _show(args: argparse.Namespace, data: Any, text: str) -> None:
+    if not is_first():
+        return
     try:
         print(json.dumps(data, ensure_ascii=False, indent=2) if args.json else text, file=args.output, flush=True)
     except BrokenPipeError:
@@ -341,7 +344,9 @@ def _look(args: argparse.Namespace, profile: Any) -> int:
 def _plan(args: argparse.Namespace, profile: Any) -> int:
     from pipeline.run import describe_mix, plan
 
-    result = plan(profile)
+    result: dict[str, Any] = first("plan", lambda: plan(profile), dict)
+    if not is_first():
+        return 0
     memory = result["estimated_memory_bytes"]["total"] / 2**20
     seconds = result["estimated_seconds"]
     time = (
@@ -586,10 +591,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if hasattr(args, "output_dir"):
             require_folder(args.output_dir)
-        with contextlib.redirect_stdout(sys.stderr):  # what libraries print must not get into the result
+        if args.command not in ("train", "run"):
+            require_one(args.command)
+        # What libraries print must not get into the result.
+        with contextlib.redirect_stdout(sys.stderr), together():
             return commands[args.command](args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error{label()}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in FULL:

@@ -34,6 +34,7 @@ from pipeline.decontaminate import Decontaminator, load_benchmarks
 from pipeline.errors import UserError
 from pipeline.files import FULL, file_sha256, fingerprint, make_folder, read_json, write_json
 from pipeline.prepare import ROW_COLUMNS, Chunk, Preparation, Tally, TooLong, chunks
+from pipeline.processes import is_first
 from pipeline.row_files import require_inside
 from pipeline.settings import CleanSettings, NearDuplicates, Recipe, SourceSettings
 from pipeline.sources import SourceRow, benchmark_source, content_key, read_rows, require_source
@@ -444,10 +445,11 @@ class _Counted(Iterator[SourceRow]):
 
 
 def say(text: str) -> None:
-    """Print a line of progress to standard error."""
+    """Print a line of progress to standard error; of several processes, the first does."""
     from rich.console import Console
 
-    Console(stderr=True, soft_wrap=True, highlight=False).print(text, markup=False)
+    if is_first():
+        Console(stderr=True, soft_wrap=True, highlight=False).print(text, markup=False)
 
 
 def build_pools(

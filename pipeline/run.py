@@ -33,6 +33,7 @@ from pipeline.errors import UserError
 from pipeline.files import file_sha256, fingerprint, read_json, read_jsonl, write_json, write_text
 from pipeline.mix import Mix, load_mix, mix_from_recipe, save_mix
 from pipeline.pools import say
+from pipeline.processes import first, is_first, is_sharded
 from pipeline.redact import masked
 from pipeline.settings import Profile, Recipe, load_recipe
 from pipeline.sources import cache_dir
@@ -80,37 +81,41 @@ class Run:
     def open(
         cls, profile: Profile, folder: Path, resume: bool = False, recipe: Recipe | None = None, force: bool = False
     ) -> Run:
-        """Take a new or empty directory, or go on in the directory of the same run."""
+        """Take a new or empty directory, or go on in the directory of the same run; of several processes, the first does."""
         run = cls(profile, recipe or load_recipe(profile.recipe, profile.mix), Path(folder), resume, force)
-        run.trackers = Trackers(profile.training.report_to, run.folder / "trackers", run.note)
-        record_path = run.folder / "run.json"
+        reports = profile.training.report_to if is_first() else ["none"]
+        run.trackers = Trackers(reports, run.folder / "trackers", run.note)
+        return first("open the directory", run._open, lambda: run)
+
+    def _open(self) -> Run:
+        record_path = self.folder / "run.json"
         if record_path.exists():
             record = read_json(record_path)
-            if record.get("settings_fingerprint") != run._settings_fingerprint():
-                run._take_over(record)
-            elif not resume and not record.get("finished"):
+            if record.get("settings_fingerprint") != self._settings_fingerprint():
+                self._take_over(record)
+            elif not self.resume and not record.get("finished"):
                 raise UserError(
-                    f"{folder} holds an unfinished run of the same settings; add --resume to go on with it."
+                    f"{self.folder} holds an unfinished run of the same settings; add --resume to go on with it."
                 )
-            return run
-        if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
+            return self
+        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise UserError(
-                f"{folder} exists and is no run directory. Choose another --output-dir; nothing was changed."
+                f"{self.folder} exists and is no run directory. Choose another --output-dir; nothing was changed."
             )
-        run._require_sources()
-        run._write_settings()
+        self._require_sources()
+        self._write_settings()
         record = {
-            "settings_fingerprint": run._settings_fingerprint(),
-            "profile": profile.name,
-            "model": profile.model.name,
-            "seed": profile.seed,
+            "settings_fingerprint": self._settings_fingerprint(),
+            "profile": self.profile.name,
+            "model": self.profile.model.name,
+            "seed": self.profile.seed,
             "versions": {"python": platform.python_version(), **{k: v for k, v in installed().items() if v}},
             "started": _now(),
             "finished": None,
             "notes": [],
         }
         write_json(record_path, record)
-        return run
+        return self
 
     def resolved(self) -> dict[str, Any]:
         """Profile and recipe as they are written: without secrets, which make no other run either."""
@@ -153,6 +158,8 @@ class Run:
 
     def note(self, text: str) -> None:
         """Say something that a reader of the report should know, and keep it in run.json; once each."""
+        if not is_first():
+            return
         path = self._path("run.json")
         record = read_json(path)
         notes = record.get("notes", [])
@@ -220,7 +227,10 @@ class Run:
     # --- the stages
 
     def data(self) -> Mix:
-        """Build the mix, or load it where it is done."""
+        """Build the mix, or load it where it is done; of several processes, the first builds and the others load."""
+        return first("mix", self._data, lambda: load_mix(self._path("mix")))
+
+    def _data(self) -> Mix:
         from pipeline.train import load_tokenizer
 
         folder = self._path("mix")
@@ -256,7 +266,12 @@ class Run:
             model, tokenizer, self.profile, mix, self.folder, self.resume, own, self.force, self.note
         )
         self._has_adapter = True
-        write_json(record, section)
+        if is_sharded(self._model):
+            self._model, self._has_adapter = None, False  # one process cannot evaluate what all hold a part of
+        return first("training.json", lambda: self._record(record, section), lambda: section)
+
+    def _record(self, path: Path, section: dict[str, Any]) -> dict[str, Any]:
+        write_json(path, section)
         clear_aside(self._path("checkpoints"))
         return section
 
@@ -286,10 +301,13 @@ class Run:
         return f"{identity}-{file_sha256(self._path('adapter', 'adapter_model.safetensors'))[:12]}"
 
     def evaluate(self, which: str) -> dict[str, Any]:
-        """Evaluate ``base`` or ``tuned`` in both modes; returns {mode: cell}.
+        """Evaluate ``base`` or ``tuned`` in both modes, in the first process; returns {mode: cell}.
 
         Stored cells of the same weights are taken as they are; of others (the adapter was exchanged), they are made anew.
         """
+        return first(f"evaluate {which}", lambda: self._evaluate(which), lambda: self._cells(which) or {})
+
+    def _evaluate(self, which: str) -> dict[str, Any]:
         from pipeline.evaluate import evaluate_model
 
         cells = self._cells(which)
@@ -333,6 +351,9 @@ class Run:
         Raises:
             UserError: a stage is missing (says which command makes it).
         """
+        return first("report", self._report, lambda: dict(read_json(self._path("report.json"))))
+
+    def _report(self) -> dict[str, Any]:
         from pipeline.report import build_report, mix_section, write_report
 
         cells = {which: self._cells(which) for which in ("base", "tuned")}
@@ -490,11 +511,11 @@ def plan(profile: Profile) -> dict[str, Any]:
     """
     from transformers import AutoConfig
 
-    from pipeline.train import estimate_memory_bytes, model_location, planned_steps
+    from pipeline.train import estimate_memory_bytes, global_batch, model_location, planned_steps
 
     manifest = build_profile_mix(profile).manifest
     steps = planned_steps(profile, manifest["examples"]["train"])
-    batch = profile.training.per_device_train_batch_size * profile.training.gradient_accumulation_steps
+    batch = global_batch(profile)
     tokens = int(manifest["total"]["tokens"] / manifest["examples"]["train"] * steps * batch)
     replies = None
     if profile.evaluation.limit:

@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.checkpoints import finished, identity, progress, require_same, resume_point, step_of
+from pipeline.checkpoints import finished, identity, last_checkpoint, progress, require_same, resume_point, step_of
 from pipeline.errors import UserError
 from pipeline.hubs import require_hub
 from pipeline.mix import Mix
 from pipeline.pools import say
+from pipeline.processes import first, is_sharded, require_same_size, size
 from pipeline.settings import LoraSettings, ModelSettings, Profile, TrainingSettings, locate
 from pipeline.versions import import_unsloth
 
@@ -298,12 +299,18 @@ def peak_memory_bytes() -> int:
     return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
-def save_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save adapter and tokenizer as a whole: written beside the folder first, then renamed."""
+def save_adapter(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: dict[str, Any] | None = None
+) -> None:
+    """Save adapter and tokenizer as a whole: written beside the folder first, then renamed.
+
+    Args:
+        weights: name → tensor, where the model itself does not hold all of them; None: the model's own.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        model.save_pretrained(str(temporary))
+        model.save_pretrained(str(temporary), **({"state_dict": weights} if weights else {}))
         tokenizer.save_pretrained(str(temporary))
         temporary.chmod(0o755)
         if folder.exists():
@@ -311,6 +318,30 @@ def save_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
         temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save_trained(trainer: SFTTrainer, folder: Path) -> None:
+    """Save adapter and tokenizer of a trained model, from the first of several processes.
+
+    Where each process holds a part of the weights, all of them give theirs.
+    """
+    model, tokenizer = trainer.model, trainer.processing_class
+    if is_sharded(model):
+        weights = trainer.accelerator.get_state_dict(model)
+        first("adapter", lambda: save_adapter(model, tokenizer, folder, weights), lambda: None)
+    else:
+        first("adapter", lambda: save_adapter(model, tokenizer, folder), lambda: None)
+
+
+def over_processes(trainer: SFTTrainer, counter: TokenCounter) -> tuple[int, int, int]:
+    """(tokens, loss-bearing tokens) of all processes together, and the peak memory in bytes of the one with most."""
+    own = (counter.tokens, counter.loss_tokens, peak_memory_bytes())
+    if size() == 1:
+        return own
+    import torch
+
+    rows = trainer.accelerator.gather(torch.tensor([own], device=trainer.accelerator.device)).tolist()
+    return sum(row[0] for row in rows), sum(row[1] for row in rows), max(row[2] for row in rows)
 
 
 def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
@@ -354,8 +385,11 @@ def train(
 
     checkpoints = output_dir / "checkpoints"
     who = identity(profile, mix.manifest["fingerprint"])
-    checkpoint = resume_point(checkpoints) if resume else None
+    checkpoint = None
+    if resume:
+        checkpoint = first("checkpoint", lambda: resume_point(checkpoints), lambda: last_checkpoint(checkpoints))
     if checkpoint:
+        require_same_size(checkpoint)
         differing = require_same(checkpoint, who, force)
         if differing:
             note(f"went on from {checkpoint.name} by --force although {'; '.join(differing)}")
@@ -364,13 +398,13 @@ def train(
     from pipeline.callbacks import CheckpointKeeper
 
     before = progress(checkpoint)
-    first = step_of(checkpoint) if checkpoint else 0
+    from_step = step_of(checkpoint) if checkpoint else 0
     counter = TokenCounter(model, int(before.get("tokens", 0)), int(before.get("loss_tokens", 0)))
     started = time.monotonic()
 
     def counted() -> dict[str, float]:
         """Tokens, and seconds of training without those of validation, this process and the ones before it together."""
-        evaluating = sum(e.get("eval_runtime", 0.0) for e in trainer.state.log_history if e["step"] > first)
+        evaluating = sum(e.get("eval_runtime", 0.0) for e in trainer.state.log_history if e["step"] > from_step)
         seconds = before.get("seconds", 0.0) + time.monotonic() - started - evaluating
         return {"tokens": counter.tokens, "loss_tokens": counter.loss_tokens, "seconds": max(seconds, 1e-9)}
 
@@ -386,19 +420,21 @@ def train(
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         counter.close()
-    measured = before if before and checkpoint and finished(checkpoint) else counted()
+    ended = bool(before and checkpoint and finished(checkpoint))
+    seconds = before["seconds"] if ended else counted()["seconds"]
     history = trainer.state.log_history
     loss = [{"step": e["step"], "loss": e["loss"]} for e in history if "loss" in e]
     evaluations = [{"step": e["step"], "loss": e["eval_loss"]} for e in history if "eval_loss" in e]
     trainable, total = count_parameters(model)
-    save_adapter(model, tokenizer, output_dir / "adapter")
+    save_trained(trainer, output_dir / "adapter")
+    tokens, loss_tokens, peak = over_processes(trainer, counter)
     return model, {
         "steps": trainer.state.global_step,
         "loss": loss,
         "eval_loss": evaluations,
-        "tokens_per_second": measured["tokens"] / measured["seconds"],
-        "loss_tokens_per_second": measured["loss_tokens"] / measured["seconds"],
-        "peak_memory_bytes": peak_memory_bytes(),
+        "tokens_per_second": tokens / seconds,
+        "loss_tokens_per_second": loss_tokens / seconds,
+        "peak_memory_bytes": peak,
         "trainable_parameters": trainable,
         "total_parameters": total,
     }
@@ -453,9 +489,13 @@ def estimate_memory_bytes(config: Any, profile: Profile) -> dict[str, int]:
     return parts | {"total": sum(parts.values())}
 
 
+def global_batch(profile: Profile) -> int:
+    """Rows of an optimizer step. As in TRL, the profile's batch size is that of one process."""
+    return profile.training.per_device_train_batch_size * profile.training.gradient_accumulation_steps * size()
+
+
 def planned_steps(profile: Profile, examples: int) -> int:
     """Optimizer steps of the run over so many examples."""
     if profile.training.max_steps > 0:
         return profile.training.max_steps
-    batch = profile.training.per_device_train_batch_size * profile.training.gradient_accumulation_steps
-    return int(-(-examples // batch) * profile.training.num_train_epochs)
+    return int(-(-examples // global_batch(profile)) * profile.training.num_train_epochs)

@@ -180,7 +180,10 @@ class Trainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         if self.example_lengths is None:
             return super()._get_train_sampler(train_dataset)
-        return LengthGroupedSampler(self.example_lengths, self.args.train_batch_size, self.args.seed)
+        # accelerate deals consecutive batches out to the processes: grouped over all of them, those of one step are of
+        # similar length, so that none waits for another, and their rows are those of one process with the whole batch.
+        batch = self.args.train_batch_size * self.args.world_size
+        return LengthGroupedSampler(self.example_lengths, batch, self.args.seed)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if not self.exponential_schedule:
