@@ -6,6 +6,7 @@ Import it after unsloth, which replaces parts of TRL.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from trl import SFTTrainer
 
+from pipeline.bottleneck import has_bottlenecks, load_bottlenecks
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ class Trainer(SFTTrainer):
     Args:
         lengths: tokens of each training example; None: random order.
         exponential_schedule: replaces ``args.lr_scheduler_type``.
+        plus_lr_ratio: LoRA+: the matrices B learn so many times faster than the matrices A; None: off.
 
     Raises:
         UserError: a loss is NaN or infinite, at the step where it happens, with the batch; or weights are, before a
@@ -85,10 +88,46 @@ class Trainer(SFTTrainer):
     """
 
     def __init__(
-        self, *args: Any, lengths: Sequence[int] | None = None, exponential_schedule: bool = False, **kwargs: Any
+        self,
+        *args: Any,
+        lengths: Sequence[int] | None = None,
+        exponential_schedule: bool = False,
+        plus_lr_ratio: float | None = None,
+        **kwargs: Any,
     ):
-        self.example_lengths, self.exponential_schedule = lengths, exponential_schedule
+        self.example_lengths, self.exponential_schedule, self.plus_lr_ratio = (
+            lengths,
+            exponential_schedule,
+            plus_lr_ratio,
+        )
         super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        if self.plus_lr_ratio is None or self.optimizer is not None:
+            return super().create_optimizer(*args, **kwargs)
+        from peft.optimizers import create_loraplus_optimizer
+
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer = create_loraplus_optimizer(
+            self.model,
+            kind,
+            loraplus_lr_ratio=self.plus_lr_ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+            **options,
+        )
+        return self.optimizer
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if has_bottlenecks(self.model):
+            load_bottlenecks(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if has_bottlenecks(self.model):
+            load_bottlenecks(self.model, Path(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         if self.example_lengths is None:
