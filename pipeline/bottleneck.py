@@ -10,6 +10,7 @@ Import this module after unsloth, as it imports torch.
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,11 @@ from pipeline.errors import UserError
 
 PLACES = ("o_proj", "down_proj")
 WEIGHTS = "adapter_model.safetensors"
-_ACTIVATIONS = {"gelu": nn.functional.gelu, "relu": nn.functional.relu, "silu": nn.functional.silu}
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": nn.functional.gelu,
+    "relu": nn.functional.relu,
+    "silu": nn.functional.silu,
+}
 
 
 class Bottleneck(nn.Module):

@@ -172,6 +172,9 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--sampler", choices=["tpe", "grid"], default="tpe", help="default: tpe")
     search.add_argument("--workers", type=_positive, default=1, help="trials at a time (default: 1)")
     search.add_argument(
+        "--no-pruning", action="store_true", help="run every trial to its end, whatever its validation loss"
+    )
+    search.add_argument(
         "--storage",
         type=_word,
         metavar="URL",
@@ -365,6 +368,11 @@ def _stages(args: argparse.Namespace) -> int:
     run = Run.open(profile, args.output_dir, resume=args.resume or parts)
     run.resume = args.resume
     quiet()
+    with run.noting_failure(args.command):
+        return _stage(args, run)
+
+
+def _stage(args: argparse.Namespace, run: Any) -> int:
     if args.command == "train":
         section = run.train()
         last = section["loss"][-1]["loss"] if section["loss"] else float("nan")
@@ -482,6 +490,7 @@ def _search(args: argparse.Namespace) -> int:
         seed=args.seed,
         workers=args.workers,
         floor=args.fidelity_floor,
+        prune=not args.no_pruning,
     )
     _show(args, result, f"{table(result)}\n\npicture: {args.output_dir / 'search.png'}")
     return 0 if result["best"] else 1

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.conversations import Mode
 from pipeline.errors import UserError
 from pipeline.settings import Sampling
+from pipeline.train import written_out_attention
 
 if TYPE_CHECKING:
     import torch
@@ -113,10 +114,10 @@ def inference_mode_of(model: PreTrainedModel) -> Iterator[None]:
 
     An Unsloth model is switched with its own ``for_inference`` and ``for_training``, any other with ``eval()``.
 
-    On a CPU two more things hold meanwhile. Attention is written out ("eager"): with one query a step it takes half the
-    time of torch's fused kernel. And a small model decodes on one thread: its operations are too short to share, and
-    two threads that wait for each other on a busy machine wait very long. (Measured with the embedded model, batch 100,
-    one core: 42 → 17 ms a token; on two busy cores, two threads against one: 850 → 23 ms.)
+    On a CPU two more things hold meanwhile. Attention is written out (``written_out_attention``). And a small model decodes
+    on one thread: its operations are too short to share, and two threads that wait for each other on a busy machine wait
+    very long. (Measured with the embedded model, batch 100, one core: 42 → 17 ms a token; on two busy cores, two threads
+    against one: 850 → 23 ms.)
     """
     import torch
 
@@ -128,19 +129,14 @@ def inference_mode_of(model: PreTrainedModel) -> Iterator[None]:
         for_inference()
     else:
         model.eval()
-    attention = getattr(model.config, "_attn_implementation", None)
-    written_out = model.device.type == "cpu" and attention == "sdpa"
-    if written_out:
-        model.set_attn_implementation("eager")
     threads = torch.get_num_threads()
     if model.device.type == "cpu" and sum(p.numel() for p in model.parameters()) < _ONE_THREAD_BELOW:
         torch.set_num_threads(1)
     try:
-        yield
+        with written_out_attention(model):
+            yield
     finally:
         torch.set_num_threads(threads)
-        if written_out:
-            model.set_attn_implementation("sdpa")
         for_training: Any = getattr(model, "for_training", None)
         if callable(for_inference) and callable(for_training) and training[0]:
             # The kind of checkpointing ("unsloth" or plain) is a value, not a flag; Unsloth restores it the same way.
@@ -257,7 +253,7 @@ def _generate_batch(
     generate: Any = model.generate
     with torch.inference_mode():
         if virtual_tokens(model):
-            generate = model.get_base_model().generate  # type: ignore[operator]
+            generate = model.get_base_model().generate
             inputs, own = _with_virtual_tokens(model, ids, mask)
         output = generate(
             **inputs,

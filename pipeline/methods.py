@@ -136,7 +136,7 @@ def add_method(model: PreTrainedModel, profile: Profile) -> PreTrainedModel:
         from peft import get_peft_model
 
         model = get_peft_model(model, _peft_config(model, profile))
-    model.trained_from = identity  # type: ignore[assignment]
+    model.trained_from = identity
     return model
 
 
@@ -323,7 +323,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     peft, record = (folder / "adapter_config.json").exists(), folder / RECORD
     if not (peft or record.exists()) or not weights_files(folder):
         raise UserError(f"{folder} holds no adapter (no adapter_config.json); train one first, or give another folder.")
-    saved = read_json(record) if record.exists() else {"method": "lora", "base": None}
+    saved: dict[str, Any] = read_json(record) if record.exists() else {"method": "lora", "base": None}
     if saved["base"]:
         _require_same_base(saved["base"], base_identity(model), folder)
     if saved["method"] in (*WHOLE_MATRICES, "adapter") and is_quantised(model):
@@ -340,7 +340,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         load_bottlenecks(model, folder)
     else:
         _load_full(model, folder)
-    model.trained_from = saved["base"]  # type: ignore[assignment]
+    model.trained_from = saved["base"]
     return model
 
 

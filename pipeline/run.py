@@ -8,6 +8,7 @@ In: a ``Profile`` and an output directory. Out: a run directory that holds every
     checkpoints/  adapter/         of training; training.json when it is done
     evaluation/{base,tuned}/       one folder a mode: predictions.jsonl and cell.json
     report.json  report.html  model_card.md
+    failure.json                   the error that a command ended with, until the next one begins
 
 Each stage writes its result last and as a whole, so a killed run goes on with the first stage that is not done.
 """
@@ -17,7 +18,8 @@ from __future__ import annotations
 import datetime
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,6 +104,18 @@ class Run:
         }
         write_json(record_path, record)
         return run
+
+    @contextmanager
+    def noting_failure(self, command: str) -> Iterator[None]:
+        """Leave the words of a ``UserError`` in failure.json, for whoever started this process; a log may garble them."""
+        path = self._path("failure.json")
+        path.unlink(missing_ok=True)
+        try:
+            yield
+        except UserError as error:
+            with suppress(UserError):  # the disk may be what is full
+                write_json(path, {"command": command, "error": str(error), "time": _now()})
+            raise
 
     def _require_sources(self) -> None:
         """Fail before anything is written, and before any library is loaded, where model or data are out of reach."""

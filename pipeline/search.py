@@ -34,9 +34,9 @@ GRACE_SECONDS = 45  # without a heartbeat, after which a trial counts as killed 
 RETRIES = 3
 OBJECTIVE = (
     "The objective is the mean score of the tuned model over all benchmarks and both modes. A trial may be taken only if its "
-    "mode fidelity is at least {floor} in each mode. A trial is pruned when its validation loss is above the median of the "
-    "trials before it at the same step."
+    "mode fidelity is at least {floor} in each mode. {pruning}"
 )
+PRUNING = "A trial is pruned when its validation loss is above the median of the trials before it at the same step."
 Sampler = Literal["tpe", "grid"]
 
 
@@ -271,7 +271,9 @@ def constraints(floor: float) -> Callable[[Any], Sequence[float]]:
     return violated
 
 
-def open_study(search: Search, storage: str | None, name: str, sampler: Sampler, seed: int) -> optuna.Study:
+def open_study(
+    search: Search, storage: str | None, name: str, sampler: Sampler, seed: int, prune: bool = True
+) -> optuna.Study:
     """Create the study, or join it.
 
     Raises:
@@ -300,7 +302,7 @@ def open_study(search: Search, storage: str | None, name: str, sampler: Sampler,
         study = optuna.create_study(
             storage=place,
             sampler=chosen,
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=3) if prune else optuna.pruners.NopPruner(),
             study_name=name,
             direction="maximize",
             load_if_exists=True,
@@ -312,7 +314,7 @@ def open_study(search: Search, storage: str | None, name: str, sampler: Sampler,
         ) from error
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise UserError(_gone(url, error)) from error
-    identity = search.identity + sampler
+    identity = search.identity + sampler + ("" if prune else ", no pruning")
     if study.user_attrs.setdefault("identity", identity) != identity:
         raise UserError(
             f"The study {name!r} in {_without_password(url)} tries other things (another profile, space, floor or sampler). "
@@ -354,11 +356,14 @@ def run_search(
     seed: int = 0,
     workers: int = 1,
     floor: float = FLOOR,
+    prune: bool = True,
 ) -> dict[str, Any]:
     """Work on the study until it has ``trials`` finished trials in all, or the grid is done.
 
     Args:
         workers: trials at a time, of this command; others may work on the same study elsewhere.
+        prune: stop trials whose validation loss is behind. Which ones depends on what has finished before them, so with
+            several workers only a study without pruning gives the same trials each time.
 
     Returns:
         What ``search.json`` holds.
@@ -371,7 +376,7 @@ def run_search(
 
     search = make_search(profile, list(overrides or []), folder, floor)
     make_folder(folder)
-    study = open_study(search, storage, name, sampler, seed)
+    study = open_study(search, storage, name, sampler, seed, prune)
     base_made = threading.Lock()
 
     def objective(trial: optuna.Trial) -> float:
@@ -390,7 +395,7 @@ def run_search(
             study.optimize(
                 objective, n_jobs=workers, callbacks=[stop_when_done], catch=(UserError,), show_progress_bar=False
             )
-        return summarise(search, study)
+        return summarise(search, study, prune)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError, UnboundLocalError) as error:
         # Optuna 5.0 trips over a variable of its own when the storage fails while a result is being told.
         if isinstance(error, UnboundLocalError) and not isinstance(error.__context__, optuna.exceptions.OptunaError):
@@ -410,7 +415,7 @@ def _counts(trial: Any) -> bool:
 # --- what came out ------------------------------------------------------------------------------------------------------
 
 
-def summarise(search: Search, study: optuna.Study) -> dict[str, Any]:
+def summarise(search: Search, study: optuna.Study, prune: bool = True) -> dict[str, Any]:
     """Write ``search.json`` and ``search.png``."""
     import optuna
 
@@ -433,7 +438,7 @@ def summarise(search: Search, study: optuna.Study) -> dict[str, Any]:
         importance = optuna.importance.get_param_importances(study, evaluator=evaluator)
     result = {
         "study": study.study_name,
-        "objective": OBJECTIVE.format(floor=search.floor),
+        "objective": OBJECTIVE.format(floor=search.floor, pruning=PRUNING if prune else "No trial is pruned."),
         "space": {name: d.model_dump() for name, d in search.space.items()},
         "trials": entries,
         "best": best,

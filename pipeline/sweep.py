@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,7 @@ from pipeline.statistics import (
 FIDELITY_FLOOR = 0.95  # of the recommended range, in both modes
 KNOWN = 0.5  # a benchmark that the base solves so often was known before
 LEARNT = 0.05  # a rise by so much, its interval above 0, counts as learnt
+PROGRESS_BAR = re.compile(r"\d+%\|.*\| *\d+/\d+ \[")  # tqdm's
 RULE = (
     "A value is recommended if its mode fidelity is at least {floor} in both modes and its balance is not shown to be lower than "
     "the best one (the interval of the paired difference, over items and seeds, reaches 0). Balance is the smaller of two "
@@ -348,7 +350,8 @@ def start(cell: Cell, folder: Path) -> subprocess.Popen[bytes] | _Orphan:
         with contextlib.suppress(UserError):  # the run itself will fail with the same reason, and say it
             Run.open(load_profile(str(cell.folder / "profile.yaml")), run, resume=True)
             _copy_whole(base, run / "evaluation" / "base")
-    (cell.folder / "failed.json").unlink(missing_ok=True)
+    for stale in (cell.folder / "failed.json", run / "failure.json"):
+        stale.unlink(missing_ok=True)
     with (cell.folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(_command(cell, "run"), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     write_text(cell.folder / "pid", str(process.pid))
@@ -402,11 +405,26 @@ def _copy_whole(source: Path, target: Path) -> None:
     os.replace(partial, target)
 
 
+def log_failure(text: str) -> str | None:
+    """The last ``error: …`` of a log, or its last line that is no progress bar; None: there is neither.
+
+    A progress bar that was never closed stands in front of the error on the same line, and may be drawn again after it.
+    """
+    errors = re.findall(r"(?<![\w.])error: ([^\r\n]+)", text)
+    if errors:
+        return str(errors[-1]).strip()
+    lines = [line.strip() for line in text.splitlines()]
+    return next((line for line in reversed(lines) if line and not PROGRESS_BAR.search(line)), None)
+
+
 def cell_failure(cell: Cell, code: int) -> str:
-    """Why a cell has no result: its own error, or the signal that ended it; kept in ``failed.json``."""
-    lines = (cell.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    reason = errors[-1] if errors else f"ended by signal {-code}" if code < 0 else (lines or ["no output"])[-1]
+    """Why a cell has no result: the error that its run noted or printed, or the signal that ended it; in ``failed.json``."""
+    noted = cell.folder / "run" / "failure.json"
+    if noted.exists():
+        reason = str(read_json(noted)["error"])
+    else:
+        printed = log_failure((cell.folder / "log.txt").read_text(encoding="utf-8", errors="replace"))
+        reason = f"ended by signal {-code}" if code < 0 else printed or "no output"
     write_json(cell.folder / "failed.json", {"value": cell.value, "seed": cell.seed, "code": code, "reason": reason})
     return reason
 
@@ -603,10 +621,16 @@ def table(result: Mapping[str, Any]) -> str:
         lines += ["", f"difference from {result['points'][0]['value']}; * the interval leaves out 0"]
         others = result["points"][1:]
         lines += _lines(heads, [[str(p["value"]), *map(_difference, entries(p["modes"]))] for p in others])
-    recommended = ", ".join(map(str, result["recommended"])) or "none"
-    lines += ["", f"recommended: {recommended}", result["rule"]]
+    lines += ["", recommendation(result)]
     lines += [f"failed: {f['value']} (seed {f['seed']}): {f['reason']}" for f in result["failed"]]
     return "\n".join(lines)
+
+
+def recommendation(result: Mapping[str, Any]) -> str:
+    """Which values to take, the Pareto front, and the rule in words."""
+    recommended = ", ".join(map(str, result["recommended"])) or "none"
+    front = ", ".join(map(str, result["pareto"]))
+    return f"recommended: {recommended} (Pareto front: {front})\n{result['rule']}"
 
 
 def _lines(heads: list[str], rows: list[list[str]]) -> list[str]:

@@ -5,6 +5,7 @@ Import it after unsloth, which replaces parts of TRL.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from trl import SFTTrainer
 
 from pipeline.bottleneck import has_bottlenecks, load_bottlenecks
 from pipeline.errors import UserError
+from pipeline.train import SHORT, written_out_attention
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -103,7 +105,7 @@ class Trainer(SFTTrainer):
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        if self.plus_lr_ratio is None or self.optimizer is not None:
+        if self.plus_lr_ratio is None or getattr(self, "optimizer", None) is not None:
             return super().create_optimizer(*args, **kwargs)
         from peft.optimizers import create_loraplus_optimizer
 
@@ -128,6 +130,11 @@ class Trainer(SFTTrainer):
             load_bottlenecks(self.model, Path(self.state.best_model_checkpoint))
         else:
             super()._load_best_model()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        length = getattr(self.model, "max_seq_length", None)
+        with written_out_attention(self.model) if length and length <= SHORT else contextlib.nullcontext():
+            return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         if self.example_lengths is None:

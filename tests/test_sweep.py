@@ -16,13 +16,16 @@ from pipeline.cli import main
 from pipeline.conversations import MODES
 from pipeline.errors import UserError
 from pipeline.files import write_json, write_jsonl
+from pipeline.run import Run
 from pipeline.sweep import (
     Arm,
     Arms,
     Cell,
     axis_key,
     balance,
+    cell_failure,
     load_arms,
+    log_failure,
     pareto,
     plan,
     plan_arms,
@@ -166,6 +169,48 @@ def test_failed_cells_are_named_and_the_rest_counts(tmp_path: Path) -> None:
         cell.report.unlink(missing_ok=True)
     with pytest.raises(UserError, match="No value of the sweep is complete.*nan at step 7"):
         summarise("mix.chat_share", cells, tmp_path)
+
+
+BAR = "\r 50%|█████     | 2/4 [00:00<00:00,  5.12it/s]"
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        (f"[3/5] train\n{BAR}error: The loss became nan at step 3.\n", "The loss became nan at step 3."),
+        (f"{BAR}\nerror: The loss became nan at step 3.\n{BAR}", "The loss became nan at step 3."),
+        (f"error: first\n{BAR}error: second{BAR}\n", "second"),
+        (f"Traceback (most recent call last):\nValueError: no such thing\n{BAR}\n{BAR}", "ValueError: no such thing"),
+        (f"{BAR}{BAR}\n", None),
+        ("", None),
+    ],
+)
+def test_the_reason_is_found_whatever_the_progress_bar_does(log: str, reason: str | None) -> None:
+    assert log_failure(log) == reason
+
+
+def test_the_reason_of_a_cell_is_what_its_run_noted_else_the_signal_else_the_log(tmp_path: Path) -> None:
+    cell = Cell(0, 1e30, 0, None, None, tmp_path / "cell")  # type: ignore[arg-type]
+    write_json(cell.folder / "run" / "failure.json", {"command": "run", "error": "The loss became inf at step 2."})
+    (cell.folder / "log.txt").write_text(f"{BAR}error: something{BAR}", encoding="utf-8")
+    assert cell_failure(cell, 2) == "The loss became inf at step 2."
+    (cell.folder / "run" / "failure.json").unlink()
+    assert cell_failure(cell, -9) == "ended by signal 9"
+    assert cell_failure(cell, 2) == "something"
+    assert json.loads((cell.folder / "failed.json").read_text(encoding="utf-8"))["reason"] == "something"
+    (cell.folder / "log.txt").write_text(BAR, encoding="utf-8")
+    assert cell_failure(cell, 1) == "no output"
+
+
+def test_a_run_notes_its_failure_and_forgets_it_when_it_goes_on(tmp_path: Path) -> None:
+    run = Run(None, None, tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(UserError), run.noting_failure("train"):
+        raise UserError("The loss became nan at step 3.")
+    noted = json.loads((tmp_path / "failure.json").read_text(encoding="utf-8"))
+    assert (noted["command"], noted["error"]) == ("train", "The loss became nan at step 3.")
+    with run.noting_failure("train"):
+        assert not (tmp_path / "failure.json").exists()
+    assert not (tmp_path / "failure.json").exists()
 
 
 def test_values_that_are_no_numbers_are_drawn_too(tmp_path: Path) -> None:
