@@ -596,12 +596,17 @@ def _settle_method(data: dict[str, Any], overrides: list[str]) -> None:
         del data[name]
     if method is None:
         return
-    model, lora = data.get("model"), data.setdefault("lora", {}) if method == "rslora" else None
-    if isinstance(model, dict) and "model.load_in_4bit" not in given and "model" not in given:
-        if not from_file or "load_in_4bit" not in model:
-            model["load_in_4bit"] = method == "qlora"
-    if isinstance(lora, dict) and "lora.use_rslora" not in given and (not from_file or "use_rslora" not in lora):
-        lora["use_rslora"] = True
+
+    def decide(section: str, key: str, value: bool) -> None:
+        """Set what is not given beside the method."""
+        content = data.setdefault(section, {})
+        said = {section, f"{section}.{key}"} & given or (from_file and isinstance(content, dict) and key in content)
+        if isinstance(content, dict) and not said:
+            content[key] = value
+
+    decide("model", "load_in_4bit", method == "qlora")
+    if method == "rslora":
+        decide("lora", "use_rslora", True)
 
 
 def load_profile(name: str, overrides: list[str] | None = None) -> Profile:

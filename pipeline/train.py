@@ -25,7 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.hubs import require_hub
+from pipeline.methods import add_adapter as add_adapter  # of this step, too
 from pipeline.methods import add_method, describe, finish, weights_files
+from pipeline.methods import load_adapter as load_adapter
 from pipeline.mix import Mix
 from pipeline.settings import ModelSettings, Profile, locate
 from pipeline.versions import import_unsloth
