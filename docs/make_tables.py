@@ -31,9 +31,10 @@ def _sweep(result: dict[str, Any], part: str | None) -> str:
 
 def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
     """Name of a result → what makes its table; every other result is a sweep's."""
-    from pipeline import sampling_study, search, soft_switches
+    from pipeline import method_study, sampling_study, search, soft_switches
 
     return {
+        "methods": method_study.table,
         "search": lambda result, _: search.table(result),
         "sampling": lambda result, _: sampling_study.text(result),
         "switches": lambda result, _: soft_switches.text(result),

@@ -13,6 +13,7 @@ depend on the batch size, the order or the company, beyond floating-point roundi
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -225,6 +226,18 @@ def generate(
             if progress is not None:
                 progress(len(batch))
     return [reply for reply in replies if reply is not None]
+
+
+def seconds_a_token(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tokens: int
+) -> float:
+    """Seconds a token of greedy decoding, one prompt, exactly ``tokens`` tokens; the prompt's own pass is in it."""
+    sampling = Sampling.model_validate({"temperature": 0, "top_p": 1, "top_k": 0, "max_new_tokens": tokens})
+    never = [int(model.config.vocab_size)]  # an end token that cannot come
+    with inference_mode_of(model):
+        started = time.perf_counter()
+        _generate_batch(model, tokenizer, [prompt], sampling, None, never)
+        return (time.perf_counter() - started) / tokens
 
 
 def _generate_batch(
