@@ -91,9 +91,10 @@ def _benchmark(path: str) -> Callable[[dict[str, Any], str | None], str]:
 
 def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
     """Name of a result → what makes its table; every other result is a sweep's."""
-    from pipeline import sampling_study, search, soft_switches
+    from pipeline import method_study, sampling_study, search, soft_switches
 
     return {
+        "methods": method_study.table,
         "resume": _benchmark("resume.py"),
         "sweep_cells": _benchmark("sweep.py"),
         "workers": _benchmark("sweep.py"),

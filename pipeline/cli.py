@@ -144,6 +144,21 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--seeds", type=_positive, default=1, help="runs a value, with successive seeds (default: 1)")
     sweep.add_argument("--workers", type=_positive, metavar="N", help="runs at a time (default: what the cores allow)")
 
+    methods = command("methods", "fine-tuning methods side by side: what each costs and what it reaches")
+    methods.add_argument(
+        "--methods", type=_values, metavar="A,B,…", help="names of arms, e.g. lora,full (default: all)"
+    )
+    methods.add_argument(
+        "--arms", type=_word, metavar="FILE", help="other arms, one a method (default: ablations/methods.yaml)"
+    )
+    methods.add_argument(
+        "--cells", type=_folder, metavar="DIR", help="keep cells here by their settings; studies share what is done"
+    )
+    methods.add_argument("--seeds", type=_positive, default=1, help="runs a method, with successive seeds (default: 1)")
+    methods.add_argument(
+        "--workers", type=_positive, default=1, metavar="N", help="runs at a time; more than 1 blurs times (default: 1)"
+    )
+
     power = command("power", "how many items show a difference between two rates", output=False, profile=False)
     power.add_argument("--difference", type=float, default=0.03, metavar="D", help="default: 0.03")
     power.add_argument(
@@ -451,6 +466,26 @@ def _sweep(args: argparse.Namespace) -> int:
     return 1 if result["failed"] else 0
 
 
+def _methods(args: argparse.Namespace) -> int:
+    from pipeline.method_study import ARMS, run_methods, table
+
+    quiet()
+    path = Path(args.profile)
+    name = str(path.resolve()) if path.suffix and path.exists() else args.profile
+    result = run_methods(
+        name,
+        args.output_dir.resolve(),
+        args.methods or (),
+        args.seeds,
+        list(args.set),
+        args.workers,
+        args.arms or ARMS,
+        args.cells.resolve() if args.cells else None,
+    )
+    _show(args, result, f"{table(result)}\n\npicture: {args.output_dir / 'methods.png'}")
+    return 1 if result["sweep"]["failed"] else 0
+
+
 def _power(args: argparse.Namespace) -> int:
     from pipeline.statistics import DISCORDANT, RATES, power_table, power_text
 
@@ -576,6 +611,7 @@ def main(argv: list[str] | None = None) -> int:
         "run": _stages,
         "report": _report,
         "sweep": _sweep,
+        "methods": _methods,
         "search": _search,
         "diagnose": _diagnose,
         "sampling": _sampling,

@@ -4,17 +4,19 @@ In: a seed and a number of rows. Out: rows like FineTome's (``finetome_like``), 
 (``openmath_like``), dialogues to train the embedded base model on (``base_dialogue``), and held-out test items
 (``test_items``).
 
-Three kinds of content:
+Three kinds of content, and two more skills:
 
 * **chat**: templated small talk, facts, translation, memory over turns, system prompts; English and Chinese.
   The base model has learnt it, so that forgetting can be measured.
 * **arithmetic**: addition up to three digits and the times table. The base model has learnt it too.
 * **skill**: a number of two or three digits times one digit, written out as at school. The base model has *not* learnt
   it; it is what the fine-tuning corpus teaches.
+* **subtraction**, written out with borrows, and **reversal** of a list of words: two more things that the base model has
+  not learnt, for fine-tuning on several tasks at once (``data_recipes/multitask.yaml``).
 
 Held-out items never occur in training, by construction: a hash of the item's key decides on which side it lies.
 For chat the key is the whole prompt, and each question that can be asked alone; for arithmetic and skill it is the pair
-of numbers, whatever the wording and, in a sum, the order.
+of numbers, whatever the wording and, in a sum, the order; for a reversal it is the list of words, in whichever language.
 """
 
 from __future__ import annotations
@@ -399,6 +401,56 @@ def _skill(r: random.Random) -> tuple[str, str, str, str, int]:
     return f"{a}*{b}", problem, reasoning, f"${a} \\times {b} = \\boxed{{{a * b}}}$", a * b
 
 
+# --- two more skills: subtraction, and the reversal of a list of words --------------------------------------------------
+
+_DIFFERENCE_WORDINGS = (
+    "Compute ${} - {}$.",
+    "What is {} minus {}?",
+    "Find {} - {}. Put the answer in \\boxed{{}}.",
+    "A box holds {} beads, and {} are taken out. How many are left?",
+    "计算 {} - {}。",
+    "一箱有{}个，拿走{}个，还剩多少个？",
+)
+_REVERSAL_WORDINGS = (
+    "Reverse the order of these words: {}.",
+    "Say these words backwards: {}.",
+    "Turn this list around: {}.",
+)
+_REVERSAL_WORDINGS_ZH = ("把这些词倒过来：{}。", "请倒序说出：{}。")
+
+
+def subtraction_steps(a: int, b: int) -> str:
+    """Column subtraction in words, from the right, with borrows; ``a`` is the larger one, or as large."""
+    steps, borrow = [], 0
+    for place in range(len(str(a))):
+        x, y = a // 10**place % 10, b // 10**place % 10
+        lent = 10 if x - borrow < y else 0
+        rest = x + lent - y - borrow
+        extra = f" - {borrow}" if borrow else ""
+        borrow = lent // 10
+        steps.append(f"{x + lent} - {y}{extra} = {rest}, write {rest}, borrow {borrow}.")
+    return " ".join(steps)
+
+
+def _subtraction(r: random.Random) -> tuple[str, str, str, str, int]:
+    a = r.randrange(10, 1000) if r.random() < 0.8 else r.randrange(10, 100)
+    b = r.randrange(1, a)
+    problem = r.choice(_DIFFERENCE_WORDINGS).format(a, b)
+    reasoning = subtraction_steps(a, b) + f" So {a} - {b} = {a - b}."
+    return f"{a}-{b}", problem, reasoning, f"${a} - {b} = \\boxed{{{a - b}}}$", a - b
+
+
+def _reversal(r: random.Random) -> tuple[str, list[Turn]]:
+    words = r.sample(list(WORDS), r.choice([3, 4, 5]))
+    key, back = f"reverse {' '.join(words)}", words[::-1]
+    if r.random() < 0.3:
+        user = r.choice(_REVERSAL_WORDINGS_ZH).format("、".join(WORDS[w][0] for w in words))
+        chinese = "、".join(WORDS[w][0] for w in back)
+        return key, _turn(user, f"从最后一个词开始：{chinese}。", f"{chinese}。")
+    user = r.choice(_REVERSAL_WORDINGS).format(", ".join(words))
+    return key, _turn(user, f"I start with the last word: {', '.join(back)}.", f"{', '.join(back)}.")
+
+
 # --- held-out split and draws -----------------------------------------------------------------------------------------
 
 
@@ -438,6 +490,20 @@ def _draw_skill(r: random.Random, held_out: bool) -> tuple[str, str, str, int]:
         key, *item = _skill(r)
         if is_held_out(key) == held_out:
             return tuple(item)  # type: ignore[return-value]
+
+
+def _draw_subtraction(r: random.Random, held_out: bool) -> tuple[str, str, str, int]:
+    while True:
+        key, *item = _subtraction(r)
+        if is_held_out(key) == held_out:
+            return tuple(item)  # type: ignore[return-value]
+
+
+def _draw_reversal(r: random.Random, held_out: bool) -> list[Turn]:
+    while True:
+        key, turns = _reversal(r)
+        if is_held_out(key) == held_out:
+            return turns
 
 
 def _draw_sum(r: random.Random) -> tuple[str, str, str, int]:
@@ -508,31 +574,60 @@ def openmath_like(rows: int, seed: int, arithmetic: float = 0.15) -> Iterator[di
         else:
             problem, reasoning, solution, answer = _draw_skill(r, False)
             kind = "embedded_skill"
+        yield _openmath_row(problem, reasoning, solution, answer, kind)
+
+
+def _openmath_row(problem: str, reasoning: str, solution: str, answer: int, kind: str) -> dict[str, Any]:
+    return {
+        "problem": problem,
+        "generated_solution": f"<think>\n{reasoning}\n</think>\n\n{solution}",
+        "expected_answer": str(answer),
+        "problem_type": "has_answer_extracted",
+        "problem_source": kind,
+        "generation_model": "pipeline.corpora",
+        "pass_rate_72b_tir": "n/a",
+        "inference_mode": "cot",
+        "used_in_kaggle": False,
+    }
+
+
+def subtraction_like(rows: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Subtractions in OpenMathReasoning's columns, written out, answer in ``\\boxed{}``."""
+    for index in range(rows):
+        r = _random(seed, "subtraction", index)
+        yield _openmath_row(*_draw_subtraction(r, False), "embedded_subtraction")
+
+
+def reversal_like(rows: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Lists of words turned around, in FineTome's columns, without reasoning."""
+    for index in range(rows):
+        r = _random(seed, "reversal", index)
+        asked, answered = _draw_reversal(r, False)
         yield {
-            "problem": problem,
-            "generated_solution": f"<think>\n{reasoning}\n</think>\n\n{solution}",
-            "expected_answer": str(answer),
-            "problem_type": "has_answer_extracted",
-            "problem_source": kind,
-            "generation_model": "pipeline.corpora",
-            "pass_rate_72b_tir": "n/a",
-            "inference_mode": "cot",
-            "used_in_kaggle": False,
+            "conversations": [
+                {"from": "human", "value": asked["content"]},
+                {"from": "gpt", "value": answered["content"]},
+            ],
+            "source": "embedded_reversal",
+            "score": round(4.0 + r.random(), 4),
         }
 
 
 GENERATORS: dict[str, Callable[[int, int], Iterator[dict[str, Any]]]] = {
+    "subtraction_like": subtraction_like,
+    "reversal_like": reversal_like,
     "finetome_like": finetome_like,
     "openmath_like": openmath_like,
 }
-TEST_SETS = ("chat", "arithmetic", "skill")
+STORY = ("chat", "arithmetic", "skill")  # what the course measures throughout
+TEST_SETS = (*STORY, "subtraction", "reversal")
 
 
 def test_items(name: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Held-out items, all different, none of whose prompts occurs in any training row.
 
     Args:
-        name: ``chat``, ``arithmetic`` or ``skill``.
+        name: ``chat``, ``arithmetic``, ``skill``, ``subtraction`` or ``reversal``.
         count: how many. There are enough for thousands of each.
 
     Returns:
@@ -547,16 +642,17 @@ def test_items(name: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
     items: dict[str, dict[str, Any]] = {}
     for index in range(count * 40):
         r = _random(seed, f"test-{name}", index)
-        if name == "skill":
-            problem, _, _, number = _draw_skill(r, True)
+        if name in ("skill", "subtraction"):
+            problem, _, _, number = _draw_skill(r, True) if name == "skill" else _draw_subtraction(r, True)
             messages, answer = [{"role": "user", "content": problem}], str(number)
         else:
-            turns = _draw_chat(r, True) if name == "chat" else _draw_arithmetic(r, True)
+            draw = {"chat": _draw_chat, "arithmetic": _draw_arithmetic, "reversal": _draw_reversal}[name]
+            turns = draw(r, True)
             messages = [{"role": t["role"], "content": t["content"]} for t in turns[:-1]]
             answer = turns[-1]["content"]
             if name == "arithmetic":
                 answer = re.findall(r"\d+", answer)[-1]
-        kind = "text" if name == "chat" else "number"
+        kind = "text" if name in ("chat", "reversal") else "number"
         items.setdefault(str(messages), {"messages": messages, "answer": answer, "kind": kind})
         if len(items) == count:
             return list(items.values())

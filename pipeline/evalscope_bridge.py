@@ -35,6 +35,7 @@ from evalscope.api.model import ChatCompletionChoice, ModelAPI, ModelOutput, Mod
 from evalscope.api.registry import register_benchmark
 
 from pipeline.conversations import Message, Mode
+from pipeline.corpora import TEST_SETS
 from pipeline.errors import UserError
 from pipeline.generate import Reply, is_unclosed, split_reply
 
@@ -214,11 +215,13 @@ def score_answer(kind: str, answer: str, reference: str) -> float:
 
 # --- benchmarks -------------------------------------------------------------------------------------------------------
 
-EMBEDDED = {"embedded_chat": "chat", "embedded_arithmetic": "arithmetic", "embedded_skill": "skill"}  # → test_items
+EMBEDDED = {f"embedded_{name}": name for name in TEST_SETS}  # → test_items
 _TITLES = {
     "embedded_chat": "Templated chat in English and Chinese, equal text",
     "embedded_arithmetic": "Additions that the embedded base model knows, equal number",
     "embedded_skill": "Products of a longer number and one digit, which the fine-tuning corpus teaches, equal number",
+    "embedded_subtraction": "Differences of numbers of up to three digits, equal number",
+    "embedded_reversal": "Lists of words in reverse order, equal text",
 }
 
 

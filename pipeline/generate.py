@@ -13,6 +13,7 @@ depend on the batch size, the order or the company, beyond floating-point roundi
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -190,6 +191,10 @@ def generate(
         UserError: a prompt is empty, or it and ``max_new_tokens`` together exceed the model's context.
     """
     context = _context_length(model)
+    if context is not None and virtual_tokens(model):
+        # They take positions of the model, but none of max_seq_length, which counts a row's own tokens.
+        positions = getattr(model.config, "max_position_embeddings", None) or context + virtual_tokens(model)
+        context = min(context, positions - virtual_tokens(model))
     for index, prompt in enumerate(prompts):
         if not prompt:
             raise UserError(f"Prompt {index} is empty.")
@@ -223,6 +228,18 @@ def generate(
     return [reply for reply in replies if reply is not None]
 
 
+def seconds_a_token(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tokens: int
+) -> float:
+    """Seconds a token of greedy decoding, one prompt, exactly ``tokens`` tokens; the prompt's own pass is in it."""
+    sampling = Sampling.model_validate({"temperature": 0, "top_p": 1, "top_k": 0, "max_new_tokens": tokens})
+    never = [int(model.config.vocab_size)]  # an end token that cannot come
+    with inference_mode_of(model):
+        started = time.perf_counter()
+        _generate_batch(model, tokenizer, [prompt], sampling, None, never)
+        return (time.perf_counter() - started) / tokens
+
+
 def _generate_batch(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -245,11 +262,14 @@ def _generate_batch(
     device = model.device
     ids, mask = ids.to(device), mask.to(device)
     uniforms = None if streams is None else torch.from_numpy(numpy.stack(streams)).to(device)
+    inputs, own = {"input_ids": ids, "attention_mask": mask}, mask
     generate: Any = model.generate
     with torch.inference_mode():
+        if virtual_tokens(model):
+            generate = model.get_base_model().generate
+            inputs, own = _with_virtual_tokens(model, ids, mask)
         output = generate(
-            input_ids=ids,
-            attention_mask=mask,
+            **inputs,
             max_new_tokens=sampling.max_new_tokens,
             # _Draw leaves one token possible, so taking the most probable one is drawing. The neutral values keep the
             # model's own generation_config (Qwen3 ships temperature 0.6) from adding warnings about unused settings.
@@ -262,14 +282,62 @@ def _generate_batch(
             use_cache=True,
             eos_token_id=ends,
             pad_token_id=pad,
-            logits_processor=[_Draw(sampling, uniforms, mask)],
+            logits_processor=[_Draw(sampling, uniforms, own)],
         )
-    rows: list[list[int]] = output[:, width:].tolist()
+    rows: list[list[int]] = output[:, own.shape[1] :].tolist()
     cut = []
     for row_ids in rows:
         end = next((i for i, token in enumerate(row_ids) if token in ends), len(row_ids) - 1)
         cut.append(row_ids[: end + 1])
     return cut
+
+
+def virtual_tokens(model: PreTrainedModel) -> int:
+    """How many virtual tokens stand before every prompt of this model: those of prefix or prompt tuning, else 0."""
+    config = getattr(model, "active_peft_config", None)
+    return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
+
+
+def _with_virtual_tokens(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor]:
+    """The inputs of ``generate`` on the base of a model with virtual tokens, and which positions are the prompt's own.
+
+    PEFT puts virtual tokens in front of the padding, so that their distance from the prompt, and with it the reply, would
+    depend on which prompts share the batch. Here every row sees them as in training, directly before its first token: those
+    of prefix tuning are in the cache, where the attention mask gives the prompt the positions after them; those of prompt
+    tuning are put between padding and prompt.
+
+    Args:
+        ids, mask: (batch, width), padded on the left.
+
+    Returns:
+        The inputs, and a mask (batch, virtual tokens + width) that is 1 where a token of the prompt stands.
+    """
+    import torch
+
+    count, (rows, width) = virtual_tokens(model), ids.shape
+    prompt = model.get_prompt(batch_size=rows)
+    filler = ids.new_zeros(rows, count)  # ids that stand for virtual tokens; the base never looks them up
+    if model.active_peft_config.peft_type == "PREFIX_TUNING":
+        own = torch.cat([torch.zeros_like(filler), mask], dim=1)
+        whole = torch.cat([torch.ones_like(filler), mask], dim=1)
+        return {
+            "input_ids": torch.cat([filler, ids], dim=1),
+            "attention_mask": whole,
+            "past_key_values": prompt,
+        }, own
+    padding = width - mask.sum(dim=1, keepdim=True)  # (batch, 1)
+    place = torch.arange(count + width, device=ids.device).expand(rows, -1)
+    own = (place >= padding + count).long()
+    source = (place - count * (own == 1)).clamp(max=width - 1)  # a virtual token's source is never used
+    moved = ids.gather(1, source)
+    embeddings = model.word_embeddings(moved)
+    is_virtual = (place >= padding) & (own == 0)
+    embeddings[is_virtual] = prompt.to(embeddings.dtype).reshape(-1, embeddings.shape[-1])
+    return {
+        "input_ids": moved,
+        "inputs_embeds": embeddings,
+        "attention_mask": (place >= padding).long(),
+    }, own
 
 
 def _reply(

@@ -31,6 +31,7 @@ from pipeline.chat_format import ChatFormat
 from pipeline.conversations import MODES
 from pipeline.errors import UserError
 from pipeline.files import file_sha256, fingerprint, read_json, read_jsonl, write_json, write_text
+from pipeline.methods import require_fit, weights_files
 from pipeline.mix import Mix, load_mix, mix_from_recipe, save_mix
 from pipeline.pools import say
 from pipeline.processes import first, is_first, is_sharded
@@ -184,7 +185,9 @@ class Run:
         from pipeline.pools import require_sources
         from pipeline.train import model_location
 
-        model_location(self.profile.model)
+        location = model_location(self.profile.model)
+        if self.profile.model.source == "local":
+            require_fit(self.profile, read_json(Path(location) / "config.json"))
         require_sources(self.recipe)
 
     def _path(self, *parts: str) -> Path:
@@ -205,7 +208,8 @@ class Run:
 
         if self._model is None or self._tokenizer is None:
             say(f"loading {self.profile.model.name} ({'4 bit' if self.profile.model.load_in_4bit else '16 bit'})")
-            self._model, self._tokenizer = load_model(self.profile.model, self.profile.seed)
+            full = self.profile.chosen_method == "full"
+            self._model, self._tokenizer = load_model(self.profile.model, self.profile.seed, full)
         return self._model, self._tokenizer
 
     def model(self, which: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -244,7 +248,7 @@ class Run:
 
     def train(self, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
         """Train and save the adapter; returns the report's ``training`` section."""
-        from pipeline.checkpoints import clear_aside, last_checkpoint
+        from pipeline.checkpoints import last_checkpoint
         from pipeline.train import train
 
         record = self._path("training.json")
@@ -271,6 +275,8 @@ class Run:
         return first("training.json", lambda: self._record(record, section), lambda: section)
 
     def _record(self, path: Path, section: dict[str, Any]) -> dict[str, Any]:
+        from pipeline.checkpoints import clear_aside
+
         write_json(path, section)
         clear_aside(self._path("checkpoints"))
         return section
@@ -298,7 +304,10 @@ class Run:
         identity = f"{Path(settings.name).name}-{base}-{'4bit' if settings.load_in_4bit else '16bit'}"
         if which == "base":
             return identity
-        return f"{identity}-{file_sha256(self._path('adapter', 'adapter_model.safetensors'))[:12]}"
+        files = weights_files(self._path("adapter"))
+        if len(files) == 1:
+            return f"{identity}-{file_sha256(files[0])[:12]}"
+        return f"{identity}-{fingerprint([file_sha256(file) for file in files])[:12]}"
 
     def evaluate(self, which: str) -> dict[str, Any]:
         """Evaluate ``base`` or ``tuned`` in both modes, in the first process; returns {mode: cell}.

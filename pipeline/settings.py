@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,6 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PROFILES = Path(__file__).resolve().parent / "profiles"
 Unit = Literal["rows", "tokens", "loss_tokens"]
 UNITS: tuple[Unit, ...] = ("rows", "tokens", "loss_tokens")
+Method = Literal[
+    "full", "lora", "qlora", "dora", "rslora", "lora_attention_full", "adapter", "prefix", "prompt", "ia3"
+]  # docs/methods.md
+METHODS: tuple[Method, ...] = get_args(Method)
+LORA_METHODS = ("lora", "qlora", "dora", "rslora", "lora_attention_full")
+WHOLE_MATRICES = ("full", "lora_attention_full")  # methods that train matrices of the base themselves
 
 
 class Section(BaseModel):
@@ -46,6 +52,8 @@ class LoraSettings(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     use_rslora: bool = False
+    # LoRA+ (Hayou et al. 2024): B learns so many times faster than A; they recommend 16 with half the usual rate. null: off
+    plus_lr_ratio: float | None = Field(None, ge=1)
 
     @property
     def scale_alpha(self) -> int:
@@ -53,10 +61,46 @@ class LoraSettings(Section):
         return self.alpha or 2 * self.rank
 
 
+class AdapterSettings(Section):
+    """Bottleneck adapters (Houlsby et al. 2019): a small network after the attention and after the MLP of every layer."""
+
+    reduction: float = Field(16, ge=1)  # hidden size ÷ width of the bottleneck; 16 is AdapterHub's default
+    activation: Literal["gelu", "relu", "silu"] = "gelu"
+
+
+class PrefixSettings(Section):
+    """Prefix tuning (Li and Liang 2021): keys and values that every layer sees before the prompt."""
+
+    virtual_tokens: int = Field(20, gt=0)  # they take 10 for tables to text, 200 for summaries
+
+
+class PromptSettings(Section):
+    """Prompt tuning (Lester et al. 2021): embeddings that stand before the prompt."""
+
+    virtual_tokens: int = Field(20, gt=0)  # beyond 20 they gain little
+    # Start from embeddings of tokens drawn from the vocabulary, or from random numbers; the former learns sooner (ibid.).
+    init: Literal["vocabulary", "random"] = "vocabulary"
+
+
+class Ia3Settings(Section):
+    """(IA)³ (Liu et al. 2022): factors on keys, values and the inner activations of the MLP."""
+
+    target_modules: list[str] = ["k_proj", "v_proj", "down_proj"]
+    feedforward_modules: list[str] = ["down_proj"]  # of these the input is scaled, of the others the output
+
+    @model_validator(mode="after")
+    def _check(self) -> Ia3Settings:
+        extra = [name for name in self.feedforward_modules if name not in self.target_modules]
+        if extra:
+            raise ValueError(f"ia3.feedforward_modules: {', '.join(extra)} is not among ia3.target_modules")
+        return self
+
+
 class MixSettings(Section):
     """Overrides of the recipe, so that a share can be swept without a new file. null = as the recipe says."""
 
     chat_share: float | None = Field(None, ge=0, le=1)
+    shares: dict[str, float] | None = None  # of sources by name; those not named get 0
     unit: Unit | None = None
     total: int | None = Field(None, gt=0)
 
@@ -96,6 +140,8 @@ class TrainingSettings(Section):
     logging_steps: int = Field(5, gt=0)
     early_stopping_patience: int | None = Field(None, gt=0)  # evaluations without improvement; null: off
     gradient_checkpointing: bool = False
+    # NEFTune (Jain et al. 2023): uniform noise on the embeddings while training, ± alpha / √(tokens × hidden); they use 5 to 15
+    neftune_noise_alpha: float | None = Field(None, gt=0)
     report_to: list[Literal["none", "wandb", "swanlab", "tensorboard"]] = ["none"]
 
     @property
@@ -156,7 +202,12 @@ class Profile(Section):
     seed: int = 3407
     recipe: str
     model: ModelSettings
+    method: Method | None = None  # null: LoRA on a base as model.load_in_4bit says. A method decides that itself
     lora: LoraSettings = LoraSettings()  # type: ignore[call-arg]
+    adapter: AdapterSettings = AdapterSettings()  # type: ignore[call-arg]
+    prefix: PrefixSettings = PrefixSettings()  # type: ignore[call-arg]
+    prompt: PromptSettings = PromptSettings()  # type: ignore[call-arg]
+    ia3: Ia3Settings = Ia3Settings()
     mix: MixSettings = MixSettings()  # type: ignore[call-arg]
     data: DataSettings = DataSettings()  # type: ignore[call-arg]
     training: TrainingSettings = TrainingSettings()  # type: ignore[call-arg]
@@ -170,12 +221,50 @@ class Profile(Section):
             raise ValueError(
                 f"data.max_length ({self.length_limit}) is above model.max_seq_length ({self.model.max_seq_length})"
             )
+        _check_method(self)
         return self
+
+    @property
+    def chosen_method(self) -> Method:
+        """The method in force."""
+        return self.method or ("qlora" if self.model.load_in_4bit else "lora")
 
     @property
     def length_limit(self) -> int:
         """Tokens of the longest example."""
         return self.data.max_length or self.model.max_seq_length
+
+
+def _check_method(profile: Profile) -> None:
+    """Raises: ValueError: settings that contradict the method, with what to change."""
+    method, in_4bit = profile.method, profile.model.load_in_4bit
+    if method == "qlora" and not in_4bit:
+        raise ValueError("method qlora is LoRA on a 4-bit base, but model.load_in_4bit is false; set method=lora")
+    if method == "lora" and in_4bit:
+        raise ValueError("method lora keeps the base in 16 bit, but model.load_in_4bit is true; set method=qlora")
+    if method in WHOLE_MATRICES and in_4bit:
+        raise ValueError(
+            f"method {method} trains matrices of the base, which cannot be trained in 4 bit; set model.load_in_4bit=false"
+        )
+    if method == "adapter" and in_4bit:
+        raise ValueError("method adapter needs a 16-bit base; set model.load_in_4bit=false")
+    if method == "rslora" and not profile.lora.use_rslora:
+        raise ValueError("method rslora and lora.use_rslora=false contradict each other; set method=lora")
+    if method == "prefix" and profile.training.gradient_checkpointing:
+        raise ValueError(
+            "method prefix puts keys and values into the cache, which gradient checkpointing does without; "
+            "set training.gradient_checkpointing=false"
+        )
+    if method and not in_4bit and profile.model.name.endswith("-bnb-4bit"):
+        raise ValueError(
+            f"method {method} needs a 16-bit base, but {profile.model.name} is quantised already; give its 16-bit original "
+            "as model.name"
+        )
+
+
+def method_section(method: Method) -> str | None:
+    """The section with the options of a method; None: it has none (``full``)."""
+    return "lora" if method in LORA_METHODS else None if method == "full" else method
 
 
 class ScoreFilter(Section):
@@ -465,6 +554,61 @@ def apply_overrides(data: dict[str, Any], overrides: list[str]) -> dict[str, Any
     return data
 
 
+_SECTIONS: dict[str, type[Section]] = {
+    "lora": LoraSettings,
+    "adapter": AdapterSettings,
+    "prefix": PrefixSettings,
+    "prompt": PromptSettings,
+    "ia3": Ia3Settings,
+}
+
+
+def _settle_method(data: dict[str, Any], overrides: list[str]) -> None:
+    """Let the method decide what is not given beside it, and refuse options of other methods.
+
+    What counts as given: the overrides; and, where the file itself names the method, the file. A file made for another
+    method keeps its options to itself: ``--set method=prefix`` drops the file's section ``lora`` and its precision.
+
+    Raises:
+        UserError: an option of another method.
+    """
+    method = data.get("method")
+    if method is not None and method not in METHODS:
+        return  # the check of the types names it
+    given = {text.partition("=")[0].strip() for text in overrides}
+    sections = {key.partition(".")[0] for key in given}
+    from_file = "method" not in given
+    in_force: Method = method or "lora"
+    own = method_section(in_force)
+    for name, kind in _SECTIONS.items():
+        content = data.get(name)
+        if name == own or content is None:
+            continue
+        default = kind().model_dump()
+        # A profile that was written out by a run holds every section, the unused ones as they are by default.
+        unused = isinstance(content, dict) and all(key in default and default[key] == content[key] for key in content)
+        if name in sections or (from_file and not unused):
+            needed = [m for m in METHODS if method_section(m) == name]
+            raise UserError(
+                f"{name} holds options of method {' or '.join(needed)}, but the method is {in_force}; leave them out, or set "
+                f"method={needed[0]}."
+            )
+        del data[name]
+    if method is None:
+        return
+
+    def decide(section: str, key: str, value: bool) -> None:
+        """Set what is not given beside the method."""
+        content = data.setdefault(section, {})
+        said = {section, f"{section}.{key}"} & given or (from_file and isinstance(content, dict) and key in content)
+        if isinstance(content, dict) and not said:
+            content[key] = value
+
+    decide("model", "load_in_4bit", method == "qlora")
+    if method == "rslora":
+        decide("lora", "use_rslora", True)
+
+
 def load_profile(name: str, overrides: list[str] | None = None) -> Profile:
     """Load a profile by name (``embedded``) or by path, with overrides.
 
@@ -480,13 +624,13 @@ def load_profile(name: str, overrides: list[str] | None = None) -> Profile:
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise UserError(f"{path} should hold keys and values.")
-    return parse(
-        Profile, apply_overrides(data, overrides or []), f"profile {name}" + (" with --set" if overrides else "")
-    )
+    apply_overrides(data, overrides or [])
+    _settle_method(data, overrides or [])
+    return parse(Profile, data, f"profile {name}" + (" with --set" if overrides else ""))
 
 
 def load_recipe(path: str, mix: MixSettings | None = None) -> Recipe:
-    """Load a recipe; ``mix`` overrides its chat share, unit and total.
+    """Load a recipe; ``mix`` overrides its shares, unit and total.
 
     A chat share is divided among the sources of kind ``chat`` in the proportion that the recipe gives them, the rest
     among the others likewise.
@@ -500,6 +644,8 @@ def load_recipe(path: str, mix: MixSettings | None = None) -> Recipe:
     recipe = parse(Recipe, data, f"recipe {path}")
     if mix is None:
         return recipe
+    if mix.shares is not None:
+        _set_shares(recipe, mix, path)
     if mix.chat_share is not None:
         chat = [s for s in recipe.sources if s.kind == "chat"]
         rest = [s for s in recipe.sources if s.kind != "chat"]
@@ -514,3 +660,18 @@ def load_recipe(path: str, mix: MixSettings | None = None) -> Recipe:
     recipe.unit = mix.unit or recipe.unit
     recipe.total = mix.total or recipe.total
     return recipe
+
+
+def _set_shares(recipe: Recipe, mix: MixSettings, path: str) -> None:
+    shares = mix.shares or {}
+    if mix.chat_share is not None:
+        raise UserError("mix.shares and mix.chat_share both say what the shares are; give one of them.")
+    names = [source.name for source in recipe.sources]
+    for name in shares:
+        if name not in names:
+            raise UserError(f"mix.shares: recipe {path} has no source {name!r}.{nearest(name, names)}")
+    if abs(sum(shares.values()) - 1) > 1e-6 or any(share < 0 for share in shares.values()):
+        parts = " + ".join(f"{share:g} ({name})" for name, share in shares.items())
+        raise UserError(f"mix.shares: the shares must be at least 0 and add up to 1, given {parts or 'none'}.")
+    for source in recipe.sources:
+        source.share = shares.get(source.name, 0.0)

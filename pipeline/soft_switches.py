@@ -78,7 +78,7 @@ def items(count: int, seed: int) -> list[Item]:
     """Held-out questions of the embedded benchmarks in turn, each with an earlier question and its answer."""
     single: list[tuple[str, str]] = []
     pools = [
-        [i for i in corpora.test_items(name, 2 * count, seed) if len(i["messages"]) == 1] for name in corpora.TEST_SETS
+        [i for i in corpora.test_items(name, 2 * count, seed) if len(i["messages"]) == 1] for name in corpora.STORY
     ]
     for row in zip(*pools, strict=False):
         single += [(item["messages"][0]["content"], str(item["answer"])) for item in row]

@@ -252,6 +252,7 @@ def run_sweep(
     workers: int | None = None,
     arms: str | None = None,
     cells_folder: Path | None = None,
+    only: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run all cells that are not done, then summarise; see the module's docstring.
 
@@ -259,6 +260,7 @@ def run_sweep(
         workers: runs at a time; None: as many as the cores allow at the profile's number of threads.
         arms: a file of arms, instead of axis and values.
         cells_folder: see ``plan``.
+        only: names of arms to run; none: all.
 
     Returns:
         What ``sweep.json`` holds; ``failed`` names cells without a result, with the reason.
@@ -269,6 +271,8 @@ def run_sweep(
     question = ""
     if arms:
         compared = load_arms(arms)
+        if only:
+            compared.arms = {name: arm for name, arm in compared.arms.items() if name in only}
         key, question, values = Path(arms).stem, compared.question, list(compared.arms)
         cells = plan_arms(profile, overrides or [], compared, seeds, folder, cells_folder)
     else:

@@ -1,4 +1,5 @@
-"""Fine-tune: Unsloth loads the base in 4 bit and adds LoRA, TRL's SFTTrainer trains on the pre-tokenised mix.
+"""Fine-tune: Unsloth loads the base, a method is put on it (LoRA on 4 bit, unless the profile says otherwise), TRL's
+SFTTrainer trains on the pre-tokenised mix.
 
 In: a ``Profile`` and a ``Mix``. Out: a trained model in memory, its adapter on disk, and the ``training`` section of the
 report (loss, eval loss, throughput, memory). A killed run goes on from its last whole checkpoint.
@@ -9,6 +10,8 @@ Notebook 04 makes the same library calls one by one; both give the same adapter 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import os
 import shutil
 import sys
@@ -21,10 +24,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.checkpoints import finished, identity, last_checkpoint, progress, require_same, resume_point, step_of
 from pipeline.errors import UserError
 from pipeline.hubs import require_hub
+from pipeline.methods import add_adapter as add_adapter  # of this step, too
+from pipeline.methods import add_method, describe, finish
+from pipeline.methods import load_adapter as load_adapter
 from pipeline.mix import Mix
 from pipeline.pools import say
 from pipeline.processes import first, is_sharded, require_same_size, size
-from pipeline.settings import LoraSettings, ModelSettings, Profile, TrainingSettings, locate
+from pipeline.settings import ModelSettings, Profile, locate
 from pipeline.versions import import_unsloth
 
 if TYPE_CHECKING:
@@ -83,10 +89,15 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(location, revision=settings.revision)
 
 
-def load_model(settings: ModelSettings, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    settings: ModelSettings, seed: int, full_finetuning: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Base model and tokenizer through ``FastLanguageModel``, quantised to NF4 where ``load_in_4bit``.
 
     A 16-bit checkpoint is quantised on the fly, a pre-quantised one (``…-bnb-4bit``) is taken as it is.
+
+    Args:
+        full_finetuning: load for method ``full``: on a GPU Unsloth then takes other code.
 
     Raises:
         UserError: wrong versions, missing folder, or no way to the hub.
@@ -106,55 +117,16 @@ def load_model(settings: ModelSettings, seed: int) -> tuple[PreTrainedModel, Pre
         dtype=None,
         revision=settings.revision,
         random_state=seed,
+        # Checkpointing is the trainer's business; with full_finetuning alone the loader would switch it on by itself.
+        **({"full_finetuning": True, "use_gradient_checkpointing": False} if full_finetuning else {}),
     )
     return model, tokenizer
-
-
-def add_adapter(model: PreTrainedModel, lora: LoraSettings, training: TrainingSettings, seed: int) -> PreTrainedModel:
-    """Put LoRA on the model; its matrix A is drawn from ``seed``, its matrix B is zero.
-
-    Raises:
-        UserError: a target module that the model does not have.
-    """
-    from transformers import set_seed
-    from unsloth import FastLanguageModel
-
-    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    unknown = [module for module in lora.target_modules if module not in names]
-    if unknown:
-        raise UserError(f"lora.target_modules: the model has no module {', '.join(unknown)}.")
-    set_seed(seed)
-    model = FastLanguageModel.get_peft_model(
-        model,
-        r=lora.rank,
-        lora_alpha=lora.scale_alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        use_rslora=lora.use_rslora,
-        bias="none",
-        use_gradient_checkpointing="unsloth" if training.gradient_checkpointing else False,
-        random_state=seed,
-    )
-    return model
 
 
 def name_base(model: PreTrainedModel, name: str) -> None:
     """Have the adapter name its base as the profile does, not by the folder that it was loaded from on this machine."""
     for config in getattr(model, "peft_config", {}).values():
         config.base_model_name_or_path = name
-
-
-def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Put a trained adapter on its base, for evaluation.
-
-    Raises:
-        UserError: the folder holds no adapter.
-    """
-    if not (folder / "adapter_config.json").exists():
-        raise UserError(f"{folder} holds no adapter (no adapter_config.json); train one first, or give another folder.")
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, str(folder))
 
 
 # --- training -----------------------------------------------------------------------------------------------------------
@@ -218,6 +190,7 @@ def sft_config(profile: Profile, output_dir: Path, has_validation: bool) -> SFTC
         metric_for_best_model="eval_loss" if patience else None,
         greater_is_better=False if patience else None,
         logging_steps=t.logging_steps,
+        neftune_noise_alpha=t.neftune_noise_alpha,
         report_to="none",  # pipeline.trackers reports
         seed=profile.seed,
         data_seed=profile.seed,
@@ -247,6 +220,7 @@ def make_trainer(
         lengths=[len(ids) for ids in mix.train["input_ids"]] if profile.training.group_by_length else None,
         exponential_schedule=profile.training.lr_scheduler_type == "exponential",
         length_limit=profile.model.max_seq_length,
+        plus_lr_ratio=profile.lora.plus_lr_ratio,
         model=model,
         processing_class=tokenizer,
         train_dataset=mix.train.select_columns(columns),
@@ -296,7 +270,53 @@ def peak_memory_bytes() -> int:
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
+    return max(_earlier_peak, int(peak if sys.platform == "darwin" else peak * 1024))
+
+
+_earlier_peak = 0  # bytes, of this process before a MemoryMeter set the system's own mark back
+
+
+class MemoryMeter:
+    """The most memory in use from now on, above what is in use now: of training, above the base that was loaded before it.
+
+    On a GPU: allocated bytes. On Linux: the resident set, after memory that is free inside the process was given back; the
+    system's mark of the highest is set back (``/proc/self/clear_refs``, see proc(5)). Elsewhere nothing is measured.
+    """
+
+    def __init__(self) -> None:
+        import torch
+
+        gc.collect()
+        self._before = None
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+            return
+        global _earlier_peak
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # of glibc: what was freed would otherwise be used again unseen
+            _earlier_peak = peak_memory_bytes()
+            Path("/proc/self/clear_refs").write_text("5")
+            self._before = _resident("VmRSS")
+        except (OSError, AttributeError):
+            pass
+
+    def read(self) -> int | None:
+        """Bytes; None where it is not measured."""
+        import torch
+
+        if self._before is None:
+            return None
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM")
+        return max(0, int(peak - self._before))
+
+
+def _resident(field: str) -> int:
+    """Bytes, from Linux' own account of this process: ``VmRSS`` now, ``VmHWM`` the highest since it was set back."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
 
 
 def save_adapter(
@@ -312,6 +332,7 @@ def save_adapter(
     try:
         model.save_pretrained(str(temporary), **({"state_dict": weights} if weights else {}))
         tokenizer.save_pretrained(str(temporary))
+        describe(model, temporary)
         temporary.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
@@ -347,7 +368,9 @@ def over_processes(trainer: SFTTrainer, counter: TokenCounter) -> tuple[int, int
 def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
     """(trainable, all) parameters. A 4-bit weight counts as the parameters it stands for, not as its packed bytes."""
     trainable = total = 0
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
+        if ".original_module." in name:
+            continue  # PEFT keeps the matrix of which it trains a copy
         state = getattr(parameter, "quant_state", None)
         size = int(state.shape.numel()) if state is not None else parameter.numel()
         total += size
@@ -366,7 +389,7 @@ def train(
     force: bool = False,
     note: Callable[[str], None] = say,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Add an adapter, train it, save it to ``output_dir/adapter``.
+    """Put the profile's method on the base, train, save what it trained to ``output_dir/adapter``.
 
     Args:
         model: the base, from ``load_model``.
@@ -376,13 +399,11 @@ def train(
         note: told what ``force`` went past.
 
     Returns:
-        The model with its adapter, and the report's ``training`` section.
+        The tuned model, and the report's ``training`` section.
 
     Raises:
         UserError: the checkpoint was written with other settings, data or versions; see also ``pipeline.trainer.Trainer``.
     """
-    import torch
-
     checkpoints = output_dir / "checkpoints"
     who = identity(profile, mix.manifest["fingerprint"])
     checkpoint = None
@@ -393,7 +414,8 @@ def train(
         differing = require_same(checkpoint, who, force)
         if differing:
             note(f"went on from {checkpoint.name} by --force although {'; '.join(differing)}")
-    model = add_adapter(model, profile.lora, profile.training, profile.seed)
+    precision, meter = model.dtype, MemoryMeter()
+    model = add_method(model, profile)
     name_base(model, profile.model.name)
     from pipeline.callbacks import CheckpointKeeper
 
@@ -410,8 +432,6 @@ def train(
 
     keeper = CheckpointKeeper(who, profile.training.save_total_limit, counted)
     trainer = make_trainer(model, tokenizer, profile, mix, checkpoints, [keeper, *callbacks])
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
     started = time.monotonic()
     try:
         if checkpoint and finished(checkpoint):
@@ -425,7 +445,9 @@ def train(
     history = trainer.state.log_history
     loss = [{"step": e["step"], "loss": e["loss"]} for e in history if "loss" in e]
     evaluations = [{"step": e["step"], "loss": e["eval_loss"]} for e in history if "eval_loss" in e]
+    memory = meter.read()
     trainable, total = count_parameters(model)
+    finish(model, profile.chosen_method, precision)
     save_trained(trainer, output_dir / "adapter")
     tokens, loss_tokens, peak = over_processes(trainer, counter)
     return model, {
@@ -434,7 +456,9 @@ def train(
         "eval_loss": evaluations,
         "tokens_per_second": tokens / seconds,
         "loss_tokens_per_second": loss_tokens / seconds,
+        "training_seconds": seconds,
         "peak_memory_bytes": peak,
+        "memory_above_base_bytes": memory,
         "trainable_parameters": trainable,
         "total_parameters": total,
     }

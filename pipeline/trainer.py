@@ -20,6 +20,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerState
 from trl import SFTTrainer
 
+from pipeline.bottleneck import has_bottlenecks, load_bottlenecks
 from pipeline.errors import UserError
 from pipeline.files import FULL
 from pipeline.train import SHORT, written_out_attention
@@ -130,6 +131,7 @@ class Trainer(SFTTrainer):
         lengths: tokens of each training example; None: random order.
         exponential_schedule: replaces ``args.lr_scheduler_type``.
         length_limit: ``model.max_seq_length``, for the advice where memory does not suffice.
+        plus_lr_ratio: LoRA+: the matrices B learn so many times faster than the matrices A; None: off.
 
     Raises:
         UserError: a loss, of training or validation, or the norm of the gradient is NaN or infinite, at the step where it
@@ -144,12 +146,40 @@ class Trainer(SFTTrainer):
         lengths: Sequence[int] | None = None,
         exponential_schedule: bool = False,
         length_limit: int | None = None,
+        plus_lr_ratio: float | None = None,
         **kwargs: Any,
     ):
         self.example_lengths, self.exponential_schedule = lengths, exponential_schedule
-        self.length_limit = length_limit
+        self.length_limit, self.plus_lr_ratio = length_limit, plus_lr_ratio
         self._batch: dict[str, Any] | None = None  # of the step that is being done
         super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        if self.plus_lr_ratio is None or getattr(self, "optimizer", None) is not None:
+            return super().create_optimizer(*args, **kwargs)
+        from peft.optimizers import create_loraplus_optimizer
+
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer = create_loraplus_optimizer(
+            self.model,
+            kind,
+            loraplus_lr_ratio=self.plus_lr_ratio,
+            loraplus_weight_decay=self.args.weight_decay,
+            **options,
+        )
+        return self.optimizer
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if has_bottlenecks(self.model):
+            load_bottlenecks(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if has_bottlenecks(self.model):
+            load_bottlenecks(self.model, Path(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         length = getattr(self.model, "max_seq_length", None)
@@ -157,9 +187,8 @@ class Trainer(SFTTrainer):
             with written_out_attention(self.model) if length and length <= SHORT else contextlib.nullcontext():
                 return super().train(*args, **kwargs)
         except UserError:
-            for (
-                callback
-            ) in self.callback_handler.callbacks:  # an error behind a bar that is still drawn is hard to read
+            # An error behind a bar that is still drawn is hard to read.
+            for callback in self.callback_handler.callbacks:
                 bar = getattr(callback, "training_bar", None)
                 if bar is not None:
                     bar.close()
