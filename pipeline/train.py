@@ -136,17 +136,22 @@ def add_adapter(model: PreTrainedModel, lora: LoraSettings, training: TrainingSe
     return model
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Put a trained adapter on its base, for evaluation.
+def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool = False) -> PreTrainedModel:
+    """Put a trained adapter on its base, for evaluation or, ``trainable``, to be trained further.
 
     Raises:
-        UserError: the folder holds no adapter.
+        UserError: the folder holds no adapter, or one that does not fit this base.
     """
     if not (folder / "adapter_config.json").exists():
         raise UserError(f"{folder} holds no adapter (no adapter_config.json); train one first, or give another folder.")
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(folder))
+    try:
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except (RuntimeError, ValueError) as error:  # PEFT: sizes that differ, modules that are not there
+        raise UserError(
+            f"The adapter in {folder} does not fit this base; it was trained on another one. {str(error).splitlines()[0]}"
+        ) from error
 
 
 # --- training -----------------------------------------------------------------------------------------------------------

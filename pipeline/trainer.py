@@ -72,16 +72,53 @@ def exponential(warm_up: int, steps: int) -> Any:
     return factor
 
 
-class Trainer(SFTTrainer):
+class StopsAtBadLoss:
+    """What every trainer of this project does beside TRL's: it stops at the first bad loss. Stands before TRL's class.
+
+    Raises:
+        UserError: a loss is NaN or infinite, at the step where it happens, with the batch; or weights are, before a
+            checkpoint of them would take the place of a good one.
+    """
+
+    section = "training"  # of the profile, where the settings stand
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        if not torch.isfinite(loss).all():
+            self._stop(f"The loss became {float(loss.mean())}", inputs)
+        return loss
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):  # type: ignore[attr-defined]
+            self._stop("Weights became NaN or infinite", None)
+        super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+
+    def _batch_ids(self, inputs: Any) -> Any:
+        """Token ids of a batch, [rows, tokens]; None where they are not to be had."""
+        return inputs["input_ids"]
+
+    def _stop(self: Any, what: str, inputs: Any) -> None:
+        """Stop with what is known about the step."""
+        # During a step the count stands at the steps before it; at a checkpoint it has been raised.
+        step = self.state.global_step + (inputs is not None)
+        batch = ""
+        rows = None if inputs is None else self._batch_ids(inputs)
+        if rows is not None:
+            text = self.processing_class.decode(rows[0][:60])
+            batch = f" The batch has {len(rows)} rows of up to {rows.shape[1]} tokens; the first begins {text[:160]!r}."
+        raise UserError(
+            f"{what} at step {step} (learning rate {self._get_learning_rate():.3g}).{batch} Lower {self.section}.learning_rate "
+            f"(now {self.args.learning_rate:g}) or {self.section}.max_grad_norm (now {self.args.max_grad_norm:g}) and run "
+            "again; checkpoints before it are kept."
+        )
+
+
+class Trainer(StopsAtBadLoss, SFTTrainer):
     """SFTTrainer with the additions of this module.
 
     Args:
         lengths: tokens of each training example; None: random order.
         exponential_schedule: replaces ``args.lr_scheduler_type``.
-
-    Raises:
-        UserError: a loss is NaN or infinite, at the step where it happens, with the batch; or weights are, before a
-            checkpoint of them would take the place of a good one.
     """
 
     def __init__(
@@ -102,29 +139,3 @@ class Trainer(SFTTrainer):
         factor = exponential(warm_up, num_training_steps)
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
         return self.lr_scheduler
-
-    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        if not torch.isfinite(loss).all():
-            self._stop(f"The loss became {float(loss.mean())}", inputs)
-        return loss
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
-            self._stop("Weights became NaN or infinite", None)
-        super()._save_checkpoint(*args, **kwargs)
-
-    def _stop(self, what: str, inputs: dict[str, Any] | None) -> None:
-        """Stop with what is known about the step."""
-        # During a step the count stands at the steps before it; at a checkpoint it has been raised.
-        step = self.state.global_step + (inputs is not None)
-        batch = ""
-        if inputs is not None:
-            rows = inputs["input_ids"]
-            text = self.processing_class.decode(rows[0][:60])
-            batch = f" The batch has {len(rows)} rows of up to {rows.shape[1]} tokens; the first begins {text[:160]!r}."
-        raise UserError(
-            f"{what} at step {step} (learning rate {self._get_learning_rate():.3g}).{batch} Lower training.learning_rate (now "
-            f"{self.args.learning_rate:g}) or training.max_grad_norm (now {self.args.max_grad_norm:g}) and run again; "
-            "checkpoints before it are kept."
-        )
