@@ -361,7 +361,8 @@ class GRPOSettings(SecondStageSettings):
     beta: float = Field(0.0, ge=0)  # weight of the KL divergence from the start; 0: no reference is kept
     epsilon: float = Field(0.2, gt=0, lt=1)
     correct_weight: float = Field(1.0, ge=0)
-    form_weight: float = Field(0.2, ge=0)  # small: form must not pay for a wrong answer
+    # Small: form must not pay for a wrong answer. A power of two, so that equal sums of rewards are equal to the last bit.
+    form_weight: float = Field(0.25, ge=0)
 
 
 Profile.model_rebuild()  # two of its sections stand below it, as their rows are sources

@@ -171,7 +171,7 @@ def test_two_steps_and_a_cut_between_them(tmp_path: Path) -> None:
     assert [e["step"] for e in result["training"]["curve"]] == [1, 2]
     for entry in result["training"]["curve"]:
         assert 0 <= entry["correct"] <= 1 and 0 <= entry["form"] <= 1 and entry["tokens"] > 1
-        assert entry["reward"] == pytest.approx(entry["correct"] + 0.2 * entry["form"], abs=1e-5)
+        assert entry["reward"] == pytest.approx(entry["correct"] + 0.25 * entry["form"], abs=1e-5)
     assert set(result["questions"]["modes"]) == {"thinking", "non_thinking"}
     assert not list(folder.rglob("ref"))
     assert "| correct |" in table(result) and "after GRPO" in table(result)
