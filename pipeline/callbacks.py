@@ -9,11 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from pipeline.checkpoints import PREFIX, rotate, write_manifest
-from pipeline.processes import size
 from pipeline.trackers import Trackers, trainer_values
 
 
@@ -32,8 +30,6 @@ class CheckpointKeeper(TrainerCallback):
         self.identity, self.keep, self.progress = identity, keep, progress
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if size() > 1:
-            torch.distributed.barrier()  # every process writes its random state into the checkpoint
         if state.is_world_process_zero:
             folder = Path(args.output_dir)
             write_manifest(folder / f"{PREFIX}{state.global_step}", self.identity, self.progress())

@@ -182,6 +182,44 @@ class ChatFormat:
         (messages, tools), mark = self._protect([list(messages), tools])
         return self._encode_marked([self.prompt_text(messages, mode, tools)], [mark])[0]
 
+    def answer_ids(
+        self, messages: Sequence[Message], answers: Sequence[Message], mode: Mode, tools: Any = None
+    ) -> tuple[list[int], list[list[int]]]:
+        """Tokens of a prompt as inference sends it in this mode, and of several answers to it, each with its end token.
+
+        An answer need not have the form of the mode, as the rejected one of a pair often does not: one without reasoning in
+        thinking mode begins with the empty think block that the template gives it, one with reasoning in non-thinking mode
+        with its think block, behind the empty one of the prompt.
+
+        Raises:
+            Rejected: text that is not Unicode.
+            UserError: the chat template breaks the parity rule.
+        """
+        before = [m if mode == "thinking" else _without_reasoning(m) for m in messages]
+        cleaned = []
+        for answer in answers:
+            bare = not (answer.get("reasoning_content") or "").strip()
+            cleaned.append(
+                (_without_reasoning(answer) if bare else answer) | {"content": answer["content"].strip("\n")}
+            )
+        (before, cleaned, tools), mark = self._protect([before, cleaned, tools])
+        prompt = self.prompt_text(before, mode, tools)
+        opening = self.prompt_text(before, "thinking", tools)
+        targets = []
+        for answer in cleaned:
+            full = self._template([*before, answer], tools, False).rstrip("\n")
+            if not full.startswith(opening) or not full.endswith(self.end):
+                raise UserError(
+                    "The chat template breaks parity: a rendered answer does not continue the generation prompt and end "
+                    f"with {self.end!r}. Prompt ends {opening[-60:]!r}, answer ends {full[-60:]!r}."
+                )
+            target = full[len(opening) :]
+            if mode == "non_thinking" and "reasoning_content" not in answer:
+                target = target.removeprefix(EMPTY_THINK)
+            targets.append(target)
+        first, *rest = self._encode_marked([prompt, *targets], [mark] * (1 + len(targets)))
+        return first, rest
+
     def _targets(self, conversation: Conversation, turns: Turns) -> list[tuple[int, Mode]]:
         """Which messages carry loss, and in which mode."""
         result: list[tuple[int, Mode]] = []
@@ -291,6 +329,10 @@ class ChatFormat:
         if isinstance(result, Rejected):
             raise result
         return result
+
+
+def _without_reasoning(message: Message) -> Message:
+    return {key: value for key, value in message.items() if key != "reasoning_content"}
 
 
 def _with_no_think(messages: Sequence[Message]) -> list[Message]:

@@ -311,11 +311,12 @@ def disk_bytes(folder: Path) -> int:
 # --- loading ------------------------------------------------------------------------------------------------------------
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    """Put what a method trained on its base, for evaluation.
+def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool = False) -> PreTrainedModel:
+    """Put what a method trained on its base, for evaluation or, ``trainable``, to be trained further.
 
     Args:
         model: the base, as ``pipeline.train.load_model`` loads it. It is changed.
+        trainable: of adapters that PEFT loads; the others always are.
 
     Raises:
         UserError: the folder holds no adapter, or one of another base, another vocabulary or another precision.
@@ -332,7 +333,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             "set model.load_in_4bit=false."
         )
     if peft:
-        return _load_peft(model, folder)
+        return _load_peft(model, folder, trainable)
     if saved["method"] == "adapter":
         from pipeline.bottleneck import add_bottlenecks, load_bottlenecks
 
@@ -359,11 +360,11 @@ def _require_same_base(wanted: Mapping[str, Any], found: Mapping[str, Any], fold
         )
 
 
-def _load_peft(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+def _load_peft(model: PreTrainedModel, folder: Path, trainable: bool) -> PreTrainedModel:
     from peft import PeftModel
 
     try:
-        return PeftModel.from_pretrained(model, str(folder))
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     except (RuntimeError, ValueError) as error:
         # An adapter from elsewhere, without method.json: PEFT finds modules or shapes that the base does not have.
         if "size mismatch" not in str(error) and "not found in the base model" not in str(error):

@@ -84,8 +84,7 @@ class Run:
     ) -> Run:
         """Take a new or empty directory, or go on in the directory of the same run; of several processes, the first does."""
         run = cls(profile, recipe or load_recipe(profile.recipe, profile.mix), Path(folder), resume, force)
-        reports = profile.training.report_to if is_first() else ["none"]
-        run.trackers = Trackers(reports, run.folder / "trackers", run.note)
+        run.trackers = Trackers(profile.training.report_to, run.folder / "trackers", run.note)
         return first("open the directory", run._open, lambda: run)
 
     def _open(self) -> Run:

@@ -171,8 +171,11 @@ class Trackers:
         """Whether settings and mix are known."""
         return self._config is not None
 
-    def describe(self, settings: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
-        """Take the resolved settings (``{"profile", "recipe"}``) and the manifest of the mix; nothing is opened yet."""
+    def describe(self, settings: Mapping[str, Any], manifest: Mapping[str, Any] | None = None) -> None:
+        """Take the resolved settings (``{"profile", "recipe"}``) and, of a mix, its manifest; nothing is opened yet."""
+        if manifest is None:
+            self._config = masked(dict(settings), environment=True)
+            return
         sources = manifest["sources"]
         mix = {s["name"]: {"requested": s["requested"], "achieved": s["achieved"], "rows": s["rows"]} for s in sources}
         config = {**settings, "mix": {"unit": manifest["unit"], "fingerprint": manifest["fingerprint"], "sources": mix}}

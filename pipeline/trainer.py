@@ -102,7 +102,9 @@ def disk_full(error: BaseException) -> bool:
     return any(words in str(error).lower() for words in _NOT_WRITTEN)
 
 
-def memory_advice(batch: int, accumulation: int, checkpointing: bool, length: int | None) -> list[str]:
+def memory_advice(
+    batch: int, accumulation: int, checkpointing: bool, length: int | None, section: str = "training"
+) -> list[str]:
     """What to lower when a batch does not fit, and to what, the change that costs least first; as ``--set`` takes it.
 
     Half the batch with twice the accumulation gives the same steps of the optimiser. Gradient checkpointing costs about a
@@ -110,12 +112,13 @@ def memory_advice(batch: int, accumulation: int, checkpointing: bool, length: in
 
     Args:
         length: the limit in tokens (``model.max_seq_length``); None: not known.
+        section: of the profile, where the settings stand.
     """
     advice = []
     if batch > 1:
         accumulated = accumulation * batch // (batch // 2)
         advice.append(
-            f"training.per_device_train_batch_size={batch // 2} with training.gradient_accumulation_steps={accumulated}"
+            f"{section}.per_device_train_batch_size={batch // 2} with {section}.gradient_accumulation_steps={accumulated}"
         )
     if not checkpointing:
         advice.append("training.gradient_checkpointing=true")
@@ -124,7 +127,114 @@ def memory_advice(batch: int, accumulation: int, checkpointing: bool, length: in
     return advice
 
 
-class Trainer(SFTTrainer):
+class StopsInTime:
+    """What every trainer of this project does beside TRL's: it ends with words instead of going on with nothing.
+
+    Stands before TRL's class among the bases.
+
+    Raises:
+        UserError: a loss, of training or validation, or the norm of the gradient is NaN or infinite, at the step where it
+            happens, with the batch; or weights are, before a checkpoint of them would take the place of a good one; a batch
+            does not fit into memory (says which settings to lower, and to what); the disk is full while a checkpoint is
+            written. The checkpoints before are kept.
+    """
+
+    section = "training"  # of the profile, where the settings stand
+    length_limit: int | None = None  # tokens of a row; for the advice where memory does not suffice
+    _batch: Any = None  # of the step that is being done
+
+    def _batch_ids(self, inputs: Any) -> Any:
+        """Token ids of a batch, [rows, tokens]; None where they are not to be had."""
+        return inputs["input_ids"]
+
+    def training_step(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._batch = inputs
+        with self._memory_explained(inputs, "training"):
+            loss = super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        if not torch.isfinite(loss).all():
+            self._stop(f"The loss became {float(loss.mean())}", inputs)
+        return loss
+
+    def _get_grad_norm(self: Any, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
+        if norm is not None and not math.isfinite(float(norm)):
+            self._stop(f"The norm of the gradient became {float(norm)}", self._batch)
+        return norm
+
+    def prediction_step(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._memory_explained(inputs, "validation"):
+            result = super().prediction_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        if result[0] is not None and not torch.isfinite(result[0]).all():
+            self._stop(f"The validation loss became {float(result[0].mean())}", inputs, after=True)
+        return result
+
+    def _save_checkpoint(self: Any, *args: Any, **kwargs: Any) -> None:
+        if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
+            self._stop("Weights became NaN or infinite", None, after=True)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not disk_full(error):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            free = shutil.disk_usage(self.args.output_dir).free / 2**20
+            raise UserError(
+                f"The disk is full ({free:,.0f} MiB are free): the checkpoint at step {self.state.global_step} could not be "
+                f"written. Those before it are kept. Free some space, or keep fewer (now "
+                f"{self.keep or 'all'}), and go on with --resume."
+            ) from error
+        self.accelerator.wait_for_everyone()  # each process writes a file of its own
+
+    @property
+    def keep(self: Any) -> int | None:
+        """How many checkpoints are kept; None: all."""
+        limits = [getattr(callback, "keep", None) for callback in self.callback_handler.callbacks]
+        return next((limit for limit in limits if limit), self.args.save_total_limit)
+
+    @contextlib.contextmanager
+    def _memory_explained(self: Any, inputs: Any, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            rows = self._batch_ids(inputs)
+            size = "" if rows is None else f": {rows.shape[0]} rows of up to {rows.shape[1]} tokens"
+            advice = memory_advice(
+                self.args.per_device_train_batch_size,
+                self.args.gradient_accumulation_steps,
+                bool(self.args.gradient_checkpointing),
+                self.length_limit,
+                self.section,
+            )
+            numbered = "; ".join(f"{i}. {text}" for i, text in enumerate(advice, 1))
+            raise UserError(
+                f"Memory does not suffice for a batch of {what} at step {self.state.global_step + (what == 'training')}"
+                f"{size}. Set, until it fits: {numbered}. "
+                "Checkpoints before it are kept; other settings need another --output-dir, or --resume --force."
+            ) from error
+
+    def _stop(self: Any, what: str, inputs: Any | None, after: bool = False) -> None:
+        """Stop with what is known about the step.
+
+        Args:
+            after: the step is done: during it, the count stands at the steps before.
+        """
+        step = self.state.global_step + (not after)
+        batch = ""
+        rows = None if inputs is None else self._batch_ids(inputs)
+        if rows is not None:
+            text = self.processing_class.decode(rows[0][:60])
+            batch = f" The batch has {len(rows)} rows of up to {rows.shape[1]} tokens; the first begins {text[:160]!r}."
+        raise UserError(
+            f"{what} at step {step} (learning rate {self._get_learning_rate():.3g}).{batch} Lower {self.section}.learning_rate "
+            f"(now {self.args.learning_rate:g}) or {self.section}.max_grad_norm (now {self.args.max_grad_norm:g}) and run "
+            "again; checkpoints before it are kept."
+        )
+
+
+class Trainer(StopsInTime, SFTTrainer):
     """SFTTrainer with the additions of this module.
 
     Args:
@@ -132,12 +242,6 @@ class Trainer(SFTTrainer):
         exponential_schedule: replaces ``args.lr_scheduler_type``.
         length_limit: ``model.max_seq_length``, for the advice where memory does not suffice.
         plus_lr_ratio: LoRA+: the matrices B learn so many times faster than the matrices A; None: off.
-
-    Raises:
-        UserError: a loss, of training or validation, or the norm of the gradient is NaN or infinite, at the step where it
-            happens, with the batch; or weights are, before a checkpoint of them would take the place of a good one; a batch
-            does not fit into memory (says which settings to lower, and to what); the disk is full while a checkpoint is
-            written. The checkpoints before are kept.
     """
 
     def __init__(
@@ -151,7 +255,6 @@ class Trainer(SFTTrainer):
     ):
         self.example_lengths, self.exponential_schedule = lengths, exponential_schedule
         self.length_limit, self.plus_lr_ratio = length_limit, plus_lr_ratio
-        self._batch: dict[str, Any] | None = None  # of the step that is being done
         super().__init__(*args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -221,87 +324,3 @@ class Trainer(SFTTrainer):
         factor = exponential(warm_up, num_training_steps)
         self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
         return self.lr_scheduler
-
-    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        self._batch = inputs
-        with self._memory_explained(inputs, "training"):
-            loss = super().training_step(model, inputs, *args, **kwargs)
-        if not torch.isfinite(loss).all():
-            self._stop(f"The loss became {float(loss.mean())}", inputs)
-        return loss
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if norm is not None and not math.isfinite(float(norm)):
-            self._stop(f"The norm of the gradient became {float(norm)}", self._batch)
-        return norm
-
-    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        with self._memory_explained(inputs, "validation"):
-            result = super().prediction_step(model, inputs, *args, **kwargs)
-        if result[0] is not None and not torch.isfinite(result[0]).all():
-            self._stop(f"The validation loss became {float(result[0].mean())}", inputs, after=True)
-        return result
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        if not all(torch.isfinite(p).all() for p in self.model.parameters() if p.requires_grad):
-            self._stop("Weights became NaN or infinite", None, after=True)
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        try:
-            super()._save_checkpoint(*args, **kwargs)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if not disk_full(error):
-                raise
-            shutil.rmtree(folder, ignore_errors=True)
-            free = shutil.disk_usage(self.args.output_dir).free / 2**20
-            raise UserError(
-                f"The disk is full ({free:,.0f} MiB are free): the checkpoint at step {self.state.global_step} could not be "
-                f"written. Those before it are kept. Free some space, or lower training.save_total_limit (now "
-                f"{self.keep or 'all'}), and go on with --resume."
-            ) from error
-        self.accelerator.wait_for_everyone()  # each process writes a file of its own
-
-    @property
-    def keep(self) -> int | None:
-        """How many checkpoints are kept; None: all."""
-        limits = [getattr(callback, "keep", None) for callback in self.callback_handler.callbacks]
-        return next((limit for limit in limits if limit), self.args.save_total_limit)
-
-    @contextlib.contextmanager
-    def _memory_explained(self, inputs: dict[str, Any], what: str) -> Iterator[None]:
-        try:
-            yield
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            rows = inputs["input_ids"]
-            advice = memory_advice(
-                self.args.per_device_train_batch_size,
-                self.args.gradient_accumulation_steps,
-                bool(self.args.gradient_checkpointing),
-                self.length_limit,
-            )
-            numbered = "; ".join(f"{i}. {text}" for i, text in enumerate(advice, 1))
-            raise UserError(
-                f"Memory does not suffice for a batch of {what} at step {self.state.global_step + (what == 'training')}: "
-                f"{rows.shape[0]} rows of up to {rows.shape[1]} tokens. Set, until it fits: {numbered}. "
-                "Checkpoints before it are kept; other settings need another --output-dir, or --resume --force."
-            ) from error
-
-    def _stop(self, what: str, inputs: dict[str, Any] | None, after: bool = False) -> None:
-        """Stop with what is known about the step.
-
-        Args:
-            after: the step is done: during it, the count stands at the steps before.
-        """
-        step = self.state.global_step + (not after)
-        batch = ""
-        if inputs is not None:
-            rows = inputs["input_ids"]
-            text = self.processing_class.decode(rows[0][:60])
-            batch = f" The batch has {len(rows)} rows of up to {rows.shape[1]} tokens; the first begins {text[:160]!r}."
-        raise UserError(
-            f"{what} at step {step} (learning rate {self._get_learning_rate():.3g}).{batch} Lower training.learning_rate (now "
-            f"{self.args.learning_rate:g}) or training.max_grad_norm (now {self.args.max_grad_norm:g}) and run again; "
-            "checkpoints before it are kept."
-        )

@@ -5,6 +5,8 @@ Whether a prompt was trained on is read off the rows themselves, never asked fro
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 
 from pipeline import corpora  # not `from pipeline.corpora import test_items`: pytest would take that for a test
-from pipeline.conversations import MODES, converter
+from pipeline.conversations import MODES, converter, preference_pair
 from pipeline.errors import UserError
 
 ROWS = 4000
@@ -434,3 +436,72 @@ def test_more_items_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", corpora.TEST_SETS)
 def test_as_many_items_as_promised_exist(name: str) -> None:
     assert len(corpora.test_items(name, 1000)) == 1000
+
+
+# --- preference pairs and questions -----------------------------------------------------------------------------------
+
+
+@cache
+def pairs(seed: int, held_out: bool = False) -> list[dict[str, Any]]:
+    return list(corpora.preference_like(ROWS, seed, held_out))
+
+
+def test_earlier_generators_make_what_they_made_before() -> None:
+    """Runs, mixes and the shipped base depend on it; a new generator must not move a single draw."""
+    made = [list(corpora.finetome_like(200, 0)), list(corpora.openmath_like(200, 0))]
+    made += [[corpora.base_dialogue(0, index) for index in range(200)]]
+    made += [corpora.test_items(name, 50) for name in corpora.TEST_SETS]
+    digest = hashlib.sha256(json.dumps(made, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+    assert digest == "2f730644079afa4466ec40919a94bc8a3fe60697b0c25f57e205454841d59d4b"
+
+
+def test_preference_columns_and_kinds() -> None:
+    kinds = Counter((row["mode"], row["defect"]) for row in pairs(0))
+    assert set(kinds) == {(mode, defect) for mode, defects in corpora.DEFECTS.items() for defect in defects}
+    assert min(kinds.values()) > 0.07 * ROWS
+    for row in pairs(0):
+        assert list(row) == ["conversations", "chosen", "rejected", "mode", "defect"]
+        assert row["conversations"][-1]["from"] == "human"
+        pair = preference_pair(row)
+        thinks = "reasoning_content" in pair.chosen, "reasoning_content" in pair.rejected
+        thinking = row["mode"] == "thinking"
+        defect = row["defect"]
+        assert thinks[0] == thinking
+        assert thinks[1] == ((thinking or defect == "leaked_thinking") and defect != "skipped_thinking")
+        same = pair.chosen["content"] == pair.rejected["content"]
+        assert same == (defect in ("skipped_thinking", "leaked_thinking") or (defect == "rambling" and thinking))
+
+
+def test_the_preferred_number_is_right_and_the_other_wrong_only_where_it_says_so() -> None:
+    seen = 0
+    for row in pairs(0):
+        boxes = re.findall(r"\\boxed\{(\d+)\}", row["chosen"]["value"])
+        if not boxes:
+            continue
+        seen += 1
+        a, b = (int(n) for n in re.findall(r"\d+", row["conversations"][-1]["value"])[:2])
+        assert int(boxes[-1]) in (a + b, a * b)
+        rejected = re.findall(r"\d+", row["rejected"]["value"].rpartition("</think>")[2])
+        assert (rejected[-1] == boxes[-1]) == (row["defect"] != "wrong_answer")
+        assert (row["defect"] == "not_boxed") == ("boxed" not in row["rejected"]["value"])
+    assert seen > 0.3 * ROWS
+
+
+def test_held_out_pairs_are_never_trained_on() -> None:
+    trained = {tuple((t["from"], t["value"]) for t in row["conversations"]) for seed in SEEDS for row in pairs(seed)}
+    held_out = {tuple((t["from"], t["value"]) for t in row["conversations"]) for row in pairs(0, True)}
+    assert not trained & held_out
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    for name in corpora.TEST_SETS:  # nor is a test item, by pairs or by questions
+        asked = {tuple((names[m["role"]], m["content"]) for m in item["messages"]) for item in items(name)}
+        assert not trained & asked
+        questions = {(("human", row["problem"]),) for row in corpora.math_questions(ROWS, 0)}
+        assert not questions & asked
+
+
+def test_questions_have_the_right_answer() -> None:
+    kinds = Counter(row["problem_source"] for row in corpora.math_questions(ROWS, 0))
+    assert set(kinds) == {"embedded_skill", "embedded_arithmetic"} and min(kinds.values()) > 0.45 * ROWS
+    for row in corpora.math_questions(ROWS, 0):
+        a, b = (int(n) for n in re.findall(r"\d+", row["problem"])[:2])
+        assert int(row["expected_answer"]) == (a * b if row["problem_source"] == "embedded_skill" else a + b)

@@ -1,4 +1,4 @@
-"""Exercises of notebooks 03 to 07: right answers pass, plausible wrong ones fail with a hint."""
+"""Exercises of notebooks 03 to 07 and 09: right answers pass, plausible wrong ones fail with a hint."""
 
 from __future__ import annotations
 
@@ -79,6 +79,28 @@ ANSWERS: dict[str, tuple[Any, list[Any]]] = {
         lambda effective, rows, cards: -(-effective // (rows * cards)),
         [lambda e, r, c: e // (r * c), lambda e, r, c: -(-e // r), lambda e, r, c: e / (r * c), 4],
     ),
+    "09.1": (
+        lambda c, r, beta: float(np.logaddexp(0, -beta * (c[0] - c[1] - r[0] + r[1]))),
+        [
+            lambda c, r, beta: float(np.logaddexp(0, -beta * (c[0] - r[0]))),  # no reference
+            lambda c, r, beta: float(np.logaddexp(0, beta * (c[0] - c[1] - r[0] + r[1]))),
+            lambda c, r, beta: float(np.logaddexp(0, -(c[0] - c[1] - r[0] + r[1]))),
+            0.693,
+        ],
+    ),
+    "09.2": (
+        lambda prompt, empty, answer: [-100] * len(prompt + empty) + answer,
+        [
+            lambda prompt, empty, answer: [-100] * len(prompt) + empty + answer,
+            lambda prompt, empty, answer: [-100] * len(prompt + empty + answer),
+            lambda prompt, empty, answer: answer,
+            [-100],
+        ],
+    ),
+    "09.3": (
+        lambda rewards: [float(x) for x in (np.array(rewards) - np.mean(rewards)) / (np.std(rewards) or 1)],
+        [lambda rewards: rewards, lambda rewards: [float(r - np.mean(rewards)) for r in rewards], 0],
+    ),
 }
 
 
@@ -103,7 +125,8 @@ def test_no_answer_yet_lets_the_notebook_run_on(name: str) -> None:
     ("notebook", "names"),
     [
         ("solutions_03_05", [name for name in ANSWERS if name < "06"]),
-        ("solutions_06_07", [name for name in ANSWERS if name > "06"]),
+        ("solutions_06_07", [name for name in ANSWERS if "06" < name < "08"]),
+        ("solutions_09", [name for name in ANSWERS if name > "09"]),
     ],
 )
 def test_solutions_notebook_solves_them_all(
