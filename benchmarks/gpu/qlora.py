@@ -244,6 +244,7 @@ def measure(side: str, packing: bool, folder: Path, output: Path, options: Mappi
     model, tokenizer = LOADERS[side](folder, options["length"], options["device"])
     import torch
     from datasets import Dataset
+    from transformers import Trainer
     from trl import SFTConfig, SFTTrainer
 
     cuda = options["device"] == "cuda"
@@ -270,6 +271,11 @@ def measure(side: str, packing: bool, folder: Path, output: Path, options: Mappi
             self.padded += inputs["input_ids"].numel()
             self.tokens += int(inputs["input_ids"].numel() if mask is None else (mask != 0).sum())
             return super().training_step(model, inputs, *args, **kwargs)
+
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            # TRL's own loss is a Triton kernel, which a CPU has not; Unsloth replaces it.
+            plain = not cuda and side == "transformers"
+            return Trainer.compute_loss(self, *args, **kwargs) if plain else super().compute_loss(*args, **kwargs)
 
     trainer = Timed(
         model=model,
