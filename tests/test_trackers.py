@@ -149,6 +149,9 @@ def test_what_is_logged_is_read_back_and_a_resumed_run_goes_on_in_the_same_one(t
     again.evaluation("tuned", cells(0.8), 6)
     again.evaluation("tuned", cells(0.8), 6)  # said again by a later command: nothing new
     again.close()
+    import wandb
+
+    wandb.teardown()  # its service writes behind; at the end of a process it is waited for
     assert notes == []
     for name, reader in READERS.items():
         curves, config = reader(tmp_path / "run" / "trackers")

@@ -1,0 +1,114 @@
+"""Who may use a run directory, and under which settings; no model is loaded here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import main
+from pipeline.errors import UserError
+from pipeline.files import read_json, write_json
+from pipeline.run import Run
+from pipeline.settings import Profile as ProfileSettings
+from pipeline.settings import load_profile, load_recipe, parse, read_yaml
+
+
+def opened(folder: Path, *overrides: str, resume: bool = False, force: bool = False) -> Run:
+    return Run.open(load_profile("embedded", list(overrides)), folder, resume=resume, force=force)
+
+
+def fill(folder: Path, trained: bool = False) -> None:
+    """What stages would have left."""
+    write_json(folder / "mix" / "manifest.json", {})
+    for which in ("base", "tuned"):
+        for mode in ("thinking", "non_thinking"):
+            write_json(folder / "evaluation" / which / mode / "cell.json", {"model_id": "other", "cell": {}})
+    if trained:
+        write_json(folder / "training.json", {"steps": 4})
+
+
+def test_other_settings_are_refused_with_every_way_out(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    opened(folder)
+    with pytest.raises(UserError, match=r"training\.learning_rate is 0\.003 there and 0\.001 here.*--resume --force"):
+        opened(folder, "training.learning_rate=1e-3", resume=True)
+    with pytest.raises(UserError, match="belongs to another run"):
+        opened(folder, "training.learning_rate=1e-3", force=True)  # --force alone is not enough
+    assert read_yaml(folder / "profile.yaml")["training"]["learning_rate"] == 0.003
+
+
+@pytest.mark.parametrize(
+    ("override", "mix_stays", "evaluation_stays"),
+    [
+        ("training.learning_rate=1e-3", True, True),
+        ("lora.rank=4", True, True),
+        ("mix.total=300", False, True),
+        ("data.validation_fraction=0.1", False, True),
+        ("seed=7", False, True),
+        ("evaluation.limit=3", True, False),
+        ("model.load_in_4bit=false", True, False),
+        ("training.report_to=[tensorboard]", True, True),
+    ],
+)
+def test_force_takes_over_and_drops_what_the_old_settings_had_made(
+    override: str, mix_stays: bool, evaluation_stays: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    opened(folder)
+    fill(folder)
+    run = opened(folder, override, resume=True, force=True)
+    assert (folder / "mix").exists() == mix_stays
+    assert (folder / "evaluation" / "base" / "thinking" / "cell.json").exists() == evaluation_stays
+    (note,) = read_json(folder / "run.json")["notes"]
+    assert override.partition("=")[0] in note and "--force" in note
+    assert read_yaml(folder / "profile.yaml") == run.resolved()["profile"]
+    assert opened(folder, override, resume=True).folder == folder  # it is theirs now
+    with pytest.raises(UserError, match="belongs to another run"):
+        opened(folder, resume=True)
+
+
+def test_force_cannot_change_a_finished_training(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    opened(folder)
+    fill(folder, trained=True)
+    with pytest.raises(UserError, match=r"is finished, and --force cannot change .*lora\.rank is 32 there and 4 here"):
+        opened(folder, "lora.rank=4", resume=True, force=True)
+    assert read_json(folder / "run.json")["notes"] == []
+    opened(folder, "evaluation.limit=3", resume=True, force=True)
+    assert (folder / "training.json").exists()
+
+
+def test_force_needs_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--output-dir", str(tmp_path / "run"), "--force"]) == 2
+    assert "needs --resume" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_secrets_are_in_no_file_and_make_no_other_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    profile = load_profile("embedded")
+    profile.evaluation.dataset_args = {"gsm8k": {"api_key": "planted-key", "url": "https://bob:planted-pw@host/x"}}
+    Run.open(profile, folder)
+    assert "planted" not in "".join(path.read_text(encoding="utf-8") for path in folder.iterdir())
+    profile.evaluation.dataset_args = {"gsm8k": {"api_key": "planted-other", "url": "https://eve:planted@host/x"}}
+    Run.open(profile, folder, resume=True)
+    stored = parse(ProfileSettings, read_yaml(folder / "profile.yaml"), "profile.yaml")
+    Run.open(stored, folder, resume=True, recipe=load_recipe(profile.recipe, profile.mix))  # as report does
+
+
+def test_a_report_of_an_exchanged_adapter_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run = opened(folder)
+    fill(folder, trained=True)
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    with pytest.raises(UserError, match=r"of other weights than those in adapter/; .*evaluate --which tuned"):
+        run.report()
+
+
+def test_a_note_is_kept_once(tmp_path: Path) -> None:
+    run = opened(tmp_path / "run")
+    for _ in range(2):
+        run.note("the tracker wandb could not start")
+    assert read_json(tmp_path / "run" / "run.json")["notes"] == ["the tracker wandb could not start"]
