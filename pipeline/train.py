@@ -405,6 +405,7 @@ def train(
     finish(model, profile.chosen_method, precision)
     save_adapter(model, tokenizer, output_dir / "adapter")
     return model, {
+        "method": profile.chosen_method,
         "steps": trainer.state.global_step,
         "loss": loss,
         "eval_loss": evaluations,
