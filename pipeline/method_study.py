@@ -112,14 +112,17 @@ def _entry(name: str, cells: Sequence[Cell], why: str, bases: dict[str, Any]) ->
 
 def _latency(cell: Cell, bases: dict[str, Any]) -> dict[str, Any]:
     """Measure a cell's added latency, or read it where that is done. ``bases`` keeps the bare bases of this process."""
-    from pipeline.chat_format import ChatFormat
     from pipeline.train import load_model
+    from pipeline.versions import import_unsloth
 
     adapter, record = cell.folder / "run" / "adapter", cell.folder / "latency.json"
     identity = fingerprint([ROUNDS, TOKENS, *(file_sha256(path) for path in weights_files(adapter))])
     if record.exists() and read_json(record)["identity"] == identity:
         return dict(read_json(record)["latency"])
     say(f"latency of {cell.name}")
+    import_unsloth()  # before transformers
+    from pipeline.chat_format import ChatFormat
+
     settings, seed = cell.profile.model, cell.profile.seed
     kind = fingerprint(settings.model_dump())
     if kind not in bases:

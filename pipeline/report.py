@@ -28,7 +28,7 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, Positi
 from pipeline.conversations import MODES, Mode
 from pipeline.errors import UserError
 from pipeline.files import write_json, write_text
-from pipeline.settings import PROFILES, UNITS, SamplingTable, Section, Unit, load_profile, parse
+from pipeline.settings import LORA_METHODS, PROFILES, UNITS, Method, SamplingTable, Section, Unit, load_profile, parse
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,6 +115,9 @@ class TrainingSection(_Strict):
     peak_memory_bytes: NonNegativeInt
     trainable_parameters: NonNegativeInt
     total_parameters: PositiveInt
+    method: Method | None = None
+    training_seconds: NonNegativeFloat | None = None
+    memory_above_base_bytes: NonNegativeInt | None = None
 
 
 class BenchmarkScore(_Strict):
@@ -828,6 +831,16 @@ def html(
     )
 
 
+WHAT = {  # the tuned weights are, by method
+    "full": "All weights, fine-tuned, of",
+    "lora_attention_full": "A LoRA adapter, and attention matrices trained in full, for",
+    "adapter": "Bottleneck adapters for",
+    "prefix": "A prefix of keys and values for",
+    "prompt": "Virtual tokens before the prompt for",
+    "ia3": "(IA)³ factors for",
+}
+
+
 def model_card(report: Mapping[str, Any], *, licence: str = "apache-2.0", sampling: SamplingTable | None = None) -> str:
     """The card in the form of the Hugging Face hub: YAML front matter, then Markdown.
 
@@ -836,15 +849,16 @@ def model_card(report: Mapping[str, Any], *, licence: str = "apache-2.0", sampli
         licence, sampling: see ``write_report``.
     """
     profile = report["run"]["profile"]
+    method = report["training"].get("method") or "lora"
     if sampling is None and profile in {path.stem for path in PROFILES.glob("*.yaml")}:
         sampling = load_profile(profile).evaluation.sampling
     front = {
         "base_model": _public_name(report["run"]["model"]),
-        "base_model_relation": "adapter",
-        "library_name": "peft",
+        "base_model_relation": "finetune" if method == "full" else "adapter",
+        "library_name": "peft" if method not in ("full", "adapter") else "transformers",
         "pipeline_tag": "text-generation",
         "license": licence,
-        "tags": ["unsloth", "trl", "sft", "lora", "hybrid-reasoning"],
+        "tags": ["unsloth", "trl", "sft", "lora" if method in LORA_METHODS else method, "hybrid-reasoning"],
         "datasets": [s["name"] for s in report["mix"]["sources"] if s["rows"]],
     }
     decoding, room = {}, None
@@ -861,6 +875,9 @@ def model_card(report: Mapping[str, Any], *, licence: str = "apache-2.0", sampli
         .get_template("model_card.md.j2")
         .render(
             **_context(report),
+            what=WHAT.get(method, "A LoRA adapter for"),
+            method=method,
+            in_4bit=report["training"].get("method") in (None, "qlora"),
             front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
             scores=table(report, escape=True),
             decoding=decoding,

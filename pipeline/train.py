@@ -451,6 +451,7 @@ def train(
     save_trained(trainer, output_dir / "adapter")
     tokens, loss_tokens, peak = over_processes(trainer, counter)
     return model, {
+        "method": profile.chosen_method,
         "steps": trainer.state.global_step,
         "loss": loss,
         "eval_loss": evaluations,

@@ -19,6 +19,7 @@ import pytest
 from pipeline import corpora  # not `from pipeline.corpora import test_items`: pytest would take that for a test
 from pipeline.conversations import MODES, converter, preference_pair
 from pipeline.errors import UserError
+from pipeline.files import fingerprint
 
 ROWS = 4000
 ITEMS = 300
@@ -194,8 +195,9 @@ def test_items_have_their_form(name: str) -> None:
     assert len({str(item["messages"]) for item in got}) == ITEMS
     for item in got:
         assert set(item) == {"messages", "answer", "kind"}
-        assert item["kind"] == ("text" if name == "chat" else "number")
-        assert item["answer"].isdigit() if name != "chat" else item["answer"].strip()
+        text = name in ("chat", "reversal")
+        assert item["kind"] == ("text" if text else "number")
+        assert item["answer"].strip() if text else item["answer"].isdigit()
         assert item["messages"][-1]["role"] == "user"
         assert all(set(m) == {"role", "content"} for m in item["messages"])  # no reasoning in the history
         assert without_switch(item["messages"][-1]["content"]) == item["messages"][-1]["content"]
@@ -414,12 +416,113 @@ def test_comparisons_and_counts_are_true() -> None:
     assert min(found["larger"], found["count"], found["memory"]) > 100
 
 
+# --- subtraction and reversal -----------------------------------------------------------------------------------------
+
+
+@cache
+def subtractions(seed: int) -> list[dict[str, Any]]:
+    return list(corpora.subtraction_like(ROWS, seed))
+
+
+@cache
+def reversals(seed: int) -> list[dict[str, Any]]:
+    return list(corpora.reversal_like(ROWS, seed))
+
+
+def check_subtraction(a: int, b: int, reasoning: str) -> None:
+    """Every step is true, borrows are handed on, and the written digits are the difference."""
+    steps = re.findall(r"(\d+) - (\d)(?: - (\d))? = (\d), write (\d), borrow (\d)\.", reasoning)
+    assert len(steps) == len(str(a)) == reasoning.count("write"), reasoning
+    borrow = 0
+    for place, (x, y, used, rest, write, lent) in enumerate(steps):
+        assert int(used or 0) == borrow and write == rest, reasoning
+        assert int(x) - int(y) - borrow == int(rest), reasoning
+        assert int(x) == a // 10**place % 10 + 10 * int(lent) and int(y) == b // 10**place % 10, reasoning
+        borrow = int(lent)
+    assert borrow == 0 and int("".join(rest for *_, rest, _, _ in reversed(steps))) == a - b, reasoning
+
+
+def test_written_out_subtraction_is_right() -> None:
+    for row in subtractions(0):
+        a, b = operands(row["problem"])
+        reasoning = re.fullmatch(r"<think>\n(.*)\n</think>\n\n(.*)", row["generated_solution"], re.DOTALL)
+        assert reasoning and list(row) == list(openmath(0)[0]) and 1 <= b < a < 1000
+        check_subtraction(a, b, reasoning[1].removesuffix(f" So {a} - {b} = {a - b}."))
+        assert reasoning[2] == f"${a} - {b} = \\boxed{{{a - b}}}$" and row["expected_answer"] == str(a - b)
+        assert converter("openmathreasoning")(row).mode == "thinking"
+
+
+@pytest.mark.parametrize(("a", "b"), [(10, 1), (100, 99), (999, 999), (505, 6), (1, 1), (910, 91), (700, 699)])
+def test_subtraction_steps_at_the_edges(a: int, b: int) -> None:
+    check_subtraction(a, b, corpora.subtraction_steps(a, b))
+
+
+def test_the_subtraction_check_can_fail() -> None:
+    for wrong in ("3 - 1 = 1, write 1, borrow 0.", "13 - 1 = 2, write 2, borrow 0.", "3 - 1 = 2, write 3, borrow 0."):
+        with pytest.raises(AssertionError):
+            check_subtraction(3, 1, wrong)
+
+
+def words_of(text: str) -> list[str]:
+    english = {chinese: word for word, (chinese, _) in corpora.WORDS.items()}
+    listed = re.split(r"[:：]", text)[-1].strip(" .。")
+    return [english.get(word, word) for word in re.split(r", |、", listed)]
+
+
+def test_reversals_are_right() -> None:
+    languages = Counter[bool]()
+    for row in reversals(0):
+        assert list(row) == ["conversations", "source", "score"] and converter("sharegpt")(row).mode == "non_thinking"
+        asked, answered = (turn["value"] for turn in row["conversations"])
+        assert words_of(answered) == words_of(asked)[::-1] and 3 <= len(words_of(asked)) <= 5
+        assert set(words_of(asked)) <= set(corpora.WORDS)
+        languages["。" in answered] += 1
+    assert languages[True] > 0.2 * ROWS < languages[False]
+    for item in items("reversal"):
+        assert words_of(item["answer"]) == words_of(item["messages"][0]["content"])[::-1]
+
+
+def test_no_difference_or_list_is_in_both() -> None:
+    trained = {operands(row["problem"]) for seed in SEEDS for row in subtractions(seed)}
+    assert len(trained) > 1000
+    for item in items("subtraction"):
+        a, b = operands(item["messages"][0]["content"])
+        assert (a, b) not in trained and int(item["answer"]) == a - b
+    lists = {tuple(words_of(r["conversations"][0]["value"])) for seed in SEEDS for r in reversals(seed)}
+    tested = [tuple(words_of(item["messages"][0]["content"])) for item in items("reversal")]
+    assert len(lists) > 1000 and not lists & set(tested)
+
+
+def test_the_base_model_never_sees_either() -> None:
+    for seed in SEEDS:
+        texts = [f"{m['content']} {m.get('reasoning_content', '')}" for d in base(seed) for m in d["messages"]]
+        texts += [turn["value"] for row in finetome(seed) for turn in row["conversations"]]
+        texts += [row["problem"] + row["generated_solution"] for row in openmath(seed)]
+        assert not [t for t in texts if re.search(r"\d - \d|minus|taken out|拿走|everse the|backwards|around:|倒", t)]
+
+
+FINGERPRINTS = ["dfb0e1ed2e4f", "de162ba2207c", "8c629d35d6b2", "ea51ce5df161", "11bbf09df02c", "75aaf4446012"]
+
+
+def test_rows_made_before_are_still_the_same() -> None:
+    """By content: the embedded model and the results in docs were made from them."""
+    made = [
+        [corpora.base_dialogue(0, index) for index in range(200)],
+        list(corpora.finetome_like(200, 11)),
+        list(corpora.openmath_like(200, 12)),
+        *(corpora.test_items(name, 100, 42) for name in corpora.STORY),
+    ]
+    assert [fingerprint(rows)[:12] for rows in made] == FINGERPRINTS
+
+
 # --- mistakes -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["skil", "", "gsm8k"])
 def test_unknown_test_set(name: str) -> None:
-    with pytest.raises(UserError, match=f"no embedded test set '{name}'.*chat, arithmetic, skill"):
+    with pytest.raises(
+        UserError, match=f"no embedded test set '{name}'.*chat, arithmetic, skill, subtraction, reversal"
+    ):
         corpora.test_items(name, 5)
 
 

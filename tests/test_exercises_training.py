@@ -1,4 +1,4 @@
-"""Exercises of notebooks 03 to 07 and 09: right answers pass, plausible wrong ones fail with a hint."""
+"""Exercises of notebooks 03 to 09: right answers pass, plausible wrong ones fail with a hint."""
 
 from __future__ import annotations
 
@@ -79,6 +79,17 @@ ANSWERS: dict[str, tuple[Any, list[Any]]] = {
         lambda effective, rows, cards: -(-effective // (rows * cards)),
         [lambda e, r, c: e // (r * c), lambda e, r, c: -(-e // r), lambda e, r, c: e / (r * c), 4],
     ),
+    "08.1": (
+        lambda hidden, reduction, layers: (
+            layers * 2 * (2 * hidden * (hidden // reduction) + hidden // reduction + hidden)
+        ),
+        [lambda h, r, n: n * 4 * h * (h // r), lambda h, r, n: n * (2 * h * (h // r) + h // r + h), 17_472],
+    ),
+    "08.2": (
+        lambda alpha, rank: alpha / rank**0.5,
+        [lambda alpha, rank: alpha * rank**0.5, lambda alpha, rank: alpha, lambda alpha, rank: alpha / rank, 2],
+    ),
+    "08.3": (33_500, [1_617_500, 1_600_000, 17_500, "33500"]),
     "09.1": (
         lambda c, r, beta: float(np.logaddexp(0, -beta * (c[0] - c[1] - r[0] + r[1]))),
         [
@@ -126,6 +137,7 @@ def test_no_answer_yet_lets_the_notebook_run_on(name: str) -> None:
     [
         ("solutions_03_05", [name for name in ANSWERS if name < "06"]),
         ("solutions_06_07", [name for name in ANSWERS if "06" < name < "08"]),
+        ("solutions_08", [name for name in ANSWERS if "08" < name < "09"]),
         ("solutions_09", [name for name in ANSWERS if name > "09"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""Notebooks 06, 07 and 09 from first to last cell, with tiny trainings. (03 and 04 are held against the modules in test_run.)"""
+"""Notebooks 06 to 09 from first to last cell, with tiny trainings. (03 and 04 are held against the modules in test_run.)"""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ TINY += [
     "grpo.prompts_per_step=2",
     "grpo.num_generations=2",
 ]
-WORDS = {"06": "recommended:", "07": "The objective is the mean score", "09": "preferred answer likelier"}
+WORDS = {
+    "06": "recommended:",
+    "07": "The objective is the mean score",
+    "08": "Memory above the base",
+    "09": "preferred answer likelier",
+}
 
 
 @pytest.mark.slow

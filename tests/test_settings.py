@@ -6,7 +6,18 @@ import pytest
 import yaml
 
 from pipeline.errors import UserError
-from pipeline.settings import PROFILES, ROOT, MixSettings, load_profile, load_recipe, read_yaml
+from pipeline.settings import (
+    LORA_METHODS,
+    METHODS,
+    PROFILES,
+    ROOT,
+    Method,
+    MixSettings,
+    load_profile,
+    load_recipe,
+    method_section,
+    read_yaml,
+)
 
 
 def recipe_file(tmp_path: Path, **changes: object) -> Path:
@@ -126,3 +137,93 @@ def test_chat_share_needs_both_sides(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(data), encoding="utf-8")
     with pytest.raises(UserError, match="needs both a chat source and another"):
         load_recipe(str(path), MixSettings(chat_share=0.5))
+
+
+# --- methods ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_decides_the_precision(method: Method) -> None:
+    profile = load_profile("embedded", [f"method={method}"])
+    assert profile.chosen_method == method
+    assert profile.model.load_in_4bit == (method == "qlora")
+    assert profile.lora.use_rslora == (method == "rslora")
+    assert profile.lora.rank == (32 if method in LORA_METHODS else 16)  # the profile's, where the method has a rank
+
+
+def test_without_a_method_it_is_lora_at_the_given_precision() -> None:
+    assert load_profile("embedded").chosen_method == "qlora" and load_profile("embedded").method is None
+    assert load_profile("embedded", ["model.load_in_4bit=false"]).chosen_method == "lora"
+    assert load_profile("embedded", ["method=dora", "model.load_in_4bit=true"]).model.load_in_4bit
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_profile_written_out_by_a_run_is_read_again(method: Method, tmp_path: Path) -> None:
+    own = method_section(method)
+    option = {"lora": ["lora.rank=8"], "prefix": ["prefix.virtual_tokens=7"], "adapter": ["adapter.reduction=4"]}
+    profile = load_profile("embedded", [f"method={method}", *option.get(str(own), [])])
+    path = tmp_path / "profile.yaml"
+    path.write_text(yaml.safe_dump(profile.model_dump()), encoding="utf-8")
+    assert load_profile(str(path)) == profile
+    other = load_profile(str(path), ["method=ia3", "training.learning_rate=1e-2"])  # and may be made another's
+    assert other.chosen_method == "ia3" and not other.model.load_in_4bit
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["method=full", "model.load_in_4bit=true"], "full trains matrices .* set model.load_in_4bit=false"),
+        (["method=lora_attention_full", "model.load_in_4bit=true"], "set model.load_in_4bit=false"),
+        (["method=adapter", "model.load_in_4bit=true"], "adapter needs a 16-bit base"),
+        (["method=lora", "model.load_in_4bit=true"], "set method=qlora"),
+        (["method=qlora", "model.load_in_4bit=false"], "set method=lora"),
+        (["method=rslora", "lora.use_rslora=false"], "contradict each other"),
+        (["method=prefix", "training.gradient_checkpointing=true"], "set training.gradient_checkpointing=false"),
+        (["method=full", "model.name=a/b-bnb-4bit"], "a/b-bnb-4bit is quantised already"),
+        (["method=prefix", "lora.rank=8"], "lora holds options of method lora or qlora .* the method is prefix"),
+        (["prompt.virtual_tokens=8"], "prompt holds options of method prompt, but the method is lora"),
+        (["method=full", "lora.plus_lr_ratio=16"], "lora holds options"),
+        (["method=dorra"], "method: input should be"),
+        (["method=ia3", "ia3.feedforward_modules=[up_proj]"], "up_proj is not among ia3.target_modules"),
+        (["lora.plus_lr_ratio=0.5"], "lora.plus_lr_ratio: input should be greater than or equal to 1"),
+        (["training.neftune_noise_alpha=0"], "training.neftune_noise_alpha"),
+        (["method=prefix", "prefix.virtual_tokens=0"], "prefix.virtual_tokens"),
+    ],
+)
+def test_settings_that_contradict_a_method(overrides: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_profile("embedded", overrides)
+
+
+def test_a_file_with_options_of_another_method(tmp_path: Path) -> None:
+    data = yaml.safe_load((PROFILES / "embedded.yaml").read_text(encoding="utf-8"))
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(data | {"method": "prompt"}), encoding="utf-8")
+    with pytest.raises(UserError, match="lora holds options of method lora"):
+        load_profile(str(path))
+    del data["lora"], data["model"]["load_in_4bit"]
+    path.write_text(yaml.safe_dump(data | {"method": "prompt"}), encoding="utf-8")
+    assert not load_profile(str(path)).model.load_in_4bit
+
+
+# --- shares by name -----------------------------------------------------------------------------------------------------
+
+
+def test_shares_by_name() -> None:
+    recipe = load_recipe("data_recipes/multitask.yaml", MixSettings(shares={"subtraction": 0.25, "reversal": 0.75}))
+    assert {s.name: s.share for s in recipe.sources} == {"multiplication": 0, "subtraction": 0.25, "reversal": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("mix", "words"),
+    [
+        (MixSettings(shares={"subtracton": 1}), "no source 'subtracton'.*'subtraction'"),
+        (MixSettings(shares={"subtraction": 0.5}), "add up to 1, given 0.5"),
+        (MixSettings(shares={"subtraction": 1.5, "reversal": -0.5}), "at least 0"),
+        (MixSettings(shares={}), "given none"),
+        (MixSettings(shares={"subtraction": 1}, chat_share=0.5), "give one of them"),
+    ],
+)
+def test_bad_shares_by_name(mix: MixSettings, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_recipe("data_recipes/multitask.yaml", mix)
