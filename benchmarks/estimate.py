@@ -3,9 +3,9 @@
     python benchmarks/estimate.py --output estimate.json                                       # the embedded model
     python benchmarks/estimate.py --config FILE --tokenizer DIR --output estimate.json         # and a model of that shape
 
-FILE is a published ``config.json``, DIR a folder with its tokenizer; the weights are random, which changes neither memory nor time.
-Each case loads the model as a run does (Unsloth, ``pipeline.train``), trains a few steps on rows of random tokens, all with loss,
-the first of each batch as long as it says and the others one token shorter, so that there is padding as in a real batch.
+FILE is a published ``config.json``, DIR a folder with its tokenizer; the weights are random, which changes neither memory nor
+time. Each case loads the model as a run does (Unsloth, ``pipeline.train``) and trains a few steps on rows of random tokens, all
+with loss, the first of each batch as long as it says and the others one token shorter: there is padding, as in a real batch.
 
 On a CPU, memory is the resident set of the process:
 

@@ -7,9 +7,9 @@ FILE is a published ``config.json``, DIR a folder with its tokenizer; the weight
 * ``unsloth``: ``FastLanguageModel.from_pretrained`` and ``get_peft_model``;
 * ``transformers + PEFT``: ``AutoModelForCausalLM.from_pretrained`` and ``peft.get_peft_model``.
 
-Both give their model to TRL's SFTTrainer with the same arguments, rows of random tokens that all bear loss, batch, rank, number of
-threads and dtype, and LoRA weights in float32. Each turn is a fresh process; the sides take turns and change their order. The
-first steps of a turn warm up and are not timed; memory is the highest resident set of the whole turn after the imports.
+Both give their model to TRL's SFTTrainer with the same arguments, rows of random tokens that all bear loss, batch, rank, number
+of threads and dtype, and LoRA weights in float32. Each turn is a fresh process; the sides take turns and change their order.
+The first steps of a turn warm up and are not timed; memory is the highest resident set of the whole turn after the imports.
 
 TRL's SFTTrainer by itself computes its loss through a Triton kernel that a CPU does not have; Unsloth puts a chunked loss in its
 place. The other side therefore has transformers' own loss (``Trainer.compute_loss``), with whole logits. What TRL says without

@@ -301,7 +301,7 @@ def _layer(sizes: Sizes, job: Job) -> float:
     norms = FLOAT32 * (2 * h + q + kv + 2 + sizes.heads + sizes.kv_heads)
     mlp = 3 * c * i  # gate, silu(gate), up
     if job.method == "full":
-        # Weights that are trained need their inputs: of the norms' weights, of q, k, v together, of gate and up together, of down.
+        # Weights that are trained need their inputs: those of the norms, of q, k, v together, of gate and up together, of down.
         return norms + c * (2 * h + q + kv) + attention + mlp + c * (2 * h + i)
     if c == FLOAT32:  # the adapters take what is there
         shared = h * any(m in inputs for m in ("q_proj", "k_proj", "v_proj"))
@@ -500,8 +500,9 @@ def profile_text(result: dict[str, Any]) -> str:
     """The profile's own estimate in a few lines."""
     checkpointing = ", gradient checkpointing" if result["gradient_checkpointing"] else ""
     lines = [
-        f"{result['model']}: {result['parameters']:,} parameters, {result['trainable_parameters']:,} trained ({result['method']}), "
-        f"{result['batch']} rows of up to {result['length']:,} tokens at a time{checkpointing}, {result['optim']}",
+        f"{result['model']}: {result['parameters']:,} parameters, {result['trainable_parameters']:,} trained "
+        f"({result['method']}), {result['batch']} rows of up to {result['length']:,} tokens at a time{checkpointing}, "
+        f"{result['optim']}",
     ]
     for device, name in (
         ("cuda", "on a GPU (count, not measured)"),
