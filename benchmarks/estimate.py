@@ -226,14 +226,15 @@ def in_process(case: dict[str, Any], tiny: Path, malloc: dict[str, str]) -> dict
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown: sizes in MiB, and whether each ratio is within the tolerance."""
     lines = [
-        "| model | method | rows × tokens | checkpointing | trained weights | estimated | measured | estimated ÷ measured |",
-        "|---|---|---|---|---|--:|--:|--:|",
+        "| model | method | rows × tokens | checkpointing | trained weights | estimated | measured | ratio | held by glibc |",
+        "|---|---|---|---|---|--:|--:|--:|--:|",
     ]
     for case in result["cases"]:
         cells = [case["model"], case["method"], f"{case['batch']} × {case['length']}"]
         cells += ["yes" if case["gradient_checkpointing"] else "no", case["trainable"]]
         cells += [f"{case[key] / 2**20:,.0f} MiB" for key in ("estimated", "measured")]
-        lines.append("| " + " | ".join([*cells, f"{case['ratio']:.2f}"]) + " |")
+        held = f"{case['held'] / 2**20:,.0f} MiB" if case["held"] else ""
+        lines.append("| " + " | ".join([*cells, f"{case['ratio']:.2f}", held]) + " |")
     worst = max(result["cases"], key=lambda case: abs(case["ratio"] - 1))
     libraries = sorted(case["libraries"] / 2**20 for case in result["cases"])
     return "\n".join(

@@ -41,8 +41,9 @@ def case(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("benchmark", ["estimate"], indirect=True)
 def test_the_table_of_the_estimate_names_the_worst(benchmark: ModuleType) -> None:
-    text = benchmark.table({"cases": [case(), case(method="full", ratio=0.8)]})
-    assert "| m | lora | 2 × 16 | no | float32 | 110 MiB | 100 MiB | 1.10 |" in text
+    text = benchmark.table({"cases": [case(), case(method="full", ratio=0.8, held=2**28)]})
+    assert "| m | lora | 2 × 16 | no | float32 | 110 MiB | 100 MiB | 1.10 |  |" in text
+    assert "| 0.80 | 256 MiB |" in text
     assert "Furthest off: 0.80 (m, full)" in text and "600 to 600 MiB" in text
 
 

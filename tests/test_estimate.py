@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cli import main
@@ -36,6 +36,7 @@ from pipeline.estimate import (
 from pipeline.settings import load_profile, read_yaml
 
 ROOT = Path(__file__).parents[1]
+SIZES = published_sizes()
 SMALL = Sizes(
     hidden_size=64, layers=2, heads=2, kv_heads=1, head_dim=32, intermediate_size=128, vocab_size=1000, tied=True
 )
@@ -203,9 +204,10 @@ def jobs(**fixed: Any) -> st.SearchStrategy[Job]:
     return st.builds(Job, **(options | fixed))
 
 
-@given(jobs(), st.integers(1, 50), st.sampled_from(list(published_sizes())))
+@settings(deadline=None, max_examples=60)
+@given(jobs(), st.integers(1, 50), st.sampled_from(list(SIZES)))
 def test_more_never_takes_less(job: Job, more: int, name: str) -> None:
-    size = published_sizes()[name]
+    size = SIZES[name]
     total = memory(size, job)["total"]
     for bigger in ({"batch": job.batch + more}, {"length": job.length + more}, {"rank": job.rank + more}):
         assert memory(size, replace(job, **bigger))["total"] >= total, bigger
@@ -214,9 +216,10 @@ def test_more_never_takes_less(job: Job, more: int, name: str) -> None:
     )["total"] + 2 * 4 * job.tokens * (size.hidden_size * size.layers)
 
 
+@settings(deadline=None, max_examples=60)
 @given(jobs(method=st.just("lora"), bf16=st.just(True)))
 def test_methods_and_sizes_stand_in_order(job: Job) -> None:
-    sizes = list(published_sizes().values())
+    sizes = list(SIZES.values())
     for size in sizes:
         qlora, lora = (memory(size, replace(job, method=m))["weights"] for m in ("qlora", "lora"))
         full = memory(size, replace(job, method="full"))["weights"]
@@ -225,6 +228,7 @@ def test_methods_and_sizes_stand_in_order(job: Job) -> None:
     assert totals == sorted(totals)
 
 
+@settings(deadline=None, max_examples=60)
 @given(jobs())
 def test_parts_add_up_and_none_is_negative(job: Job) -> None:
     parts = memory(SMALL, job)
