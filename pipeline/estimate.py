@@ -23,6 +23,7 @@ from pipeline.settings import Profile, locate, read_yaml
 Method = Literal["full", "lora", "qlora"]
 Device = Literal["cpu", "cuda"]
 METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
+DEVICES: tuple[Device, ...] = ("cuda", "cpu")
 CARDS = (24, 40, 80, 160)  # GiB of memory of the cards in the table; 160: two of 80, the weights divided among them
 # Part of a card that an estimate may fill. The rest is for the CUDA context and the allocator's fragments, neither of which
 # the count holds nor this project has measured.
@@ -368,7 +369,7 @@ def memory(sizes: Sizes, job: Job) -> dict[str, int]:
         at_end = gradients + (sizes.embedding * job.trainable_bytes if sizes.tied else 0)
         held = gradients if job.accumulation > 1 else 0.0  # gradients of the micro-batches before
         if at_end > held + activations + working:
-            gradients, activations, working = gradients, 0.0, at_end - gradients
+            activations, working = 0.0, at_end - gradients
         else:
             gradients = held
     parts = {
@@ -450,7 +451,7 @@ def estimate(profile: Profile, tokens: int | None = None, tflops: float | None =
     """
     sizes, method = profile_sizes(profile), profile_method(profile)
     counted = tokens if tokens is not None else 10**6
-    jobs: dict[Device, Job] = {device: profile_job(profile, device) for device in ("cuda", "cpu")}
+    jobs = {device: profile_job(profile, device) for device in DEVICES}
     table = []
     for name, size in published_sizes().items():
         for how in METHODS:
