@@ -30,6 +30,14 @@ def _positive(text: str) -> int:
     raise argparse.ArgumentTypeError(f"needs a whole number from 1 on, given: {text!r}")
 
 
+def _rate(text: str) -> float:
+    """An argparse type: a rate above 0."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"needs a number above 0, given: {text!r}")
+
+
 def _word(text: str) -> str:
     """An argparse type: an option left empty (often an unset variable) is a mistake, not the default."""
     if not text.strip():
@@ -119,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--dry-run", action="store_true", help="say what would be done: rows, tokens, steps, time, memory"
         )
+        sub.add_argument("--tflops", type=_rate, metavar="X", help="with --dry-run: 10^12 operations/s of your device")
         if name == "evaluate":
             sub.add_argument(
                 "--which", choices=["base", "tuned", "both"], default="both", help="which model (default: both)"
@@ -236,6 +245,15 @@ def _parser() -> argparse.ArgumentParser:
         default=0.95,
         metavar="X",
         help="mode fidelity that a trial must reach (default: 0.95)",
+    )
+
+    costs = command("estimate", "memory and time of training before it starts, for every size and method", output=False)
+    costs.add_argument("--tokens", type=_positive, metavar="N", help="of the whole training (default: a million)")
+    costs.add_argument(
+        "--tflops",
+        type=_rate,
+        metavar="X",
+        help="10^12 operations/s that your device reaches in training, for the time",
     )
 
     course = command("course", "execute the notebooks in order with papermill")
@@ -382,28 +400,30 @@ def _look(args: argparse.Namespace, profile: Any) -> int:
 
 
 def _plan(args: argparse.Namespace, profile: Any) -> int:
+    from pipeline.estimate import duration, text
     from pipeline.run import describe_mix, plan
 
-    result: dict[str, Any] = first("plan", lambda: plan(profile), dict)
+    result: dict[str, Any] = first("plan", lambda: plan(profile, args.tflops), dict)
     if not is_first():
         return 0
-    memory = result["estimated_memory_bytes"]["total"] / 2**20
-    seconds = result["estimated_seconds"]
-    time = (
-        f"about {seconds / 60:.1f} minutes on {result['estimate_measured_on']}"
-        if seconds
-        else "no measured rate for this profile"
-    )
-    text = "\n".join(
-        [
-            describe_mix(result["mix"]),
-            f"{result['steps']:,} training steps on {result['model']}, about {result['training_tokens']:,} tokens",
-            f"{result['replies_to_generate'] or 'all'} replies to generate for the evaluation",
-            f"time: {time}",
-            f"memory for weights, adapter and activations: about {memory:,.0f} MiB (the libraries themselves take about 1 GiB)",
-        ]
-    )
-    _show(args, result, text)
+    lines = [
+        describe_mix(result["mix"]),
+        f"{result['steps']:,} training steps on {result['model']}, about {result['training_tokens']:,} tokens",
+        f"{result['replies_to_generate'] or 'all'} replies to generate for the evaluation",
+    ]
+    if result["estimated_seconds"]:
+        lines.append(
+            f"time of the whole run: about {duration(result['estimated_seconds'])} on {result['estimate_measured_on']}"
+        )
+    _show(args, result, "\n".join([*lines, text(result["estimate"])]))
+    return 0
+
+
+def _estimate(args: argparse.Namespace) -> int:
+    from pipeline.estimate import estimate, text
+
+    result = estimate(_profile(args), args.tokens, args.tflops)
+    _show(args, result, text(result))
     return 0
 
 
@@ -675,6 +695,7 @@ def main(argv: list[str] | None = None) -> int:
         "sampling": _sampling,
         "switches": _switches,
         "power": _power,
+        "estimate": _estimate,
         "course": _course,
         "embedded": _embedded,
     }

@@ -583,9 +583,8 @@ def plan(profile: Profile) -> dict[str, Any]:
     A step of DPO and KTO is a pass forward and back for the model, and one forward for the reference: 4/3 of a step of
     supervised fine-tuning on as many tokens, if back costs twice as much as forward.
     """
-    from transformers import AutoConfig
-
-    from pipeline.train import estimate_memory_bytes, load_tokenizer, model_location
+    from pipeline.estimate import DEVICES, memory, profile_job, profile_sizes
+    from pipeline.train import load_tokenizer
 
     check_settings(profile)
     p = profile.preference
@@ -610,9 +609,9 @@ def plan(profile: Profile) -> dict[str, Any]:
         "replies_to_generate": replies,
         "estimated_seconds": seconds,
         "estimate_measured_on": rates.machine if rates else None,
-        "estimated_memory_bytes": estimate_memory_bytes(
-            AutoConfig.from_pretrained(model_location(profile.model)), both
-        ),
+        "estimated_memory_bytes": {
+            device: memory(profile_sizes(profile), profile_job(both, device))["total"] for device in DEVICES
+        },
     }
 
 
@@ -628,8 +627,8 @@ def plan_text(result: Mapping[str, Any]) -> str:
             f"time: about {seconds / 60:.1f} minutes on {result['estimate_measured_on']}"
             if seconds
             else "time: no measured rate for this profile",
-            f"memory for weights, adapter and activations: about "
-            f"{result['estimated_memory_bytes']['total'] / 2**20:,.0f} MiB (the libraries themselves take about 1 GiB)",
+            "memory of training, of both answers of a pair at a time: "
+            + ", ".join(f"{n / 2**20:,.0f} MiB on {d}" for d, n in result["estimated_memory_bytes"].items()),
         ]
     )
 

@@ -511,15 +511,13 @@ def describe_mix(manifest: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"  note: {w}" for w in manifest["warnings"])])
 
 
-def plan(profile: Profile) -> dict[str, Any]:
+def plan(profile: Profile, tflops: float | None = None) -> dict[str, Any]:
     """What a run would do, without doing it: rows, tokens, steps, and an estimate of time and memory.
 
-    The time scales measured rates (``estimate`` in the profile, with the machine they were measured on); it is null where
-    the profile has none.
+    The time scales measured rates (``estimate`` in the profile, with the machine they were measured on); where the profile has
+    none, that of training comes from a count of operations and ``tflops``, and is null without it.
     """
-    from transformers import AutoConfig
-
-    from pipeline.train import estimate_memory_bytes, global_batch, model_location, planned_steps
+    from pipeline.estimate import estimate, global_batch, planned_steps
 
     manifest = build_profile_mix(profile).manifest
     steps = planned_steps(profile, manifest["examples"]["train"])
@@ -528,6 +526,7 @@ def plan(profile: Profile) -> dict[str, Any]:
     replies = None
     if profile.evaluation.limit:
         replies = 4 * len(profile.evaluation.benchmarks) * profile.evaluation.limit
+    estimated = estimate(profile, tokens, tflops)
     rates = profile.estimate
     seconds = None
     if rates and replies is not None:
@@ -540,7 +539,6 @@ def plan(profile: Profile) -> dict[str, Any]:
         "replies_to_generate": replies,
         "estimated_seconds": seconds,
         "estimate_measured_on": rates.machine if rates else None,
-        "estimated_memory_bytes": estimate_memory_bytes(
-            AutoConfig.from_pretrained(model_location(profile.model)), profile
-        ),
+        "estimated_memory_bytes": estimated["memory_bytes"],
+        "estimate": estimated,
     }

@@ -131,7 +131,7 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path: Path, caps
         main(["run", "--dry-run", "--json", "--output-dir", str(folder), *SMALL, "--set", "training.max_steps=7"]) == 0
     )
     plan = json.loads(capsys.readouterr().out)
-    assert plan["steps"] == 7 and plan["training_tokens"] > 0 and plan["estimated_memory_bytes"]["total"] > 0
+    assert plan["steps"] == 7 and plan["training_tokens"] > 0 and plan["estimated_memory_bytes"]["cpu"]["total"] > 0
     assert plan["replies_to_generate"] == 4 * 3 * load_profile("embedded").evaluation.limit  # type: ignore[operator]
     assert plan["estimated_seconds"] > 0 and plan["mix"]["total"]["rows"] == 200
     assert not folder.exists()
