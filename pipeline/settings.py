@@ -64,7 +64,7 @@ class LoraSettings(Section):
 class AdapterSettings(Section):
     """Bottleneck adapters (Houlsby et al. 2019): a small network after the attention and after the MLP of every layer."""
 
-    reduction: float = Field(16, ge=1)  # hidden size ÷ width of the bottleneck; 16 is AdapterHub's default
+    reduction: float = Field(16.0, ge=1)  # hidden size ÷ width of the bottleneck; 16 is AdapterHub's default
     activation: Literal["gelu", "relu", "silu"] = "gelu"
 
 

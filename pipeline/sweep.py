@@ -92,7 +92,8 @@ def axis_key(axis: str) -> str:
     if axis in known:
         return axis
     ending = [key for key in known if key.rpartition(".")[2] == axis]
-    # A setting that stands both in the profile and in the recipe means the profile's.
+    # Of a setting of training and of what may follow it, training's is meant; of the profile and of the recipe, the profile's.
+    ending = [key for key in ending if not key.startswith(("preference.", "grpo."))] or ending
     ending = [key for key in ending if not key.startswith("recipe.")] or ending
     if len(ending) == 1:
         return ending[0]

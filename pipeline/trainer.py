@@ -85,7 +85,10 @@ def exponential(warm_up: int, steps: int) -> Any:
 # How torch's allocators, CPU and GPU, and the GPU's libraries say that memory does not suffice, besides by their own types.
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed")
 # How torch and safetensors say that a file could not be written; they keep the number of the error to themselves.
-_NOT_WRITTEN = ("file write failed", "pytorchstreamwriter failed", "no space left", "os error 28", "os error 122")
+_NOT_WRITTEN = (
+    *("file write failed", "pytorchstreamwriter failed", "iostream error", "inline_container.cc"),
+    *("no space left", "os error 28", "os error 122"),
+)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -389,7 +389,7 @@ def test_every_module_between_a_row_and_its_tokens_is_in_the_key() -> None:
     loaded = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     modules = {name.removeprefix("pipeline.") for name in loaded.stdout.split()}
     # What generators write is in content_key; the rest holds no decision about tokens.
-    assert modules - set(pools._CODE) == {"corpora", "errors", "files", "hubs", "settings"}
+    assert modules - set(pools._CODE) == {"corpora", "errors", "files", "hubs", "processes", "settings"}
 
 
 # --- the length policy that is there to be measured ---------------------------------------------------------------------
