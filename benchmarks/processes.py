@@ -111,8 +111,8 @@ def table(result: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"Two processes against one: {result['ratio']:.2f} times the tokens per second, {result['global_batch']} rows a step, "
-        f"{result['rounds']} rounds of {result['steps']} steps, {result['cores']} cores. "
-        f"Largest difference of the loss at a step: {result['largest_loss_difference']:.4f}, where the loss is {result['mean_loss']:.3f} on average.",
+        f"{result['rounds']} rounds of {result['steps']} steps, {result['cores']} cores. Largest difference of the loss at a "
+        f"step: {result['largest_loss_difference']:.4f}, where the loss is {result['mean_loss']:.3f} on average.",
     ]
     return "\n".join(lines)
 
