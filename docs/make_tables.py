@@ -107,14 +107,13 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
 
 
 def render(name: str, part: str | None = None) -> str:
-    """The table of one result.
-
-    Raises:
-        UserError: there is no such result.
-    """
+    """The table of one result; where it was not measured yet, that is said."""
     from pipeline.files import read_json
 
-    return _renderers().get(name, _sweep)(read_json(RESULTS / f"{name}.json"), part).strip()
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return f"*Not measured yet; the command that makes {name}.json stands in docs/results/README.md.*"
+    return _renderers().get(name, _sweep)(read_json(path), part).strip()
 
 
 def filled(text: str) -> str:
