@@ -91,13 +91,15 @@ def _benchmark(path: str) -> Callable[[dict[str, Any], str | None], str]:
 
 def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
     """Name of a result → what makes its table; every other result is a sweep's."""
-    from pipeline import method_study, sampling_study, search, soft_switches
+    from pipeline import grpo, method_study, preference, sampling_study, search, soft_switches
 
+    scripts = ("estimate", "length_grouping", "processes", "resume", "unsloth_cpu")
     return {
+        **{name: _benchmark(f"{name}.py") for name in scripts},
+        **{name: _benchmark("sweep.py") for name in ("sweep_cells", "workers")},
         "methods": method_study.table,
-        "resume": _benchmark("resume.py"),
-        "sweep_cells": _benchmark("sweep.py"),
-        "workers": _benchmark("sweep.py"),
+        "preference": lambda result, _: preference.table(result),
+        "grpo": lambda result, _: grpo.table(result),
         "run": _run,
         "run_no_chat": _run,
         "search": lambda result, _: search.table(result),
