@@ -8,11 +8,15 @@ stop at a bad loss. Import this module after unsloth, which on a GPU replaces pa
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # of ORPO and rollout_func; TRL's version is pinned here
+
 from trl import DPOTrainer, GRPOTrainer, KTOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
