@@ -163,8 +163,8 @@ class Profile(Section):
     evaluation: EvaluationSettings
     sweep: SweepSettings = SweepSettings()
     estimate: EstimateSettings | None = None
-    preference: PreferenceSettings = Field(default_factory=lambda: PreferenceSettings())
-    grpo: GRPOSettings = Field(default_factory=lambda: GRPOSettings())
+    preference: PreferenceSettings = Field(default_factory=lambda: PreferenceSettings())  # type: ignore[call-arg]
+    grpo: GRPOSettings = Field(default_factory=lambda: GRPOSettings())  # type: ignore[call-arg]
 
     @model_validator(mode="after")
     def _check(self) -> Profile:
