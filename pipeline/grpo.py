@@ -12,7 +12,6 @@ inference sends in the mode, each from a random stream of its own, so that a sta
 from __future__ import annotations
 
 import gc
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -248,16 +247,14 @@ def make_trainer(
         "reward_weights": [g.correct_weight, g.form_weight],
     }
     dataset = Dataset.from_list([{"prompt": q.prompt, "answer": q.answer, "mode": q.mode} for q in questions])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*rollout_func.*experimental")  # TRL's versions are pinned here
-        return GRPO(
-            model=model,
-            processing_class=tokenizer,
-            reward_funcs=reward_functions(read),
-            args=GRPOConfig(**arguments),
-            train_dataset=dataset,
-            rollout_func=replies,
-        )
+    return GRPO(
+        model=model,
+        processing_class=tokenizer,
+        reward_funcs=reward_functions(read),
+        args=GRPOConfig(**arguments),
+        train_dataset=dataset,
+        rollout_func=replies,
+    )
 
 
 def check_settings(profile: Profile) -> int:

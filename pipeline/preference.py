@@ -307,7 +307,6 @@ def make_trainer(
         UserError: a setting that the method has no use for.
     """
     from trl import DPOConfig, KTOConfig
-    from trl.experimental.orpo import ORPOConfig
 
     from pipeline.second_stage_trainers import DPO, KTO, ORPO, unpaired
 
@@ -324,6 +323,8 @@ def make_trainer(
         arguments |= {"per_device_train_batch_size": 2 * rows, "per_device_eval_batch_size": 2 * rows}
         sides = {name: unpaired(side, 2 * rows, profile.seed) for name, side in sides.items()}
         return KTO(model=model, processing_class=tokenizer, args=KTOConfig(**arguments), **sides)
+    from trl.experimental.orpo import ORPOConfig
+
     arguments |= {"max_length": profile.length_limit, "remove_unused_columns": False}
     on_prompt = profile.data.loss_on == "everything"
     return ORPO(
