@@ -27,7 +27,8 @@ def pages() -> list[Path]:
 def _sweep(result: dict[str, Any], part: str | None) -> str:
     from pipeline import sweep
 
-    return sweep.recommendation(result) if part == "recommended" else sweep.table(result)
+    views = {"recommended": sweep.recommendation, "fidelity": sweep.fidelity_table, None: sweep.table}
+    return views[part](result)
 
 
 WORDS = {  # of the README's first table: headings, modes, benchmarks, mode fidelity

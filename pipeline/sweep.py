@@ -631,6 +631,17 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def fidelity_table(result: Mapping[str, Any]) -> str:
+    """Mode fidelity by benchmark: which kind of question loses its mode."""
+    short = {"thinking": "think", "non_thinking": "direct"}
+    pairs = [(mode, name) for mode in MODES for name in result["base"][mode]["benchmarks"]]
+    heads = [f"fidelity: {result['axis']}"]
+    heads += [f"{name.removeprefix('embedded_')} ({short[mode]})" for mode, name in pairs]
+    named = [("base", result["base"]), *((str(p["value"]), p["modes"]) for p in result["points"])]
+    rows = [[v, *(_shown(modes[m]["benchmarks"][n]["mode_fidelity"]) for m, n in pairs)] for v, modes in named]
+    return "\n".join(_lines(heads, rows))
+
+
 def recommendation(result: Mapping[str, Any]) -> str:
     """Which values to take, the Pareto front, and the rule in words."""
     recommended = ", ".join(map(str, result["recommended"])) or "none"

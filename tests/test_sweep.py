@@ -24,6 +24,7 @@ from pipeline.sweep import (
     axis_key,
     balance,
     cell_failure,
+    fidelity_table,
     load_arms,
     log_failure,
     pareto,
@@ -341,5 +342,7 @@ def test_differences_are_taken_from_the_first_arm(tmp_path: Path) -> None:
     fell = chat["value"] - first["modes"]["thinking"]["benchmarks"]["chat"]["value"]
     assert chat["from_first"]["value"] == pytest.approx(fell) and chat["from_first"]["ci95"][1] < 0
     assert 0 <= chat["mode_fidelity"]["ci95"][0] <= chat["mode_fidelity"]["value"] <= 1
+    by_benchmark = fidelity_table(result)
+    assert "chat (think)" in by_benchmark and f"{chat['mode_fidelity']['value']:.3f} [" in by_benchmark
     text = table(result)
     assert text.startswith("Does it forget?") and f"{fell:+.3f} [" in text and "] *" in text
