@@ -267,7 +267,7 @@ class Trackers:
             return False
         try:
             action(self._open.get(name))
-        except Exception as error:
+        except Exception as error:  # code of others, which may raise anything; none of it may end a training
             self.names.remove(name)
             self._open.pop(name, None)
             reason = masked_text(" ".join(str(error).split()), environment=True)[:300]

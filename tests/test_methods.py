@@ -76,8 +76,9 @@ def test_options_that_do_not_fit_the_model(overrides: list[str], words: str) -> 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_defaults_fit_the_model(method: Method) -> None:
-    require_fit(load_profile("embedded", [f"method={method}"]), CONFIG)
-    require_fit(load_profile("embedded", ["lora.rank=128"]), CONFIG)
+    profile = load_profile("embedded", [f"method={method}"])
+    assert require_fit(profile, CONFIG) is None and profile.chosen_method == method
+    assert require_fit(load_profile("embedded", ["lora.rank=128"]), CONFIG) is None
 
 
 def test_a_run_refuses_before_it_writes_anything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
