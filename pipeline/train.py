@@ -421,6 +421,7 @@ def train(
 
     before = progress(checkpoint)
     from_step = step_of(checkpoint) if checkpoint else 0
+    over = checkpoint is not None and finished(checkpoint)  # asked now: training removes old checkpoints
     counter = TokenCounter(model, int(before.get("tokens", 0)), int(before.get("loss_tokens", 0)))
     started = time.monotonic()
 
@@ -434,14 +435,13 @@ def train(
     trainer = make_trainer(model, tokenizer, profile, mix, checkpoints, [keeper, *callbacks])
     started = time.monotonic()
     try:
-        if checkpoint and finished(checkpoint):
+        if checkpoint and over:
             trainer.take(checkpoint)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         counter.close()
-    ended = bool(before and checkpoint and finished(checkpoint))
-    seconds = before["seconds"] if ended else counted()["seconds"]
+    seconds = before["seconds"] if over and before else counted()["seconds"]
     history = trainer.state.log_history
     loss = [{"step": e["step"], "loss": e["loss"]} for e in history if "loss" in e]
     evaluations = [{"step": e["step"], "loss": e["eval_loss"]} for e in history if "eval_loss" in e]

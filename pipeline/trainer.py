@@ -275,6 +275,22 @@ class Trainer(StopsInTime, SFTTrainer):
         )
         return self.optimizer
 
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        """Load their states; where a run goes on under other settings (--force), those count and not the stored ones."""
+        fresh = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not hasattr(self.lr_scheduler, "lr_lambdas"):
+            return
+        scheduler = self.lr_scheduler
+        if [group["initial_lr"] for group in fresh] != list(scheduler.base_lrs):
+            scheduler.base_lrs = [group["initial_lr"] for group in fresh]
+            rates = [b * f(scheduler.last_epoch) for b, f in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+            for group, base, rate in zip(self.optimizer.param_groups, scheduler.base_lrs, rates, strict=True):
+                group["initial_lr"], group["lr"] = base, rate
+            scheduler._last_lr = rates
+        for group, wanted in zip(self.optimizer.param_groups, fresh, strict=True):
+            group["weight_decay"] = wanted["weight_decay"]
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if has_bottlenecks(self.model):
             load_bottlenecks(self.model, Path(resume_from_checkpoint))
