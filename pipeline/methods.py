@@ -291,11 +291,13 @@ def describe(model: PreTrainedModel, folder: Path) -> None:
         record["options"] = {"reduction": bottleneck.up.out_features / width, "activation": bottleneck.activation}
     write_json(folder / RECORD, record)
     location = str(getattr(model.config, "_name_or_path", "") or "")
-    if Path(location).is_dir():
-        for path in (folder / "adapter_config.json", folder / "README.md"):
-            if path.exists():
-                text = path.read_text(encoding="utf-8")
-                path.write_text(text.replace(location, Path(location).name), encoding="utf-8")
+    if not Path(location).is_absolute():
+        return
+    named = [str(config.base_model_name_or_path) for config in getattr(model, "peft_config", {}).values()]
+    name = next((n for n in named if not Path(n).is_absolute()), Path(location).name)  # as the profile has it, if known
+    for path in (folder / "adapter_config.json", folder / "README.md"):
+        if path.exists():
+            path.write_text(path.read_text(encoding="utf-8").replace(location, name), encoding="utf-8")
 
 
 def weights_files(folder: Path) -> list[Path]:

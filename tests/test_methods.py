@@ -163,7 +163,7 @@ for method in METHODS:
 from transformers import AutoConfig, AutoModelForCausalLM
 
 errors = {}
-for name, changes in (("vocabulary", {"vocab_size": 1000}), ("weights", {}), ("layers", {"num_hidden_layers": 2})):
+for name, changes in (("vocabulary", {"vocab_size": 1100}), ("weights", {}), ("layers", {"num_hidden_layers": 2})):
     config = AutoConfig.from_pretrained(str(Path("models/embedded")))
     for key, value in changes.items():
         setattr(config, key, value)
@@ -262,7 +262,7 @@ def test_what_is_on_disk(trained: tuple[Path, dict[str, Any]], method: Method) -
 def test_an_adapter_of_another_base_is_refused(trained: tuple[Path, dict[str, Any]]) -> None:
     errors = trained[1]["errors"]
     for method in ("lora", "full", "adapter"):
-        assert "with a vocabulary of 1024; this one has a vocabulary of 1000" in errors[f"vocabulary/{method}"]
+        assert "with a vocabulary of 1024; this one has a vocabulary of 1100" in errors[f"vocabulary/{method}"]
         assert "another base of the same shape" in errors[f"weights/{method}"]
         assert "with 4 layers; this one has 2 layers" in errors[f"layers/{method}"]
     for method in ("full", "lora_attention_full", "adapter"):
