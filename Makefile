@@ -25,7 +25,7 @@ setup: $(STAMP) ## create .venv and install the pinned packages (2 to 3 minutes 
 	@echo "$(VENV) is ready."
 
 course: OUTPUT_DIR ?= outputs/course
-course: $(STAMP) ## the main job, then notebooks 00 to 08: OUTPUT_DIR=outputs/course
+course: $(STAMP) ## the main job, then notebooks 00 to 09: OUTPUT_DIR=outputs/course
 	$(BIN)/python -m pipeline run --profile embedded --output-dir "$(OUTPUT_DIR)/main" --resume
 	$(BIN)/python -m pipeline course --profile embedded --output-dir "$(OUTPUT_DIR)"
 
