@@ -122,12 +122,11 @@ def table(result: dict[str, Any]) -> str:
         return "\n".join(
             [*lines, "", f"{result['trials']} trials; {result['ratio']:.2f} times as many an hour; {same}"]
         )
-    lines = ["| cell | seconds | of its own work | ratio |", "| --: | --: | --: | --: |"]
-    lines += [
-        f"| {i} | {c['seconds']:.0f} | {c['own_work']:.0f} | {c['ratio']:.3f} |"
-        for i, c in enumerate(result["cells"], 1)
-    ]
-    return "\n".join([*lines, "", f"median ratio {result['median_ratio']:.3f}, largest {result['largest_ratio']:.3f}"])
+    heads = "| cells | median seconds of a cell | of its own work | median ratio | largest ratio |"
+    own = statistics.median(cell["own_work"] for cell in result["cells"])
+    row = f"| {len(result['cells'])} | {result['median_seconds']:.0f} | {own:.0f} "
+    row += f"| {result['median_ratio']:.3f} | {result['largest_ratio']:.3f} |"
+    return "\n".join([heads, "| --: | --: | --: | --: | --: |", row])
 
 
 def main(argv: list[str] | None = None) -> int:
