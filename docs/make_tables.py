@@ -27,12 +27,14 @@ def pages() -> list[Path]:
 def _sweep(result: dict[str, Any], part: str | None) -> str:
     from pipeline import sweep
 
+    if part in WORDS:
+        return _ends(result, WORDS[part])
     views = {"recommended": sweep.recommendation, "fidelity": sweep.fidelity_table, None: sweep.table}
     return views[part](result)
 
 
 WORDS = {  # of the README's first table: headings, modes, benchmarks, mode fidelity
-    "beside_no_chat": {
+    "ends": {
         "heads": "| n | what | mode | base | tuned, half of the rows chat | tuned, no chat |",
         "thinking": "thinking",
         "non_thinking": "non-thinking",
@@ -41,7 +43,7 @@ WORDS = {  # of the README's first table: headings, modes, benchmarks, mode fide
         "embedded_skill": "multiplication (new skill)",
         "mode_fidelity": "mode fidelity",
     },
-    "beside_no_chat_zh": {
+    "ends_zh": {
         "heads": "| n | 项目 | 模式 | 基座 | 微调后，聊天占一半行数 | 微调后，无聊天数据 |",
         "thinking": "思考",
         "non_thinking": "非思考",
@@ -53,27 +55,20 @@ WORDS = {  # of the README's first table: headings, modes, benchmarks, mode fide
 }
 
 
-def _run(result: dict[str, Any], part: str | None) -> str:
-    """The 2×2 of a report; ``beside_no_chat``: with the tuned model of run_no_chat.json in a column of its own."""
-    from pipeline import report
-    from pipeline.conversations import MODES
-    from pipeline.files import read_json
-
-    if part not in WORDS:
-        return report.table(result)
-    words = WORDS[part]
-    other = read_json(RESULTS / "run_no_chat.json")["evaluation"]["tuned"]
-    columns = [result["evaluation"]["base"], result["evaluation"]["tuned"], other]
+def _ends(result: dict[str, Any], words: dict[str, str]) -> str:
+    """Of the sweep of chat shares: the base, half chat and none, side by side."""
+    modes = {point["value"]: point["modes"] for point in result["points"]} | {"base": result["base"]}
+    columns = [modes[value] for value in ("base", 0.5, 0.0)]
     lines = [words["heads"], "|--:|---|---|--:|--:|--:|"]
-    for mode in MODES:
-        rows = {name: [column[mode]["benchmarks"][name] for column in columns] for name in words if "embedded" in name}
-        rows["mode_fidelity"] = [
-            {"score": c[mode]["mode_fidelity"], "ci95": c[mode]["mode_fidelity_ci95"], "n": c[mode]["n"]}
-            for c in columns
-        ]
+    for mode in ("thinking", "non_thinking"):
+        tasks = [name for name in words if name.startswith("embedded")]
+        rows = {name: [c[mode]["benchmarks"][name] for c in columns] for name in tasks}
+        n = rows[tasks[0]][1]["n"]
+        rows["mode_fidelity"] = [c[mode]["mode_fidelity"] for c in columns]
         for name, cells in rows.items():
-            shown = ["{:.3f} [{:.3f}, {:.3f}]".format(c["score"], *c["ci95"]) for c in cells]
-            lines.append(f"| {cells[0]['n']} | {words[name]} | {words[mode]} | {' | '.join(shown)} |")
+            shown = ["{:.3f} [{:.3f}, {:.3f}]".format(c["value"], *c["ci95"]) for c in cells]
+            count = n * len(tasks) if name == "mode_fidelity" else n
+            lines.append(f"| {count:,} | {words[name]} | {words[mode]} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
@@ -101,8 +96,6 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
         "methods": method_study.table,
         "preference": lambda result, _: preference.table(result),
         "grpo": lambda result, _: grpo.table(result),
-        "run": _run,
-        "run_no_chat": _run,
         "search": lambda result, _: search.table(result),
         "sampling": lambda result, _: sampling_study.text(result),
         "switches": lambda result, _: soft_switches.text(result),
