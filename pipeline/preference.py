@@ -550,10 +550,9 @@ def run_arms(
     for name, profile in planned.items():
         say(f"--- {name}")
         target = folder / folders[name]
-        begun = target.exists()
-        if first is not None and not begun:
+        if first is not None and not target.exists():
             _share_before(first, target, profile, run_folder)
-        result = run_preference(profile, target, run_folder, resume or begun)
+        result = run_preference(profile, target, run_folder, resume or target.exists())
         first = first or target
         results.append({"name": name, "why": arms.arms[name].why, "set": [*arms.set, *arms.arms[name].set], **result})
     summary = {"question": arms.question, "arms": results}
