@@ -277,6 +277,8 @@ class Trainer(StopsInTime, SFTTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
         """Load their states; where a run goes on under other settings (--force), those count and not the stored ones."""
+        if self.args.device.type == "cpu":  # of several processes, "cpu:0", where torch.load can put nothing
+            self.args.__dict__["_setup_devices"] = torch.device("cpu")
         fresh = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or not hasattr(self.lr_scheduler, "lr_lambdas"):

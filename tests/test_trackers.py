@@ -305,7 +305,6 @@ def test_a_whole_run_with_all_trackers_and_planted_secrets(tmp_path: Path) -> No
 
     recipe = yaml.safe_load((ROOT / "data_recipes" / "embedded.yaml").read_text(encoding="utf-8"))
     recipe["sources"][0]["licence"] = "https://bob:planted-password@host/licence?token=planted-in-query"
-    recipe["sources"][0]["columns"] = {"answer_key": "planted-in-columns"}
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     folder, plain = tmp_path / "run", tmp_path / "plain"
