@@ -491,7 +491,9 @@ def balance(means: Mapping[str, np.ndarray], learnt: Sequence[str], known: Seque
     """
     count = len(next(iter(means.values()))) - 1
     gain = np.mean([means[n][1:] - means[n][0] for n in learnt], axis=0) if learnt else np.zeros(count)
-    keep = np.min([np.minimum(1, means[n][1:] / means[n][0]) for n in known], axis=0) if known else np.ones(count)
+    # Of few items, a draw of the bootstrap may hold none that the base solves: then nothing could be lost.
+    kept = [np.minimum(1, means[n][1:] / means[n][0]) if means[n][0] > 0 else np.ones(count) for n in known]
+    keep = np.min(kept, axis=0) if known else np.ones(count)
     most = gain.max()
     part = np.clip(gain / most, 0, 1) if learnt and most > 0 else np.ones(count)
     return np.array([gain, keep, np.minimum(part, keep)])

@@ -228,6 +228,8 @@ def test_pareto_and_balance() -> None:
     means = {"a": np.array([0.0, 0.4, 0.8]), "b": np.array([1.0, 0.9, 0.6]), "c": np.array([0.5, 0.5, 0.6])}
     gain, keep, both = balance(means, ["a"], ["b", "c"])
     assert gain.tolist() == [0.4, 0.8] and keep.tolist() == [0.9, 0.6] and both.tolist() == [0.5, 0.6]
+    lost = {"a": np.array([0.0, 0.4, 0.8]), "b": np.array([0.0, 0.0, 0.5])}
+    assert balance(lost, ["a"], ["b"])[1].tolist() == [1.0, 1.0]  # a draw in which the base knows nothing
     assert balance(means, [], ["b"])[2].tolist() == [0.9, 0.6]  # nothing was learnt anywhere: what is kept decides
 
 
