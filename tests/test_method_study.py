@@ -80,7 +80,7 @@ def test_an_unknown_method_names_the_nearest(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.slow
 def test_two_methods_and_one_that_fails(tmp_path: Path) -> None:
-    tiny = ["training.max_steps=2", "training.eval_steps=2", "evaluation.limit=4", "mix.total=120"]
+    tiny = ["training.max_steps=4", "training.eval_steps=4", "evaluation.limit=4", "mix.total=120"]
     (tmp_path / "arms.yaml").write_text(
         "question: Which?\narms:\n  prompt: {set: [method=prompt]}\n  adapter: {set: [method=adapter]}\n"
         "  full: {set: [method=full, training.learning_rate=1e30]}\n",
