@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Which = Literal["before", "after"]
+METHODS = ("lora", "qlora", "dora", "rslora")  # whose adapter TRL copies as the reference
 
 
 def stage_profile(name: str | None, run_folder: Path | None, overrides: list[str]) -> Profile:
@@ -139,11 +140,22 @@ class Stage:
         return "; ".join(parts[:3]) or "its settings"
 
     def check_start(self) -> None:
-        """See that the run has an adapter, and that it is one of the profile's base.
+        """See that the method is one of LoRA's, that the run has an adapter, and that it is one of the profile's base.
 
         Raises:
-            UserError: it is not.
+            UserError: it is not so.
         """
+        for profile in [self.profile] if self.start is None else [self.profile, self.start.profile]:
+            if profile.chosen_method not in METHODS:
+                advice = (
+                    "A fully tuned model can be the base: leave --run out and set model.name to its folder RUN/adapter."
+                    if profile.chosen_method == "full"
+                    else "Train the first stage by one of these, or leave --run out and set method."
+                )
+                raise UserError(
+                    f"A second stage trains a LoRA adapter ({', '.join(METHODS)}), and the method here is "
+                    f"{profile.chosen_method}. {advice}"
+                )
         if self.start is None:
             return
         if not (self.start.folder / "adapter" / "adapter_config.json").exists():
@@ -178,7 +190,8 @@ class Stage:
         Args:
             trainable: ready to be trained further: with the run's adapter, or on a bare base with a new one.
         """
-        from pipeline.train import add_adapter, load_adapter, load_model
+        from pipeline.methods import add_method, load_adapter
+        from pipeline.train import load_model
 
         gc.collect()  # an earlier model of this process, which nobody holds any more
         model, tokenizer = load_model(self.profile.model, self.profile.seed)
@@ -187,7 +200,7 @@ class Stage:
         if self.start is not None:
             return load_adapter(model, self.start.folder / "adapter", trainable), tokenizer
         if trainable:
-            model = add_adapter(model, self.profile.lora, self.profile.training, self.profile.seed)
+            model = add_method(model, self.profile)
         return model, tokenizer
 
     # --- evaluation

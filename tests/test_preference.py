@@ -36,7 +36,7 @@ from pipeline.preference import (
     win_rates,
 )
 from pipeline.second_stage import Stage, stage_profile
-from pipeline.settings import RowsSettings, load_profile
+from pipeline.settings import Profile, RowsSettings, load_profile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -307,15 +307,26 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
         stage_profile(None, tmp_path / "none", [])
 
 
-def made_run(folder: Path, adapter: bool = True) -> Path:
+def made_run(folder: Path, adapter: bool = True, profile: Profile | None = None) -> Path:
     """What a run leaves behind, as far as a second stage asks for it before it loads anything."""
     from pipeline.run import Run
 
-    Run.open(load_profile("embedded"), folder)
+    Run.open(profile or load_profile("embedded"), folder)
     if adapter:
         write_json(folder / "adapter" / "adapter_config.json", {})
         (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"x")
     return folder
+
+
+@pytest.mark.parametrize(("method", "advice"), [("full", "set model.name to its folder"), ("ia3", "by one of these")])
+def test_a_method_that_gives_no_lora_adapter_is_refused(method: str, advice: str, tmp_path: Path) -> None:
+    profile = load_profile("embedded", [f"method={method}"])
+    with pytest.raises(UserError, match=rf"\(lora, qlora, dora, rslora\), and the method here is {method}.*{advice}"):
+        Stage.open("preference", profile, tmp_path / "new")
+    run = made_run(tmp_path / "run", profile=profile)
+    with pytest.raises(UserError, match=f"the method here is {method}"):
+        Stage.open("grpo", load_profile("embedded"), tmp_path / "new", run)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_run_without_an_adapter_or_with_one_of_another_base(tmp_path: Path) -> None:
