@@ -33,8 +33,9 @@ run: OUTPUT_DIR ?= outputs/run
 run: $(STAMP) ## the pipeline alone, mix to report: OUTPUT_DIR=outputs/run
 	$(BIN)/python -m pipeline run --profile embedded --output-dir "$(OUTPUT_DIR)"
 
-test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest
+test: TEST_WORKERS ?= 2
+test: $(STAMP) ## run the tests, two files at a time: TEST_WORKERS=2
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
 
 lint: $(STAMP) ## check style, format and types
 	$(BIN)/ruff check

@@ -36,7 +36,7 @@ from pipeline.mix import Mix, load_mix, mix_from_recipe, save_mix
 from pipeline.pools import say
 from pipeline.processes import first, is_first, is_sharded
 from pipeline.redact import masked
-from pipeline.settings import Profile, Recipe, load_recipe
+from pipeline.settings import Profile, Recipe, load_recipe, parse, read_yaml
 from pipeline.sources import cache_dir
 from pipeline.trackers import Trackers
 from pipeline.versions import installed
@@ -91,7 +91,7 @@ class Run:
         record_path = self.folder / "run.json"
         if record_path.exists():
             record = read_json(record_path)
-            if record.get("settings_fingerprint") != self._settings_fingerprint():
+            if record.get("settings_fingerprint") != self._settings_fingerprint() and not self._is_of_before(record):
                 self._take_over(record)
             elif not self.resume and not record.get("finished"):
                 raise UserError(
@@ -123,6 +123,24 @@ class Run:
 
     def _settings_fingerprint(self) -> str:
         return fingerprint(self.resolved())
+
+    def _is_of_before(self, record: dict[str, Any]) -> bool:
+        """Whether the directory was made with these settings when this project had fewer of them: new ones at their defaults.
+
+        A file of settings that was changed since does not count.
+        """
+        paths = {name: self.folder / f"{name}.yaml" for name in ("profile", "recipe")}
+        if not all(path.exists() for path in paths.values()):
+            return False
+        kept = {name: read_yaml(path) for name, path in paths.items()}
+        if fingerprint(kept) != record.get("settings_fingerprint"):
+            return False
+        try:
+            profile = parse(Profile, kept["profile"], str(paths["profile"]))
+            recipe = parse(Recipe, kept["recipe"], str(paths["recipe"]))
+        except UserError:
+            return False
+        return Run(profile, recipe, self.folder).resolved() == self.resolved()
 
     def _write_settings(self) -> None:
         for name, data in self.resolved().items():
@@ -433,8 +451,6 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
 
 def _differences(run: Run) -> list[str]:
     """The settings in which a directory's run differs from this one, in words that begin with the key."""
-    from pipeline.settings import read_yaml
-
     parts = []
     for name, mine in run.resolved().items():
         path = run.folder / f"{name}.yaml"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.cli import main
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.files import fingerprint, read_json, write_json, write_text
 from pipeline.run import Run
 from pipeline.settings import Profile as ProfileSettings
 from pipeline.settings import load_profile, load_recipe, parse, read_yaml
@@ -36,6 +37,23 @@ def test_other_settings_are_refused_with_every_way_out(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="belongs to another run"):
         opened(folder, "training.learning_rate=1e-3", force=True)  # --force alone is not enough
     assert read_yaml(folder / "profile.yaml")["training"]["learning_rate"] == 0.003
+
+
+def test_a_directory_from_before_a_setting_existed_is_still_that_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    opened(folder)
+    older = read_yaml(folder / "profile.yaml")
+    del older["prefix"]
+    write_text(folder / "profile.yaml", yaml.safe_dump(older, sort_keys=False))
+    record = read_json(folder / "run.json")
+    write_json(folder / "run.json", record | {"settings_fingerprint": "of a file that was not changed by hand"})
+    with pytest.raises(UserError, match="prefix is None there"):
+        opened(folder, resume=True)
+    made_then = fingerprint({name: read_yaml(folder / f"{name}.yaml") for name in ("profile", "recipe")})
+    write_json(folder / "run.json", record | {"settings_fingerprint": made_then})
+    assert opened(folder, resume=True).folder == folder
+    with pytest.raises(UserError, match="belongs to another run"):
+        opened(folder, "prefix.virtual_tokens=3", "method=prefix", resume=True)
 
 
 @pytest.mark.parametrize(
