@@ -6,13 +6,16 @@ transformers is imported inside the fixtures, so that modules that need neither 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
     from pipeline.chat_format import ChatFormat
 
@@ -64,3 +67,48 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real data files at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def pipeline_command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``python -m pipeline ARGUMENTS`` in a process of its own, which has to end with ``code``."""
+
+    def call(*arguments: str, sets: Sequence[str] = (), code: int = 0) -> subprocess.CompletedProcess[str]:
+        words = [part for text in sets for part in ("--set", text)]
+        result = subprocess.run(
+            [sys.executable, "-m", "pipeline", *arguments, *words],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert result.returncode == code, result.stderr[-3000:]
+        return result
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(embedded_tokenizer: PreTrainedTokenizerBase) -> Callable[..., Qwen3ForCausalLM]:
+    """An untrained model of two layers with the embedded tokenizer's vocabulary, in float32: (seed, other settings)."""
+
+    def make(seed: int, **changes: Any) -> Qwen3ForCausalLM:
+        import torch
+        from transformers import Qwen3Config, Qwen3ForCausalLM
+
+        torch.manual_seed(seed)
+        shape: dict[str, Any] = {
+            "vocab_size": 1024,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+            "eos_token_id": embedded_tokenizer.eos_token_id,
+            "bos_token_id": None,
+        }
+        return Qwen3ForCausalLM(Qwen3Config(**(shape | changes))).float()
+
+    return make

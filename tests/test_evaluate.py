@@ -177,28 +177,11 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_a_model_end_to_end(tmp_path):
+def test_a_model_end_to_end(tmp_path, embedded_tokenizer, tiny_qwen3):
     import torch
-    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-    from pipeline.embedded import MODEL_DIR
-
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
-    torch.manual_seed(0)
-    model = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=1024,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=32,
-            max_position_embeddings=512,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=None,
-        )
-    ).float()
+    tokenizer = embedded_tokenizer
+    model = tiny_qwen3(0, max_position_embeddings=512)
     kept = logging.NullHandler()
     logging.getLogger().addHandler(kept)
     before = logging.getLogger().handlers[:], random.getstate(), torch.get_rng_state().tolist()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.embedded import MODEL_DIR
 from pipeline.errors import UserError
 from pipeline.generate import _Draw, end_tokens, generate, is_unclosed, judge, split_reply
 from pipeline.settings import Sampling
@@ -20,33 +19,14 @@ SAMPLED = Sampling(temperature=0.9, top_p=0.95, top_k=20, max_new_tokens=24)
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(MODEL_DIR)
+def tokenizer(embedded_tokenizer):
+    return embedded_tokenizer
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer):
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(1)
-    config = Qwen3Config(
-        vocab_size=1024,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=128,
-        initializer_range=0.2,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-    )
-    model = Qwen3ForCausalLM(config).float()
+def model(tokenizer, tiny_qwen3):
+    pad = tokenizer.pad_token_id
+    model = tiny_qwen3(1, max_position_embeddings=128, initializer_range=0.2, pad_token_id=pad)
     model.generation_config.update(do_sample=True, temperature=0.6, top_k=20, top_p=0.95)  # as Qwen3 ships it
     return model
 

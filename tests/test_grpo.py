@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from pipeline.settings import Profile, RowsSettings, load_profile
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-ROOT = Path(__file__).parents[1]
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 # (reply, cut by the token limit, correct for 42, form in thinking mode, form in non-thinking mode)
 REPLIES = [
@@ -144,18 +144,9 @@ TINY += [f"grpo.{s}" for s in ("prompts.rows=20", "max_steps=2", "save_steps=1",
 TINY += ["grpo.prompts_per_step=4", "grpo.thinking_share=0.5", "grpo.beta=0.01"]
 
 
-def command(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    words = [part for text in TINY for part in ("--set", text)]
-    result = subprocess.run(
-        [sys.executable, "-m", "pipeline", *arguments, *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == code, result.stderr[-3000:]
-    return result
+@pytest.fixture(scope="module")
+def command(pipeline_command: Command) -> Command:
+    return functools.partial(pipeline_command, sets=TINY)
 
 
 def weights(folder: Path) -> bytes:
@@ -163,7 +154,7 @@ def weights(folder: Path) -> bytes:
 
 
 @pytest.mark.slow
-def test_two_steps_and_a_cut_between_them(tmp_path: Path) -> None:
+def test_two_steps_and_a_cut_between_them(command: Command, tmp_path: Path) -> None:
     run, folder, cut = tmp_path / "run", tmp_path / "out", tmp_path / "cut"
     command("train", "--output-dir", str(run))
     result = json.loads(command("grpo", "--run", str(run), "--output-dir", str(folder), "--json").stdout)

@@ -5,11 +5,11 @@ The trainings run in processes of their own, as unsloth has to be imported befor
 
 from __future__ import annotations
 
+import functools
 import json
-import os
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ROOT = Path(__file__).parents[1]
+Command = Callable[..., subprocess.CompletedProcess[str]]
 LIMIT = 100_000
 PIECES = st.characters(exclude_categories=["Cs"]) | st.sampled_from(
     ["<think>", "</think>", "<|im_end|>", " ", "\n", "好"]
@@ -354,18 +355,9 @@ TINY += [
 TINY += ["preference.logging_steps=1", "preference.per_device_train_batch_size=4"]
 
 
-def command(*arguments: str, sets: list[str] = TINY, code: int = 0) -> subprocess.CompletedProcess[str]:
-    words = [part for text in sets for part in ("--set", text)]
-    result = subprocess.run(
-        [sys.executable, "-m", "pipeline", *arguments, *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert result.returncode == code, result.stderr[-3000:]
-    return result
+@pytest.fixture(scope="module")
+def command(pipeline_command: Command) -> Command:
+    return functools.partial(pipeline_command, sets=TINY)
 
 
 def weights(folder: Path) -> bytes:
@@ -373,7 +365,7 @@ def weights(folder: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run to start from, trained but not evaluated."""
     folder = tmp_path_factory.mktemp("start") / "run"
     command("train", "--output-dir", str(folder))
@@ -389,7 +381,9 @@ arms:
 
 
 @pytest.mark.slow
-def test_all_methods_train_and_a_cut_off_one_goes_on_to_the_same_adapter(run: Path, tmp_path: Path) -> None:
+def test_all_methods_train_and_a_cut_off_one_goes_on_to_the_same_adapter(
+    command: Command, run: Path, tmp_path: Path
+) -> None:
     arms = tmp_path / "arms.yaml"
     arms.write_text(ARMS, encoding="utf-8")
     folder = tmp_path / "out"
@@ -437,7 +431,7 @@ def test_all_methods_train_and_a_cut_off_one_goes_on_to_the_same_adapter(run: Pa
 
 
 @pytest.mark.slow
-def test_a_bad_loss_stops_with_the_settings_to_change(run: Path, tmp_path: Path) -> None:
+def test_a_bad_loss_stops_with_the_settings_to_change(command: Command, run: Path, tmp_path: Path) -> None:
     sets = [*TINY, "preference.learning_rate=1e30", "preference.max_grad_norm=1e30", "preference.warmup_steps=0"]
     result = command("preference", "--run", str(run), "--output-dir", str(tmp_path / "x"), sets=sets, code=2)
     assert "Lower preference.learning_rate" in result.stderr
