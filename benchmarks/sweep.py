@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = (
-    *("training.max_steps=300", "training.eval_steps=300", "training.save_steps=300", "evaluation.limit=60"),
+    *("training.max_steps=150", "training.eval_steps=150", "training.save_steps=150", "evaluation.limit=30"),
     *("training.warmup_steps=0.05", "training.weight_decay=0.01", "lora.dropout=0"),
 )  # short trials; three learning rates and two schedules are left to search
 

@@ -120,7 +120,20 @@ def load_model(
         # Checkpointing is the trainer's business; with full_finetuning alone the loader would switch it on by itself.
         **({"full_finetuning": True, "use_gradient_checkpointing": False} if full_finetuning else {}),
     )
+    if settings.load_in_4bit and model.device.type == "cpu":
+        let_go_of_file(model)
     return model, tokenizer
+
+
+def let_go_of_file(model: PreTrainedModel) -> None:
+    """Copy the weights that were not quantised, so that nothing holds the checkpoint's file in memory any more.
+
+    They are views of the mapped file, and as long as one is, the pages of all that was read from it stay resident: the 16-bit
+    weights beside their 4-bit copies, 840 MiB in the shape of Qwen3-0.6B.
+    """
+    for parameter in model.parameters():
+        if getattr(parameter, "quant_state", None) is None:
+            parameter.data = parameter.data.clone()
 
 
 def name_base(model: PreTrainedModel, name: str) -> None:
