@@ -215,8 +215,8 @@ def validation_losses(run: Path) -> dict[int, float]:
     return {}
 
 
-def run_trial(search: Search, trial: optuna.Trial, grid: bool, base_made: threading.Lock) -> float:
-    """Run one trial; reports its validation losses, and stops it where the study says so.
+def run_trial(search: Search, trial: optuna.Trial, settings: list[str], base_made: threading.Lock) -> float:
+    """Run one trial with these settings; reports its validation losses, and stops it where the study says so.
 
     Raises:
         optuna.TrialPruned: it was stopped.
@@ -224,7 +224,7 @@ def run_trial(search: Search, trial: optuna.Trial, grid: bool, base_made: thread
     """
     import optuna
 
-    cell = search.cell(trial.number, search.suggest(trial, grid))
+    cell = search.cell(trial.number, settings)
     trial.set_user_attr("folder", str(cell.folder.relative_to(search.folder)))
     began = time.monotonic()
     write_inputs(cell)
@@ -256,6 +256,19 @@ def run_trial(search: Search, trial: optuna.Trial, grid: bool, base_made: thread
     trial.set_user_attr("mode_fidelity", fidelity)
     trial.set_user_attr("seconds", round(time.monotonic() - began, 1))
     return sum(scores) / len(scores)
+
+
+def tried_already(trial: optuna.Trial) -> int | None:
+    """The number of an earlier trial at the same point of the grid that runs or has finished, else None.
+
+    When every point is done or being tried, Optuna's grid sampler hands one of the latter to the next worker that asks, in
+    case its first one has died. That is known here anyway: a trial whose worker was killed becomes FAIL, and is tried again.
+    """
+    for other in trial.study.get_trials(deepcopy=False):
+        alive = other.state.name in ("RUNNING", "COMPLETE", "PRUNED") and "duplicate_of" not in other.user_attrs
+        if other.number < trial.number and alive and other.params == trial.params:
+            return int(other.number)
+    return None
 
 
 # --- the study ----------------------------------------------------------------------------------------------------------
@@ -380,8 +393,12 @@ def run_search(
     base_made = threading.Lock()
 
     def objective(trial: optuna.Trial) -> float:
+        settings = search.suggest(trial, sampler == "grid")
+        if sampler == "grid" and (first := tried_already(trial)) is not None:
+            trial.set_user_attr("duplicate_of", first)
+            raise optuna.TrialPruned(f"trial {first} has the same point of the grid")
         try:
-            return run_trial(search, trial, sampler == "grid", base_made)
+            return run_trial(search, trial, settings, base_made)
         except UserError as error:
             trial.set_user_attr("reason", str(error))
             raise
@@ -409,6 +426,8 @@ def _finished(study: optuna.Study) -> list[Any]:
 
 
 def _counts(trial: Any) -> bool:
+    if "duplicate_of" in trial.user_attrs:
+        return False
     return trial.state.name != "FAIL" or "reason" in trial.user_attrs
 
 
@@ -421,6 +440,8 @@ def summarise(search: Search, study: optuna.Study, prune: bool = True) -> dict[s
 
     entries: list[dict[str, Any]] = []
     for trial in study.get_trials(deepcopy=False):
+        if "duplicate_of" in trial.user_attrs:
+            continue
         entry: dict[str, Any] = {"number": trial.number, "state": trial.state.name.lower(), "params": trial.params}
         entry |= {"score": trial.value if trial.state.name == "COMPLETE" else None}
         entry |= {key: trial.user_attrs.get(key) for key in ("mode_fidelity", "seconds", "folder", "reason")}

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
 
@@ -25,6 +26,7 @@ from pipeline.search import (
     run_search,
     summarise,
     table,
+    tried_already,
     validation_losses,
 )
 from pipeline.settings import PROFILES, apply_overrides, load_profile, parse, read_yaml
@@ -198,13 +200,12 @@ def test_storage_that_goes_away_in_the_middle(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_failed_trial_is_marked_and_the_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(search: Any, trial: Any, grid: bool, lock: Any) -> float:
-        chosen = search.suggest(trial, grid)
+    def run(search: Any, trial: Any, settings: list[str], lock: Any) -> float:
         if trial.number == 1:
             raise UserError("The loss became nan at step 7.")
         trial.set_user_attr("mode_fidelity", [1.0, 1.0])
         trial.set_user_attr("folder", fabricate_cell(search.folder, trial.number))
-        return float(chosen[0].partition("=")[2]) * 10
+        return float(settings[0].partition("=")[2]) * 10
 
     monkeypatch.setattr(module, "run_trial", run)
     result = run_search("embedded", tmp_path, 4, [*TINY, *ONE])
@@ -226,8 +227,8 @@ def fabricate_cell(folder: Path, number: int) -> str:
 
 
 def test_one_and_two_workers_on_a_grid_give_the_same_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(search: Any, trial: Any, grid: bool, lock: Any) -> float:
-        rate = float(search.suggest(trial, grid)[0].partition("=")[2])
+    def run(search: Any, trial: Any, settings: list[str], lock: Any) -> float:
+        rate = float(settings[0].partition("=")[2])
         trial.set_user_attr("mode_fidelity", [1.0, 1.0])
         trial.set_user_attr("folder", fabricate_cell(search.folder, trial.number))
         time.sleep(0.05)
@@ -237,8 +238,34 @@ def test_one_and_two_workers_on_a_grid_give_the_same_results(tmp_path: Path, mon
     sets = []
     for workers in (1, 2):
         result = run_search("embedded", tmp_path / str(workers), 99, [*TINY, *ONE], sampler="grid", workers=workers)
-        sets.append({(t["params"]["training.learning_rate"], t["score"]) for t in result["trials"]})
+        sets.append(sorted((t["params"]["training.learning_rate"], t["score"]) for t in result["trials"]))
     assert sets[0] == sets[1] and len(sets[0]) == 3
+
+
+def test_the_last_points_of_a_grid_are_not_tried_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def run(search: Any, trial: Any, settings: list[str], lock: Any) -> float:
+        ran.append(settings[0])
+        trial.set_user_attr("mode_fidelity", [1.0, 1.0])
+        trial.set_user_attr("folder", fabricate_cell(search.folder, trial.number))
+        time.sleep(0.1 if len(ran) < 3 else 2)  # the other worker asks again while the last point is being tried
+        return 0.5
+
+    monkeypatch.setattr(module, "run_trial", run)
+    result = run_search("embedded", tmp_path, 99, [*TINY, *ONE], sampler="grid", workers=2)
+    assert len(ran) == len(set(ran)) == len(result["trials"]) == 3
+    again = run_search("embedded", tmp_path, 99, [*TINY, *ONE], sampler="grid", workers=2)
+    assert again["trials"] == result["trials"] and len(ran) == 3
+
+
+def test_a_point_whose_worker_was_killed_is_free_again() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))  # with one value to choose from
+    first, second = study.ask(), study.ask()
+    assert [trial.suggest_categorical("x", [1]) for trial in (first, second)] == [1, 1]
+    assert tried_already(first) is None and tried_already(second) == 0
+    study.tell(first, state=optuna.trial.TrialState.FAIL)
+    assert tried_already(second) is None
 
 
 def test_losses_are_read_from_checkpoints_and_from_the_record(tmp_path: Path) -> None:
