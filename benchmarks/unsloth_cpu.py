@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -161,7 +162,7 @@ def run_turn(job: dict[str, Any]) -> tuple[int, str, str]:
 def measure(job: dict[str, Any], rounds: int) -> dict[str, Any]:
     """All turns and what they come to."""
     code, _, log = run_turn(job | {"side": SIDES[1], "stock": True, "length": 16, "batch": 1, "warm_up": 0, "steps": 1})
-    stock = "works" if code == 0 else log.strip().splitlines()[-1]
+    stock = "works" if code == 0 else last_error(log)
     turns = []
     for number in range(rounds):
         for side in SIDES if number % 2 == 0 else reversed(SIDES):
@@ -194,6 +195,12 @@ def measure(job: dict[str, Any], rounds: int) -> dict[str, Any]:
         "memory_ratio": ours["memory_bytes"] / theirs["memory_bytes"],
         "turns": turns,
     }
+
+
+def last_error(log: str) -> str:
+    """The last line of a log that names an exception; progress bars may stand after it."""
+    lines = log.strip().splitlines()
+    return next((line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception)\b", line)), lines[-1])
 
 
 def table(result: dict[str, Any]) -> str:
