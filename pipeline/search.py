@@ -258,16 +258,18 @@ def run_trial(search: Search, trial: optuna.Trial, settings: list[str], base_mad
     return sum(scores) / len(scores)
 
 
-def tried_already(trial: optuna.Trial) -> int | None:
-    """The number of an earlier trial at the same point of the grid that runs or has finished, else None.
+def take_point(trial: optuna.Trial) -> int | None:
+    """Take the trial's point of the grid; where another trial that runs or has finished took it before, that one's number.
 
     When every point is done or being tried, Optuna's grid sampler hands one of the latter to the next worker that asks, in
     case its first one has died. That is known here anyway: a trial whose worker was killed becomes FAIL, and is tried again.
     """
     for other in trial.study.get_trials(deepcopy=False):
-        alive = other.state.name in ("RUNNING", "COMPLETE", "PRUNED") and "duplicate_of" not in other.user_attrs
-        if other.number < trial.number and alive and other.params == trial.params:
+        alive = other.state.name in ("RUNNING", "COMPLETE", "PRUNED") and other.user_attrs.get("taken")
+        if other.number != trial.number and alive and other.params == trial.params:
+            trial.set_user_attr("duplicate_of", other.number)
             return int(other.number)
+    trial.set_user_attr("taken", True)
     return None
 
 
@@ -390,12 +392,13 @@ def run_search(
     search = make_search(profile, list(overrides or []), folder, floor)
     make_folder(folder)
     study = open_study(search, storage, name, sampler, seed, prune)
-    base_made = threading.Lock()
+    base_made, points = threading.Lock(), threading.Lock()
 
     def objective(trial: optuna.Trial) -> float:
-        settings = search.suggest(trial, sampler == "grid")
-        if sampler == "grid" and (first := tried_already(trial)) is not None:
-            trial.set_user_attr("duplicate_of", first)
+        with points:
+            settings = search.suggest(trial, sampler == "grid")
+            first = take_point(trial) if sampler == "grid" else None
+        if first is not None:
             raise optuna.TrialPruned(f"trial {first} has the same point of the grid")
         try:
             return run_trial(search, trial, settings, base_made)
