@@ -35,7 +35,7 @@ run: $(STAMP) ## the pipeline alone, mix to report: OUTPUT_DIR=outputs/run
 
 test: TEST_WORKERS ?= 2
 test: $(STAMP) ## run the tests, two files at a time: TEST_WORKERS=2
-	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## check style, format and types
 	$(BIN)/ruff check

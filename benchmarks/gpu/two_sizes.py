@@ -31,6 +31,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SHARES = "0,0.1,0.25,0.5,0.75,1"
 
+LONGER = {"training.max_steps": 800, "training.lr_scheduler_type": "cosine"}  # than the embedded model's own cells
+
 # How each size differs from the embedded model's settings: of the base (BuildSettings) and of the fine-tuning (Profile).
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "10m": {
@@ -44,7 +46,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
             "tokens_per_batch": 8_192,
             "steps": 6_000,
         },
-        "tune": {"training.learning_rate": 1e-3},
+        "tune": {"training.learning_rate": 1e-3, **LONGER},
     },
     "100m": {
         "build": {
@@ -57,7 +59,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
             "tokens_per_batch": 16_384,
             "steps": 4_000,
         },
-        "tune": {"training.learning_rate": 5e-4},
+        "tune": {"training.learning_rate": 5e-4, **LONGER},
     },
 }
 
