@@ -57,6 +57,8 @@ def cells(sweep: Path, folder: Path) -> dict[str, Any]:
         for pid in sorted(folder.glob("*/pid"))
         if (pid.parent / "run" / "report.json").exists()
     ]
+    if not entries:
+        raise SystemExit(f"{folder} holds no finished cell; where the sweep was given --cells, give the same here.")
     ratios = [entry["ratio"] for entry in entries]
     return {
         "values": plan["values"],

@@ -35,7 +35,7 @@ def _sweep(result: dict[str, Any], part: str | None) -> str:
 
 WORDS = {  # of the README's first table: headings, modes, benchmarks, mode fidelity
     "ends": {
-        "heads": "| n | what | mode | base | tuned, half of the rows chat | tuned, no chat |",
+        "heads": "| n | what | mode | base | tuned, a quarter of the rows chat | tuned, no chat |",
         "thinking": "thinking",
         "non_thinking": "non-thinking",
         "embedded_chat": "chat",
@@ -44,7 +44,7 @@ WORDS = {  # of the README's first table: headings, modes, benchmarks, mode fide
         "mode_fidelity": "mode fidelity",
     },
     "ends_zh": {
-        "heads": "| n | 项目 | 模式 | 基座 | 微调后，聊天占一半行数 | 微调后，无聊天数据 |",
+        "heads": "| n | 项目 | 模式 | 基座 | 微调后，聊天占四分之一行数 | 微调后，无聊天数据 |",
         "thinking": "思考",
         "non_thinking": "非思考",
         "embedded_chat": "聊天",
@@ -56,9 +56,9 @@ WORDS = {  # of the README's first table: headings, modes, benchmarks, mode fide
 
 
 def _ends(result: dict[str, Any], words: dict[str, str]) -> str:
-    """Of the sweep of chat shares: the base, half chat and none, side by side."""
+    """Of the sweep of chat shares: the base, a quarter chat and none, side by side."""
     modes = {point["value"]: point["modes"] for point in result["points"]} | {"base": result["base"]}
-    columns = [modes[value] for value in ("base", 0.5, 0.0)]
+    columns = [modes[value] for value in ("base", 0.25, 0.0)]
     lines = [words["heads"], "|--:|---|---|--:|--:|--:|"]
     for mode in ("thinking", "non_thinking"):
         tasks = [name for name in words if name.startswith("embedded")]

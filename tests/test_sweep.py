@@ -313,7 +313,7 @@ def test_sweeps_share_cells_by_their_settings(tmp_path: Path) -> None:
 
 def test_cells_are_shorter_as_the_profile_says_unless_told_otherwise(tmp_path: Path) -> None:
     _, cells = plan("embedded", [], "chat_share", ["0.5"], 1, tmp_path)
-    assert cells[0].profile.training.max_steps == 800
+    assert cells[0].profile.training.max_steps == 400
     _, cells = plan("embedded", ["training.max_steps=1400"], "chat_share", ["0.5"], 1, tmp_path)
     assert cells[0].profile.training.max_steps == 1400
 
