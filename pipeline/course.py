@@ -8,6 +8,7 @@ which cell, with its error, on one screen. Called again, it goes on after the la
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,10 @@ def execute_course(
         executed = output_dir / "notebooks" / notebook.name
         started = time.monotonic()
         entry: dict[str, Any] = {"name": notebook.stem}
-        with atomic_path(executed) as temporary:
+        with atomic_path(executed) as temporary, warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "The specified file .* does not end in"
+            )  # the temporary name, until it is whole
             try:
                 papermill.execute_notebook(
                     str(notebook),
