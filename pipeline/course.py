@@ -115,9 +115,8 @@ def execute_course(
         started = time.monotonic()
         entry: dict[str, Any] = {"name": notebook.stem}
         with atomic_path(executed) as temporary, warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "The specified file .* does not end in"
-            )  # the temporary name, until it is whole
+            # papermill's, of the name that the notebook has until it is whole
+            warnings.filterwarnings("ignore", "The specified file .* does not end in")
             try:
                 papermill.execute_notebook(
                     str(notebook),

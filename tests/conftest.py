@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach a hub
 
-
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT / "../shared/data"
 EMBEDDED_MODEL = ROOT / "models/embedded"
