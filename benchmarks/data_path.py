@@ -44,9 +44,9 @@ CLEAN = {
 
 def sharegpt_rows(files: list[str], rows: int) -> Iterator[dict[str, Any]]:
     """Rows of the files in FineTome's layout, one question and answer each, made unlike one another by a number."""
-    from pipeline.conversations import Rejected, converter
+    from pipeline.data.conversations import Rejected, converter
+    from pipeline.data.sources import read_rows
     from pipeline.settings import SourceSettings
-    from pipeline.sources import read_rows
 
     pairs = []
     convert = converter("auto")
@@ -85,8 +85,8 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 def ours(path: Path, tokenizer: Any) -> int:
     """Read, convert, render, tokenise, mask, write. Returns the number of loss-bearing tokens."""
-    from pipeline.chat_format import ChatFormat
-    from pipeline.pools import build_pool
+    from pipeline.data.chat_format import ChatFormat
+    from pipeline.data.pools import build_pool
     from pipeline.settings import SourceSettings
 
     source = SourceSettings(name="chat", kind="chat", source="local", path=str(path), format="sharegpt", share=1.0)
@@ -139,8 +139,8 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     from datasets import disable_progress_bars
     from transformers import AutoTokenizer
 
-    from pipeline.chat_format import ChatFormat
-    from pipeline.conversations import converter
+    from pipeline.data.chat_format import ChatFormat
+    from pipeline.data.conversations import converter
 
     disable_progress_bars()
     with tempfile.TemporaryDirectory() as name:
@@ -196,8 +196,8 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
     """Build and save one mix in this process; its peak memory in bytes and its time."""
     from transformers import AutoTokenizer
 
-    from pipeline.chat_format import ChatFormat
-    from pipeline.mix import mix_from_recipe, save_mix
+    from pipeline.data.chat_format import ChatFormat
+    from pipeline.data.mix import mix_from_recipe, save_mix
 
     form = ChatFormat(AutoTokenizer.from_pretrained(args.tokenizer))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -237,8 +237,8 @@ def rebuild(args: argparse.Namespace) -> dict[str, Any]:
     """A first build, then the same at another share; both to files on disk."""
     from transformers import AutoTokenizer
 
-    from pipeline.chat_format import ChatFormat
-    from pipeline.mix import mix_from_recipe, save_mix
+    from pipeline.data.chat_format import ChatFormat
+    from pipeline.data.mix import mix_from_recipe, save_mix
 
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     with tempfile.TemporaryDirectory() as name:

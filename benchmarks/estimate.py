@@ -4,15 +4,16 @@
     python benchmarks/estimate.py --config FILE --tokenizer DIR --output estimate.json         # and a model of that shape
 
 FILE is a published ``config.json``, DIR a folder with its tokenizer; the weights are random, which changes neither memory nor
-time. Each case loads the model as a run does (Unsloth, ``pipeline.train``) and trains a few steps on rows of random tokens, all
-with loss, the first of each batch as long as it says and the others one token shorter: there is padding, as in a real batch.
+time. Each case loads the model as a run does (Unsloth, ``pipeline.model.load``) and trains a few steps on rows of random
+tokens, all with loss, the first of each batch as long as it says and the others one token shorter: there is padding, as in a
+real batch.
 
 On a CPU, memory is the resident set of the process:
 
 * ``libraries``: after the imports and two steps of a model of negligible size, so that whatever is loaded late is loaded;
 * ``loading``: the highest that it stood until the training began;
 * ``peak``: the highest during the training (the kernel's own mark, set back before the first step);
-* ``measured``: peak - libraries, which is what ``pipeline.estimate.memory`` counts; ``ratio``: estimated ÷ measured.
+* ``measured``: peak - libraries, which is what ``pipeline.training.estimate.memory`` counts; ``ratio``: estimated ÷ measured.
 
 glibc keeps much of what is freed in its heap, and the resident set then says what the process holds rather than what it needs. So
 the processes have it return blocks of 64 KiB and more (``MALLOC_MMAP_THRESHOLD_``), which also makes them slower;
@@ -75,7 +76,7 @@ def resident(what: str) -> int:
 
 def load(case: dict[str, Any], folder: Path, profile: Any) -> tuple[Any, Any]:
     """Model and tokenizer, ready to be trained by the case's method."""
-    from pipeline import train
+    from pipeline.training import train
 
     if case["method"] != "full":
         model, tokenizer = train.load_model(profile.model, profile.seed)
@@ -122,7 +123,7 @@ def prepare(case: dict[str, Any], folder: Path, output_dir: Path) -> Any:
     import torch
     from datasets import Dataset
 
-    from pipeline.train import make_trainer
+    from pipeline.training.train import make_trainer
 
     profile = case_profile(case, folder)
     model, tokenizer = load(case, folder, profile)
@@ -144,7 +145,7 @@ def prepare(case: dict[str, Any], folder: Path, output_dir: Path) -> Any:
 
 def measure(case: dict[str, Any], tiny: Path) -> dict[str, Any]:
     """Train the case's few steps; returns memory in bytes and seconds."""
-    from pipeline.versions import import_unsloth
+    from pipeline.core.versions import import_unsloth
 
     import_unsloth()
     import torch
@@ -183,7 +184,7 @@ def measure(case: dict[str, Any], tiny: Path) -> dict[str, Any]:
 
 def estimated(case: dict[str, Any], cuda: bool) -> dict[str, int]:
     """The count for the case, by part."""
-    from pipeline.estimate import memory, profile_job, profile_sizes
+    from pipeline.training.estimate import memory, profile_job, profile_sizes
 
     profile = case_profile(case, Path(case["folder"]))
     job = profile_job(profile, "cuda" if cuda else "cpu", case["method"])
@@ -273,8 +274,8 @@ def main(argv: list[str] | None = None) -> int:
     if bool(args.config) != bool(args.tokenizer):
         parser.error("--config and --tokenizer go together")
     from benchmarks.random_model import make_apart
-    from pipeline.files import write_json
-    from pipeline.versions import version_of
+    from pipeline.core.files import write_json
+    from pipeline.core.versions import version_of
 
     settings = (args.rank, args.steps, args.threads)
     result: dict[str, Any] = {

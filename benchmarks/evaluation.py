@@ -5,7 +5,7 @@
 Every side answers the same items, the embedded benchmarks in both modes, with the sampling and the batch size of the profile:
 
 * ``ours``: ``evaluate_model``, from an empty folder to the scores (EvalScope in front, our batches behind it);
-* ``batched``: the same prompts through ``pipeline.generate`` alone, no EvalScope;
+* ``batched``: the same prompts through ``pipeline.model.decode`` alone, no EvalScope;
 * ``plain``: the same prompts through ``model.generate`` as its documentation shows it: padding on the left, ``do_sample``;
 * ``checkpoint``: EvalScope is given the model's folder (``eval_type="llm_ckpt"``), in its default precision, float16;
 * ``checkpoint_bf16``: the same in bfloat16, the precision of ``ours_16bit``;
@@ -62,8 +62,8 @@ class Unsloth:
     """Our sides: the model is loaded as a run loads it."""
 
     def __init__(self, side: str, profile_name: str):
+        from pipeline.model.load import load_model
         from pipeline.settings import load_profile
-        from pipeline.train import load_model
 
         self.side, self.profile_name = side.removesuffix("_16bit"), profile_name
         bits = "true" if side == self.side else "false"
@@ -76,7 +76,7 @@ class Unsloth:
         return self._evaluate(settings) if self.side == "ours" else self._decode(settings)
 
     def _evaluate(self, settings: Any) -> dict[str, Any]:
-        import pipeline.evaluate as evaluate
+        import pipeline.evaluation.evaluate as evaluate
 
         replies: list[Any] = []
         inside = 0.0
@@ -113,9 +113,9 @@ class Unsloth:
         }
 
     def _decode(self, settings: Any) -> dict[str, Any]:
-        from pipeline.chat_format import ChatFormat
-        from pipeline.conversations import MODES
-        from pipeline.generate import generate
+        from pipeline.core.modes import MODES
+        from pipeline.data.chat_format import ChatFormat
+        from pipeline.model.decode import generate
 
         started = time.perf_counter()
         chat_format = ChatFormat(self.tokenizer)
@@ -157,8 +157,8 @@ class Unsloth:
 
 def items(name: str, settings: Any) -> list[dict[str, Any]]:
     """The items that ``evaluate_model`` asks."""
-    from pipeline import corpora
-    from pipeline.evaluate import EMBEDDED
+    from pipeline.data import corpora
+    from pipeline.evaluation.evaluate import EMBEDDED
 
     return corpora.test_items(EMBEDDED[name], settings.limit, settings.seed)
 
@@ -169,7 +169,7 @@ class Checkpoint:
     def __init__(self, side: str, profile_name: str):
         import evalscope.models.modelscope as back_end
 
-        import pipeline.evalscope_bridge  # noqa: F401  (registers the embedded benchmarks)
+        import pipeline.evaluation.evalscope.bridge  # noqa: F401  (registers the embedded benchmarks)
         from pipeline.settings import load_profile, locate
 
         self.side, self.profile_name = side, profile_name
@@ -198,8 +198,8 @@ class Checkpoint:
         from evalscope.config import TaskConfig
         from evalscope.run import run_task
 
-        from pipeline.conversations import MODES
-        from pipeline.files import write_jsonl
+        from pipeline.core.files import write_jsonl
+        from pipeline.core.modes import MODES
 
         settings = evaluation_settings(self.profile_name, limit)
         precision = "torch.bfloat16" if self.side == "checkpoint_bf16" else "torch.float16"
@@ -249,7 +249,7 @@ def work(side: str, profile_name: str) -> None:
     first = one.measure(WARM_UP)
     ready = {"start": loaded + first.get("loading", 0.0), "warm_up": first["seconds"]}
     print(json.dumps(ready), file=answers, flush=True)
-    from pipeline.train import peak_memory_bytes
+    from pipeline.training.measure import peak_memory_bytes
 
     for line in sys.stdin:
         before = os.times()
@@ -383,8 +383,8 @@ def main() -> None:
         work(args.worker, args.profile)
         return
     sys.path.insert(0, str(ROOT))
-    from pipeline.files import write_json
-    from pipeline.versions import version_of
+    from pipeline.core.files import write_json
+    from pipeline.core.versions import version_of
 
     before = os.getloadavg()
     results = measure(args.sides, args.profile, args.limit, args.default_items, args.rounds)

@@ -3,8 +3,8 @@
     python benchmarks/length_grouping.py --output length_grouping.json
 
 Both sides train the profile's model by QLoRA for one epoch over the same rows in the same batch size from the same seed, through
-``pipeline.train.make_trainer``; only ``training.group_by_length`` differs. So both see the same tokens; the sides take turns in
-one process, each turn on a fresh model, the order of the sides changing from round to round.
+``pipeline.training.train.make_trainer``; only ``training.group_by_length`` differs. So both see the same tokens; the sides take
+turns in one process, each turn on a fresh model, the order of the sides changing from round to round.
 
 * ``recipe``: the mix of the profile's own recipe, half of its rows chat.
 * ``long``: lengths as in real mixes, chat of 20 to 200 tokens and reasoning of 500 to 2,000, half and half. Such a row is rows of
@@ -61,7 +61,7 @@ def data(case: str, profile: Any, rows: int) -> Any:
 
     from datasets import Dataset
 
-    from pipeline.run import build_profile_mix
+    from pipeline.data.describe import build_profile_mix
 
     mix = build_profile_mix(profile)
     if case == "recipe":
@@ -88,7 +88,9 @@ class Padding:
 
 def turn(side: str, profile: Any, mix: Any) -> dict[str, Any]:
     """One epoch on a fresh model; the time is that of the training alone."""
-    from pipeline.train import TokenCounter, add_adapter, load_model, make_trainer
+    from pipeline.model.load import load_model
+    from pipeline.training.measure import TokenCounter
+    from pipeline.training.train import add_adapter, make_trainer
 
     profile = profile.model_copy(deep=True)
     profile.training.group_by_length = side == "grouped"
@@ -194,13 +196,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of both sides")
     parser.add_argument("--output", type=Path, help="write the numbers here, as JSON")
     args = parser.parse_args(argv)
-    from pipeline.files import write_json
+    from pipeline.core.files import write_json
+    from pipeline.core.versions import import_unsloth, version_of
     from pipeline.settings import load_profile
-    from pipeline.versions import import_unsloth, version_of
 
     import_unsloth()
-    import pipeline.trainer  # noqa: F401  (imports TRL, before any clock runs)
-    from pipeline.cli import quiet
+    import pipeline.training.trainer  # noqa: F401  (imports TRL, before any clock runs)
+    from pipeline.cli.main import quiet
 
     quiet()
     fixed = ["training.max_steps=-1", "training.num_train_epochs=1", "training.logging_steps=1"]

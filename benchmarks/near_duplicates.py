@@ -30,8 +30,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.conversations import Conversation, Rejected  # noqa: E402
-from pipeline.duplicates import Duplicates, Signer, exact_key, find_duplicates, text_of  # noqa: E402
+from pipeline.data.cleaning.duplicates import Duplicates, Signer, exact_key, find_duplicates, text_of  # noqa: E402
+from pipeline.data.conversations import Conversation, Rejected  # noqa: E402
 from pipeline.settings import NearDuplicates  # noqa: E402
 
 Row = list[dict[str, str]]
@@ -414,7 +414,7 @@ def check_variety(path: Path, planted: Planted, settings: NearDuplicates) -> flo
 
 def on_real_rows(folder: Path, settings: NearDuplicates) -> None:
     """Print what would be removed from the real files, to be looked at by a person."""
-    from pipeline.conversations import from_alpaca, from_sharegpt
+    from pipeline.data.conversations import from_alpaca, from_sharegpt
 
     conversations: list[Conversation] = []
     for path in sorted([*folder.glob("sft/*.json"), *folder.glob("reason/*.json"), *folder.glob("tools/*.json")]):

@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.batch < 2 or args.batch % 2:
         parser.error("--batch must be even, so that two processes can share it")
-    from pipeline.files import write_json
+    from pipeline.core.files import write_json
 
     result = compare(args.batch, args.steps, args.rows, args.rounds)
     write_json(args.output, result)

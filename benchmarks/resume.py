@@ -169,8 +169,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="write the numbers here, as JSON")
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    from pipeline.files import write_json
-    from pipeline.versions import version_of
+    from pipeline.core.files import write_json
+    from pipeline.core.versions import version_of
 
     began = os.times()
     with tempfile.TemporaryDirectory() as folder:

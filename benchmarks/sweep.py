@@ -49,7 +49,7 @@ def cell_times(run: Path, begun: float) -> dict[str, float]:
 
 def cells(sweep: Path, folder: Path) -> dict[str, Any]:
     """Cells of a sweep: every ``pid`` file is written when the cell's process starts."""
-    from pipeline.files import read_json
+    from pipeline.core.files import read_json
 
     plan = read_json(sweep / "plan.json")
     entries = [
@@ -133,7 +133,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     sys.path.insert(0, str(ROOT))
-    from pipeline.files import write_json
+    from pipeline.core.files import write_json
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)

@@ -251,9 +251,9 @@ def main(argv: list[str] | None = None) -> int:
     if not args.config or not args.tokenizer:
         parser.error("--config and --tokenizer are needed")
     from benchmarks.random_model import make_apart
-    from pipeline.estimate import cpu_has_bf16
-    from pipeline.files import write_json
-    from pipeline.versions import version_of
+    from pipeline.core.files import write_json
+    from pipeline.core.versions import version_of
+    from pipeline.training.estimate import cpu_has_bf16
 
     dtype = args.dtype or ("bfloat16" if cpu_has_bf16() else "float32")
     keys = ("batch", "length", "rank", "steps", "warm_up", "threads")

@@ -14,8 +14,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from pipeline.files import read_json
-from pipeline.sweep import draw
+from pipeline.core.files import read_json
+from pipeline.studies.curve import draw
 
 DOCS = Path(__file__).resolve().parent
 NAMES = {

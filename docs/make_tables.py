@@ -25,7 +25,7 @@ def pages() -> list[Path]:
 
 
 def _sweep(result: dict[str, Any], part: str | None) -> str:
-    from pipeline import sweep
+    from pipeline.studies import sweep
 
     if part in WORDS:
         return _ends(result, WORDS[part])
@@ -87,7 +87,11 @@ def _benchmark(path: str) -> Callable[[dict[str, Any], str | None], str]:
 
 def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
     """Name of a result → what makes its table; every other result is a sweep's."""
-    from pipeline import grpo, method_study, preference, sampling_study, search, soft_switches
+    from pipeline.second import grpo, preference
+    from pipeline.studies import methods as method_study
+    from pipeline.studies import sampling as sampling_study
+    from pipeline.studies import search
+    from pipeline.studies import switches as soft_switches
 
     scripts = ("estimate", "length_grouping", "processes", "resume", "unsloth_cpu")
     return {
@@ -104,7 +108,7 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
 
 def render(name: str, part: str | None = None) -> str:
     """The table of one result; where it was not measured yet, that is said."""
-    from pipeline.files import read_json
+    from pipeline.core.files import read_json
 
     path = RESULTS / f"{name}.json"
     if not path.exists():
@@ -119,7 +123,7 @@ def filled(text: str) -> str:
 
 def main(argv: list[str]) -> int:
     sys.path.insert(0, str(ROOT))
-    from pipeline.files import write_text
+    from pipeline.core.files import write_text
 
     behind = []
     for page in pages():

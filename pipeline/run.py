@@ -27,22 +27,22 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline.chat_format import ChatFormat
-from pipeline.conversations import MODES
-from pipeline.errors import UserError
-from pipeline.files import file_sha256, fingerprint, read_json, read_jsonl, write_json, write_text
-from pipeline.methods import require_fit, weights_files
-from pipeline.mix import Mix, load_mix, mix_from_recipe, save_mix
-from pipeline.pools import say
-from pipeline.processes import first, is_first, is_sharded
-from pipeline.redact import masked
+from pipeline.core.console import say
+from pipeline.core.errors import UserError
+from pipeline.core.files import file_sha256, fingerprint, read_json, read_jsonl, write_json, write_text
+from pipeline.core.modes import MODES
+from pipeline.core.processes import first, is_first, is_sharded
+from pipeline.core.redact import masked
+from pipeline.core.versions import installed
+from pipeline.data.describe import describe_mix, profile_mix
+from pipeline.data.mix import Mix, load_mix, save_mix
+from pipeline.model.methods import require_fit, weights_files
 from pipeline.settings import Profile, Recipe, load_recipe, parse, read_yaml
-from pipeline.sources import cache_dir
-from pipeline.trackers import Trackers
-from pipeline.versions import installed
+from pipeline.training.trackers import Trackers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
 
 MINIMUM_FREE_BYTES = 200 * 1024**2
 # Settings whose change makes what is on disk another thing; by the beginning of their dotted keys.
@@ -199,8 +199,8 @@ class Run:
 
     def _require_sources(self) -> None:
         """Fail before anything is written, and before any library is loaded, where model or data are out of reach."""
-        from pipeline.pools import require_sources
-        from pipeline.train import model_location
+        from pipeline.data.pools import require_sources
+        from pipeline.model.load import model_location
 
         location = model_location(self.profile.model)
         if self.profile.model.source == "local":
@@ -221,7 +221,7 @@ class Run:
     # --- the model
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        from pipeline.train import load_model
+        from pipeline.model.load import load_model
 
         if self._model is None or self._tokenizer is None:
             say(f"loading {self.profile.model.name} ({'4 bit' if self.profile.model.load_in_4bit else '16 bit'})")
@@ -235,7 +235,7 @@ class Run:
         Raises:
             UserError: there is no adapter yet.
         """
-        from pipeline.train import load_adapter
+        from pipeline.training.train import load_adapter
 
         if which == "base" and self._has_adapter:
             self._model, self._has_adapter = None, False  # a fresh base, without the adapter
@@ -252,21 +252,21 @@ class Run:
         return first("mix", self._data, lambda: load_mix(self._path("mix")))
 
     def _data(self) -> Mix:
-        from pipeline.train import load_tokenizer
+        from pipeline.model.load import load_tokenizer
 
         folder = self._path("mix")
         if (folder / "manifest.json").exists():
             return load_mix(folder)
         tokenizer = self._tokenizer or load_tokenizer(self.profile.model)
-        mix = _mix(self.profile, self.recipe, tokenizer)
+        mix = profile_mix(self.profile, self.recipe, tokenizer)
         save_mix(mix, folder)
         say(describe_mix(mix.manifest))
         return mix
 
     def train(self, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
         """Train and save the adapter; returns the report's ``training`` section."""
-        from pipeline.checkpoints import last_checkpoint
-        from pipeline.train import train
+        from pipeline.training.checkpoints import last_checkpoint
+        from pipeline.training.train import train
 
         record = self._path("training.json")
         if record.exists():
@@ -282,7 +282,9 @@ class Run:
             raise UserError("The model in memory has an adapter already; start a new process to train again.")
         self.trackers.describe(self.resolved(), mix.manifest)
         self._track_evaluation("base", wait=True)
-        own = [*callbacks, *self.trackers.callbacks()]
+        from pipeline.training.callbacks import tracker_callbacks
+
+        own = [*callbacks, *tracker_callbacks(self.trackers)]
         self._model, section = train(
             model, tokenizer, self.profile, mix, self.folder, self.resume, own, self.force, self.note
         )
@@ -292,7 +294,7 @@ class Run:
         return first("training.json", lambda: self._record(record, section), lambda: section)
 
     def _record(self, path: Path, section: dict[str, Any]) -> dict[str, Any]:
-        from pipeline.checkpoints import clear_aside
+        from pipeline.training.checkpoints import clear_aside
 
         write_json(path, section)
         clear_aside(self._path("checkpoints"))
@@ -310,7 +312,7 @@ class Run:
 
     def identity(self, which: str) -> str:
         """Names the weights: the base by its files' content (its name and revision on a hub), the adapter by its content."""
-        from pipeline.train import model_location
+        from pipeline.model.load import model_location
 
         settings = self.profile.model
         if settings.source == "local":
@@ -334,7 +336,7 @@ class Run:
         return first(f"evaluate {which}", lambda: self._evaluate(which), lambda: self._cells(which) or {})
 
     def _evaluate(self, which: str) -> dict[str, Any]:
-        from pipeline.evaluate import evaluate_model
+        from pipeline.evaluation.evaluate import evaluate_model
 
         cells = self._cells(which)
         if cells is not None and self._evaluated_weights(which) != {self.identity(which)}:
@@ -366,7 +368,7 @@ class Run:
 
     def _history(self) -> list[dict[str, Any]]:
         """What the finished training logged, from its last checkpoint."""
-        from pipeline.checkpoints import STATE, last_checkpoint
+        from pipeline.training.checkpoints import STATE, last_checkpoint
 
         checkpoint = last_checkpoint(self._path("checkpoints")) if self._path("training.json").exists() else None
         return list(read_json(checkpoint / STATE)["log_history"]) if checkpoint else []
@@ -380,7 +382,7 @@ class Run:
         return first("report", self._report, lambda: dict(read_json(self._path("report.json"))))
 
     def _report(self) -> dict[str, Any]:
-        from pipeline.report import build_report, mix_section, write_report
+        from pipeline.evaluation.report.build import build_report, mix_section, write_report
 
         cells = {which: self._cells(which) for which in ("base", "tuned")}
         missing = [f"evaluation of the {which} model (evaluate)" for which, c in cells.items() if c is None]
@@ -469,92 +471,3 @@ def _compare(theirs: Any, mine: Any, prefix: str) -> list[str]:
         keys = list(dict.fromkeys([*theirs, *mine]))
         return [d for k in keys for d in _compare(theirs.get(k), mine.get(k), f"{prefix}{k}.")]
     return [] if theirs == mine else [f"{prefix.rstrip('.')} is {theirs!r} there and {mine!r} here"]
-
-
-def _mix(profile: Profile, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Mix:
-    return mix_from_recipe(
-        recipe,
-        ChatFormat(tokenizer, profile.data.empty_think, profile.data.loss_on),
-        max_seq_length=profile.length_limit,
-        seed=profile.seed,
-        turns=profile.data.turns,
-        validation_fraction=profile.data.validation_fraction,
-        workers=profile.data.workers,
-        cache=cache_dir(),
-        too_long=profile.data.too_long,
-    )
-
-
-def build_profile_mix(profile: Profile) -> Mix:
-    """The mix of a profile's recipe with its tokenizer; nothing is written but the cache of tokenised pools."""
-    from pipeline.train import load_tokenizer
-
-    return _mix(profile, load_recipe(profile.recipe, profile.mix), load_tokenizer(profile.model))
-
-
-def _detected(source: dict[str, Any]) -> str:
-    """The formats that the rows were read as, and why."""
-    found = [f"{f['rows']:,} as {name} ({f['because']})" for name, f in source["formats"].items()]
-    return f"; {', '.join(found)}" if found else ""
-
-
-def describe_mix(manifest: dict[str, Any]) -> str:
-    """The mix in a few lines: share asked for and achieved, rows kept and rejected, by source."""
-    total = manifest["total"]
-    lines = [
-        f"mix of {total['rows']:,} rows, {total['tokens']:,} tokens, {total['loss_tokens']:,} with loss "
-        f"({manifest['examples']['train']:,} training and {manifest['examples']['validation']:,} validation examples)"
-    ]
-    for source in manifest["sources"]:
-        achieved = ", ".join(f"{source['achieved'][u]:.3f} of {u}" for u in ("rows", "tokens", "loss_tokens"))
-        lines.append(
-            f"  {source['name']}: share {source['requested']:.3f} of {manifest['unit']} asked for; is {achieved}"
-        )
-        lines.append(f"    {source['read']:,} rows read, {source['kept']:,} kept" + _detected(source))
-        for step, entry in source["steps"].items():
-            counts = [f"{n:,} {reason}" for reason, n in entry["rejected"].items()]
-            rejected = f"rejected {', '.join(counts)}" if counts else ""
-            changed = f"changed {entry['changed']:,}" if entry["changed"] else ""
-            cost = ""
-            if step == "length_limit":
-                over = source["over_limit"]
-                cost = f": {over['rows']:.1%} of the rows, {over['loss_tokens']:.1%} of the loss-bearing tokens"
-            lines.append(f"    {step}: {'; '.join(filter(None, (rejected, changed)))}{cost}")
-            lines += [f"      {example}" for example in entry["examples"][:1]]
-        for name, counts in (("noted", source["notes"]), ("augmented", source["augmented"])):
-            if counts:
-                lines.append(f"    {name}: {', '.join(f'{n:,} {word}' for word, n in counts.items())}")
-    return "\n".join([*lines, *(f"  note: {w}" for w in manifest["warnings"])])
-
-
-def plan(profile: Profile, tflops: float | None = None) -> dict[str, Any]:
-    """What a run would do, without doing it: rows, tokens, steps, and an estimate of time and memory.
-
-    The time scales measured rates (``estimate`` in the profile, with the machine they were measured on); where the profile has
-    none, that of training comes from a count of operations and ``tflops``, and is null without it.
-    """
-    from pipeline.estimate import estimate, global_batch, planned_steps
-
-    manifest = build_profile_mix(profile).manifest
-    steps = planned_steps(profile, manifest["examples"]["train"])
-    batch = global_batch(profile)
-    tokens = int(manifest["total"]["tokens"] / manifest["examples"]["train"] * steps * batch)
-    replies = None
-    if profile.evaluation.limit:
-        replies = 4 * len(profile.evaluation.benchmarks) * profile.evaluation.limit
-    estimated = estimate(profile, tokens, tflops)
-    rates = profile.estimate
-    seconds = None
-    if rates and replies is not None:
-        seconds = round(rates.start_seconds + tokens / rates.tokens_per_second + replies / rates.replies_per_second)
-    return {
-        "model": profile.model.name,
-        "mix": {k: manifest[k] for k in ("unit", "total", "examples", "fingerprint", "sources", "warnings")},
-        "steps": steps,
-        "training_tokens": tokens,
-        "replies_to_generate": replies,
-        "estimated_seconds": seconds,
-        "estimate_measured_on": rates.machine if rates else None,
-        "estimated_memory_bytes": estimated["memory_bytes"],
-        "estimate": estimated,
-    }

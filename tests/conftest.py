@@ -18,7 +18,7 @@ import pytest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
-    from pipeline.chat_format import ChatFormat
+    from pipeline.data.chat_format import ChatFormat
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach a hub
 
@@ -63,7 +63,7 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
 @pytest.fixture(scope="session")
 def chat_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
     """A ``ChatFormat`` on each of the two tokenizers."""
-    from pipeline.chat_format import ChatFormat
+    from pipeline.data.chat_format import ChatFormat
 
     return ChatFormat(tokenizer)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.cli import main
-from pipeline.errors import UserError
-from pipeline.files import fingerprint, read_json, write_json, write_text
+from pipeline.cli.main import main
+from pipeline.core.errors import UserError
+from pipeline.core.files import fingerprint, read_json, write_json, write_text
 from pipeline.run import Run
 from pipeline.settings import Profile as ProfileSettings
 from pipeline.settings import load_profile, load_recipe, parse, read_yaml

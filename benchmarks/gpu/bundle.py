@@ -94,7 +94,7 @@ def repack(wheel: Path, folder: Path, tag: str, drop: Callable[[str], bool]) -> 
     Raises:
         UserError: it is no wheel; or there is nothing to drop, so the package looks different from what was expected.
     """
-    from pipeline.errors import UserError
+    from pipeline.core.errors import UserError
 
     parts = wheel.stem.split("-")
     if wheel.suffix != ".whl" or len(parts) not in (5, 6):
@@ -185,7 +185,7 @@ def fetch(name: str, version: str | None, folder: Path, python: str) -> Path:
     Raises:
         UserError: pip finds none (with its last line), or what it builds fits only this machine.
     """
-    from pipeline.errors import UserError
+    from pipeline.core.errors import UserError
 
     wanted = f"{name}=={version}" if version else name
     with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -271,8 +271,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--python", default="3.11", help="the machine's Python (default: 3.11)")
     parser.add_argument("--limit-mib", type=float, default=LIMIT / 2**20)
     args = parser.parse_args(argv)
-    from pipeline.errors import UserError
-    from pipeline.files import make_folder, require_folder, write_json
+    from pipeline.core.errors import UserError
+    from pipeline.core.files import make_folder, require_folder, write_json
 
     present = list(args.present)
     try:

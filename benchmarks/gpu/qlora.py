@@ -135,7 +135,7 @@ def make_model(shape: str, folder: Path, device: str) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from pipeline.files import write_json
+    from pipeline.core.files import write_json
 
     if (folder / "config.json").exists():  # written last
         return
@@ -194,7 +194,7 @@ def make_rows(count: int, length: int, vocabulary: int, seed: int = 0) -> list[l
 
 def load_unsloth(folder: Path, length: int, device: str) -> tuple[Any, Any]:
     """Model with LoRA and tokenizer, the way of Unsloth's notebooks."""
-    from pipeline.versions import import_unsloth
+    from pipeline.core.versions import import_unsloth
 
     import_unsloth()
     from unsloth import FastLanguageModel
@@ -393,15 +393,15 @@ def _timed(command: list[str], log: Path, seconds: float | None) -> dict[str, An
 
 def run(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Run what is not done, as far as the time goes; ``qlora.json`` is written after every step."""
-    from pipeline.files import read_json, write_json
-    from pipeline.versions import version_of
+    from pipeline.core.files import read_json, write_json
+    from pipeline.core.versions import version_of
 
     begun = time.monotonic()
     path = folder / "qlora.json"
     options = {k: getattr(args, k) for k in ("device", "steps", "warm_up", "batch_size", "accumulation", "length")}
     record: dict[str, Any] = read_json(path) if path.exists() else {"options": options, "cases": {}, "stages": {}}
     if record["options"] != options:
-        from pipeline.errors import UserError
+        from pipeline.core.errors import UserError
 
         raise UserError(f"{path} was measured with {record['options']}, not {options}. Choose another --output-dir.")
     names = ("unsloth", "unsloth_zoo", "transformers", "trl", "peft", "bitsandbytes", "torch")
@@ -547,7 +547,7 @@ def main(argv: list[str] | None = None) -> int:
         print(describe(folder, args))
         return 0
     if args.case:
-        from pipeline.files import write_json
+        from pipeline.core.files import write_json
 
         case = json.loads(args.case)
         options = {k: getattr(args, k) for k in ("device", "steps", "warm_up", "batch_size", "accumulation", "length")}
@@ -558,7 +558,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.make:
         make_model(args.make, folder / "models" / args.make, args.device)
         return 0
-    from pipeline.errors import UserError
+    from pipeline.core.errors import UserError
 
     if args.device == "cpu" and set(args.shapes) != {"tiny"}:
         print("error: --device cpu is for --shapes tiny; the others need a GPU.", file=sys.stderr)

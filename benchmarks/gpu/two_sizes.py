@@ -113,7 +113,7 @@ def commands(size: str, folder: Path, seeds: int, workers: int) -> dict[str, lis
 
 def describe(sizes: list[str], folder: Path, seeds: int, workers: int) -> str:
     """What would be done: parameters of each base, and every command."""
-    from pipeline.embedded import build_settings
+    from pipeline.training.embedded import build_settings
 
     lines = []
     for size in sizes:
@@ -127,8 +127,8 @@ def run(sizes: list[str], folder: Path, seeds: int, workers: int) -> dict[str, A
     """Run what is not done yet; ``two_sizes.json`` is written anew after each command."""
     import torch
 
-    from pipeline.files import read_json, write_json
-    from pipeline.versions import version_of
+    from pipeline.core.files import read_json, write_json
+    from pipeline.core.versions import version_of
 
     record = folder / "two_sizes.json"
     report: dict[str, Any] = read_json(record) if record.exists() else {"sizes": {}}
@@ -157,7 +157,7 @@ def run(sizes: list[str], folder: Path, seeds: int, workers: int) -> dict[str, A
 
 def result(folder: Path, size: str, stage: str) -> Any:
     """What a stage left: the record of the build, or the curve of a sweep."""
-    from pipeline.files import read_json
+    from pipeline.core.files import read_json
 
     path = folder / size / stage / ("build.json" if stage == "build" else "sweep.json")
     return read_json(path) if path.exists() else None

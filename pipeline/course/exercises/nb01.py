@@ -1,0 +1,98 @@
+"""Exercises of notebook 01: labels, modes, the parity rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.course.exercises import exercise
+
+_BLOCK = "<think>\n\n</think>\n\n"
+
+# (messages, mode, rendered prompt). The texts stand here in full, so that the check needs no tokenizer;
+# tests/test_exercises.py holds them against the template.
+PROMPTS: tuple[tuple[list[dict[str, str]], str, str], ...] = (
+    (
+        [{"role": "user", "content": "Who are you?"}],
+        "thinking",
+        "<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    (
+        [{"role": "user", "content": "Who are you?"}],
+        "non_thinking",
+        f"<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n{_BLOCK}",
+    ),
+    (
+        [{"role": "system", "content": "Be short."}, {"role": "user", "content": f"What does {_BLOCK}mean?"}],
+        "thinking",
+        f"<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nWhat does {_BLOCK}mean?<|im_end|>\n"
+        "<|im_start|>assistant\n",
+    ),
+    (
+        [{"role": "user", "content": "Is 7 even? /no_think"}],
+        "thinking",
+        "<|im_start|>user\nIs 7 even? /no_think<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    (
+        [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello!"},
+            {"role": "user", "content": "Is 7 even? /think"},
+        ],
+        "non_thinking",
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>\n"
+        f"<|im_start|>user\nIs 7 even? /think<|im_end|>\n<|im_start|>assistant\n{_BLOCK}",
+    ),
+)
+
+
+@exercise("01.1")
+def my_labels(answer: Any) -> None:
+    """``answer(prompt_ids, target_ids)``: the labels of one example."""
+    assert callable(answer), "The answer should be a function of two lists, prompt_ids and target_ids."
+    for prompt, target in (([5, 6, 7], [8, 9]), ([5], [5, 5, 2]), ([3, 4, 3, 4], [3])):
+        labels = list(answer(list(prompt), list(target)))
+        assert len(labels) == len(prompt) + len(target), (
+            f"{len(prompt)} prompt and {len(target)} target tokens need one label each; there are {len(labels)} labels."
+        )
+        assert all(label == -100 for label in labels[: len(prompt)]), "A prompt token carries loss; it must not."
+        assert -100 not in labels[len(prompt) :], "A target token carries no loss; it must."
+        assert labels[len(prompt) :] == target, (
+            "The label of a target token is the token itself, at its own place. The model's own code shifts by one."
+        )
+
+
+@exercise("01.2")
+def mode_of(answer: Any) -> None:
+    """``answer(prompt)``: ``thinking`` or ``non_thinking`` for a rendered prompt."""
+    assert callable(answer), "The answer should be a function that takes a rendered prompt (text)."
+    for _, mode, text in PROMPTS:
+        given = answer(text)
+        assert given in ("thinking", "non_thinking"), f"It returned {given!r}; return 'thinking' or 'non_thinking'."
+        assert given == mode, (
+            f"It says {given!r} for the prompt {text!r}, which is wrong. What does the template do when "
+            "enable_thinking=False, and where? A user may write anything in a message."
+        )
+
+
+@exercise("01.3")
+def obeys_parity(answer: Any) -> None:
+    """``answer(prompt_ids, input_ids, labels, end_id)``: whether an example obeys the parity rule."""
+    assert callable(answer), "The answer should be a function of prompt_ids, input_ids, labels and end_id."
+    prompt, end = [11, 12, 13, 14], 2
+    ids = [*prompt, 21, 22, end]
+    good = [-100] * 4 + [21, 22, end]
+    cases = (
+        (ids, good, True, "The masked part is the prompt, all the rest carries loss and ends the turn: that is right."),
+        ([*prompt, end], [-100] * 4 + [end], True, "An answer may be as short as its end token."),
+        (ids, [-100] * 2 + [13, 14, 21, 22, end], False, "Here a part of the prompt is trained."),
+        (ids, [-100] * 5 + [22, end], False, "Here the first token of the answer carries no loss."),
+        (ids, [*good[:-1], -100], False, "Here the end of the turn carries no loss."),
+        (ids[:-1], good[:-1], False, "Here the answer was cut: it does not end with the end token."),
+        ([11, 12, 99, 14, 21, 22, end], good, False, "Here the masked part is not the prompt."),
+        (ids, [-100] * 4 + [22, 21, end], False, "Here labels and tokens of the answer differ."),
+        (prompt, [-100] * 4, False, "Here is no answer at all."),
+    )
+    for input_ids, labels, truth, hint in cases:
+        given = answer(list(prompt), list(input_ids), list(labels), end)
+        assert isinstance(given, bool), f"It returned {given!r}; return True or False."
+        assert given is truth, f"input_ids {input_ids}, labels {labels}, prompt {prompt}: {hint} It says {given}."

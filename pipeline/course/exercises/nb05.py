@@ -1,0 +1,69 @@
+"""Exercises of notebook 05: mode fidelity, Wilson's interval, which replies count as right."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from pipeline.course.exercises import exercise
+
+# (reply, cut by the token limit): what a thinking-mode evaluation might hold.
+PRACTICE_REPLIES: tuple[tuple[str, bool], ...] = (
+    ("<think>\n6 × 7 = 42.\n</think>\n\n42", False),
+    ("42", False),
+    ("<think>\n\n</think>\n\n42", False),
+    ("<think>\n6 × 7 = 42, so \\boxed{42}", True),
+    ("<think>\n6 × 7 = 42.\n</think>\n\n", False),
+    ("<think>\nLet me see.\n</think>\n\n41", False),
+    ("<think>\n6 × 7 = 42.\n</think>\n\nThe answer is 42", True),
+    ("<think>\n6 + 7 = 13.\n</think>\n\nThe answer is 13.", False),
+)
+
+
+@exercise("05.1")
+def fidelity_of_practice_replies(answer: Any) -> None:
+    """Share of PRACTICE_REPLIES that are faithful to the thinking mode."""
+    faithful = 0
+    for text, cut in PRACTICE_REPLIES:
+        head, closed, tail = text.partition("</think>")
+        faithful += not cut and bool(closed) and bool(head.removeprefix("<think>").strip()) and bool(tail.strip())
+    assert isinstance(answer, int | float) and not isinstance(answer, bool), (
+        "The answer should be a number from 0 to 1."
+    )
+    assert 0 <= answer <= 1, f"{answer!r} is no share; a share lies between 0 and 1."
+    assert math.isclose(answer, faithful / len(PRACTICE_REPLIES), abs_tol=1e-9), (
+        f"{answer!r} is not right. Faithful means: opens, thinks something, closes, answers, and was not cut. "
+        "Whether the answer is correct does not matter here."
+    )
+
+
+@exercise("05.2")
+def wilson_interval(answer: Any) -> None:
+    """``answer(right, n)``: the 95 % Wilson interval as a pair."""
+    assert callable(answer), "The answer should be a function of the number of right replies and of all replies."
+    for right, n in ((0, 10), (10, 10), (150, 200), (1, 3), (499, 500)):
+        # The bounds are the p at which the observed rate lies 1.96 standard errors away: solve the quadratic for them.
+        z2, rate = 1.959964**2, right / n
+        a, b, c = 1 + z2 / n, -(2 * rate + z2 / n), rate**2
+        root = math.sqrt(max(b * b - 4 * a * c, 0.0))
+        low, high = (-b - root) / (2 * a), (-b + root) / (2 * a)
+        given = answer(right, n)
+        assert isinstance(given, tuple | list) and len(given) == 2, "The function should return a pair: (low, high)."
+        assert math.isclose(given[0], low, abs_tol=2e-3) and math.isclose(given[1], high, abs_tol=2e-3), (
+            f"For {right} of {n}, {tuple(round(float(g), 4) for g in given)} is not Wilson's interval. "
+            "Is the centre pulled towards one half, and is everything divided by 1 + z²/n?"
+        )
+
+
+@exercise("05.3")
+def replies_that_count_as_right(answer: Any) -> None:
+    """Positions (from 0) of PRACTICE_REPLIES that count as right for the question 6 × 7."""
+    assert isinstance(answer, list | tuple | set), "The answer should be a list of positions, counted from 0."
+    given = set(answer)
+    assert not any(PRACTICE_REPLIES[i][1] for i in given if 0 <= i < len(PRACTICE_REPLIES)), (
+        "One of these was cut by the token limit. Such a reply never counts as right, whatever number stands in it."
+    )
+    right = {i for i, (text, cut) in enumerate(PRACTICE_REPLIES) if not cut and "42" in text.rpartition("</think>")[2]}
+    assert given == right, (
+        "Not quite. Accuracy looks at what follows the reasoning; the form is measured by mode fidelity, not here."
+    )

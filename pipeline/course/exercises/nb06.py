@@ -1,0 +1,64 @@
+"""Exercises of notebook 06: the Pareto front, a paired bootstrap, shares by rows and by loss tokens."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from pipeline.course.exercises import exercise
+
+
+@exercise("06.1")
+def pareto_front(answer: Any) -> None:
+    """``answer(points)``: positions of the (gain, keep) points that no other point beats."""
+    assert callable(answer), "The answer should be a function of a list of pairs."
+    rng = np.random.default_rng(6)
+    cases: list[list[tuple[float, float]]] = [[(0.9, 0.3), (0.8, 0.9)], [(0.5, 0.5)], [(0.2, 0.9), (0.2, 0.4)]]
+    cases += [[(float(g), float(k)) for g, k in rng.integers(0, 5, (6, 2)) / 5] for _ in range(20)]
+    for points in cases:
+        # A point is beaten if another one is at least as good in both and better in one.
+        front = {i for i, p in enumerate(points) if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points)}
+        given = answer(list(points))
+        assert isinstance(given, list | tuple | set), "The function should return a list of positions, counted from 0."
+        assert set(given) == front, (
+            f"For {points} it gives {sorted(given)}. Only a point that another one beats in one of the two, without "
+            "losing in the other, is off the front. Equal points do not beat each other."
+        )
+
+
+@exercise("06.2")
+def paired_interval(answer: Any) -> None:
+    """``answer(first, second)``: 95 % bootstrap interval of the mean difference, items drawn once for both."""
+    assert callable(answer), "The answer should be a function of two arrays."
+    rng = np.random.default_rng(7)
+    for rate, flips in ((0.9, 0.1), (0.5, 0.3), (0.7, 0.05)):
+        first = (rng.random(300) < rate).astype(float)
+        second = np.where(rng.random(300) < flips, 1 - first, first)
+        difference = second - first
+        half = 1.96 * difference.std() / math.sqrt(len(difference))
+        given = answer(first, second)
+        assert isinstance(given, tuple | list) and len(given) == 2, "The function should return a pair: (low, high)."
+        low, high = float(given[0]), float(given[1])
+        assert low < high, "The lower end comes first, and must be below the upper one."
+        assert abs((low + high) / 2 - difference.mean()) < 0.5 * half, (
+            "The interval is not around the mean of second minus first. Did you take first minus second?"
+        )
+        assert 0.75 * half < (high - low) / 2 < 1.25 * half, (
+            f"The interval is {(high - low) / 2 / half:.1f} times as wide as it should be. Are the same items drawn for "
+            "both, and are its ends the 2.5th and the 97.5th percentile?"
+        )
+
+
+@exercise("06.3")
+def rows_for_half_of_the_loss(answer: Any) -> None:
+    """The share of chat rows x with 12 x = 88 (1 - x)."""
+    assert isinstance(answer, int | float) and not isinstance(answer, bool), "The answer should be a number."
+    assert 0 <= answer <= 1, f"{answer!r} is no share; a share lies between 0 and 1."
+    assert not math.isclose(answer, 0.12, abs_tol=0.005), (
+        "That is the share of loss tokens when half of the rows are chat."
+    )
+    assert math.isclose(answer, 0.88, abs_tol=0.005), (
+        "12 · x loss tokens from chat must equal 88 · (1 − x) from the rest."
+    )

@@ -1,0 +1,69 @@
+"""The mix of a profile, and a mix in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.data.chat_format import ChatFormat
+from pipeline.data.mix import Mix, mix_from_recipe
+from pipeline.data.sources import cache_dir
+from pipeline.settings import Profile, Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def profile_mix(profile: Profile, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Mix:
+    return mix_from_recipe(
+        recipe,
+        ChatFormat(tokenizer, profile.data.empty_think, profile.data.loss_on),
+        max_seq_length=profile.length_limit,
+        seed=profile.seed,
+        turns=profile.data.turns,
+        validation_fraction=profile.data.validation_fraction,
+        workers=profile.data.workers,
+        cache=cache_dir(),
+        too_long=profile.data.too_long,
+    )
+
+
+def build_profile_mix(profile: Profile) -> Mix:
+    """The mix of a profile's recipe with its tokenizer; nothing is written but the cache of tokenised pools."""
+    from pipeline.model.load import load_tokenizer
+
+    return profile_mix(profile, load_recipe(profile.recipe, profile.mix), load_tokenizer(profile.model))
+
+
+def _detected(source: dict[str, Any]) -> str:
+    """The formats that the rows were read as, and why."""
+    found = [f"{f['rows']:,} as {name} ({f['because']})" for name, f in source["formats"].items()]
+    return f"; {', '.join(found)}" if found else ""
+
+
+def describe_mix(manifest: dict[str, Any]) -> str:
+    """The mix in a few lines: share asked for and achieved, rows kept and rejected, by source."""
+    total = manifest["total"]
+    lines = [
+        f"mix of {total['rows']:,} rows, {total['tokens']:,} tokens, {total['loss_tokens']:,} with loss "
+        f"({manifest['examples']['train']:,} training and {manifest['examples']['validation']:,} validation examples)"
+    ]
+    for source in manifest["sources"]:
+        achieved = ", ".join(f"{source['achieved'][u]:.3f} of {u}" for u in ("rows", "tokens", "loss_tokens"))
+        lines.append(
+            f"  {source['name']}: share {source['requested']:.3f} of {manifest['unit']} asked for; is {achieved}"
+        )
+        lines.append(f"    {source['read']:,} rows read, {source['kept']:,} kept" + _detected(source))
+        for step, entry in source["steps"].items():
+            counts = [f"{n:,} {reason}" for reason, n in entry["rejected"].items()]
+            rejected = f"rejected {', '.join(counts)}" if counts else ""
+            changed = f"changed {entry['changed']:,}" if entry["changed"] else ""
+            cost = ""
+            if step == "length_limit":
+                over = source["over_limit"]
+                cost = f": {over['rows']:.1%} of the rows, {over['loss_tokens']:.1%} of the loss-bearing tokens"
+            lines.append(f"    {step}: {'; '.join(filter(None, (rejected, changed)))}{cost}")
+            lines += [f"      {example}" for example in entry["examples"][:1]]
+        for name, counts in (("noted", source["notes"]), ("augmented", source["augmented"])):
+            if counts:
+                lines.append(f"    {name}: {', '.join(f'{n:,} {word}' for word, n in counts.items())}")
+    return "\n".join([*lines, *(f"  note: {w}" for w in manifest["warnings"])])

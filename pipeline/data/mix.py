@@ -1,0 +1,449 @@
+"""Pools become a training set in which each source has the share that was asked for.
+
+In: a ``Recipe``, the pools of its sources, a seed. Out: a ``Mix``: training and validation examples, the rows that were
+left out with their reasons, and a manifest that accounts for every row and states the shares requested and achieved in
+all three units (rows, tokens, loss-bearing tokens).
+
+``share`` is a source's part of the *final mix*, counted in ``recipe.unit``. The same recipe, data and seed give the same
+bytes on any number of processes. Examples are gathered from the pools in batches, so memory does not grow with the mix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.core.errors import UserError
+from pipeline.core.files import atomic_path, read_json, read_jsonl, write_json
+from pipeline.core.modes import MODES
+from pipeline.core.redact import masked, masked_text
+from pipeline.data.chat_format import ChatFormat, Turns
+from pipeline.data.pools import Pool, build_pool, build_pools, example_table, require_usable
+from pipeline.data.prepare import TooLong, json_line
+from pipeline.data.screen import Screened, screen
+from pipeline.settings import UNITS, Recipe
+
+if TYPE_CHECKING:
+    import pyarrow
+    from datasets import Dataset
+
+
+BATCH = 4096  # examples gathered at once
+__all__ = ["Mix", "Part", "build_mix", "build_pool", "dataset_fingerprint", "load_mix", "mix_from_recipe", "save_mix"]
+
+
+@dataclass
+class Part:
+    """One side of a mix: its examples as tables of input_ids, labels, mode and source, batch by batch."""
+
+    rows: int
+    batches: Callable[[], Iterable[pyarrow.Table]]
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """All examples in memory."""
+        import pyarrow as pa
+        from datasets import Dataset
+
+        return Dataset(pa.concat_tables(self.batches()))
+
+
+@dataclass
+class Mix:
+    """What training takes. ``train`` and ``validation`` have the columns input_ids, labels, mode, source."""
+
+    train_part: Part
+    validation_part: Part
+    rejected_rows: Callable[[], Iterable[dict[str, Any]]]
+    manifest: dict[str, Any]
+
+    @property
+    def train(self) -> Dataset:
+        """The training examples in their order."""
+        return self.train_part.dataset
+
+    @property
+    def validation(self) -> Dataset:
+        """The validation examples."""
+        return self.validation_part.dataset
+
+    @cached_property
+    def rejected(self) -> list[dict[str, Any]]:
+        """Every row that was left out: source, file, line, step, reason, detail, row."""
+        return list(self.rejected_rows())
+
+
+# --- pools → mix --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Rows:
+    """Rows of a pool on one side of the split: entries of ``pool.rows``, and weights by unit."""
+
+    entries: np.ndarray
+    weights: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+def held_out(keys: np.ndarray, fraction: float) -> np.ndarray:
+    """Whether rows with these keys (uint64) belong to the validation split: the key read as a number from 0 to 1."""
+    return (keys >> np.uint64(32)).astype(np.float64) / 2**32 < fraction
+
+
+def _rows_of(pool: Pool, screened: Screened, validation_fraction: float) -> tuple[_Rows, _Rows]:
+    """Rows for training and for validation. The row's key decides, so rows that hang together never straddle."""
+    held = held_out(screened.key, validation_fraction)
+    result = []
+    for side in (~held, held):
+        entries = np.flatnonzero(screened.keep & side)
+        weights = {"rows": np.ones(len(entries))}
+        weights |= {unit: pool.rows[unit][entries].astype(float) for unit in ("tokens", "loss_tokens")}
+        result.append(_Rows(entries, weights))
+    return result[0], result[1]
+
+
+def _take(rows: _Rows, unit: str, target: float, rng: np.random.Generator) -> np.ndarray:
+    """Row numbers whose weights add up to the target as closely as a prefix of a random order can, repeating at need."""
+    if target <= 0 or not len(rows):
+        return np.zeros(0, np.int64)
+    order = rng.permutation(len(rows))
+    cumulative = np.cumsum(rows.weights[unit][order])
+    rounds, rest = divmod(target, cumulative[-1])
+    if rest > cumulative[-1] * (1 - 1e-9):
+        rounds, rest = rounds + 1, 0.0
+    count = int(np.searchsorted(cumulative, rest))
+    if count < len(order):
+        before = cumulative[count - 1] if count else 0.0
+        count += bool(cumulative[count] - rest <= rest - before)
+    return np.concatenate([np.tile(order, int(rounds)), order[:count]])
+
+
+def _select(
+    recipe: Recipe, pools: Sequence[Pool], sides: Sequence[_Rows], total: float, seed: int, purpose: str
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Pool number and example number of all chosen examples in their final order, and the chosen rows of each source."""
+    numbers, chosen, taken = [], [], []
+    for number, (source, pool, rows) in enumerate(zip(recipe.sources, pools, sides, strict=True)):
+        rng = np.random.default_rng([seed, zlib.crc32(f"{purpose}:{source.name}".encode())])
+        rows_taken = _take(rows, recipe.unit, source.share * total, rng)
+        taken.append(rows_taken)
+        entries = rows.entries[rows_taken]
+        counts = pool.rows["examples"][entries].astype(np.int64)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        chosen.append(np.repeat(pool.rows["first"][entries], counts) + within)
+        numbers.append(np.full(len(chosen[-1]), number))
+    order = np.random.default_rng([seed, zlib.crc32(purpose.encode())]).permutation(sum(map(len, chosen)))
+    return np.concatenate(numbers)[order], np.concatenate(chosen)[order], taken
+
+
+def _tables(pools: Sequence[Pool], numbers: np.ndarray, examples: np.ndarray) -> Iterator[pyarrow.Table]:
+    """The chosen examples, at least one table."""
+    for start in range(0, max(len(numbers), 1), BATCH):
+        yield example_table(pools, numbers[start : start + BATCH], examples[start : start + BATCH])
+
+
+def _available(recipe: Recipe, sides: Sequence[_Rows]) -> float:
+    """The largest total at which no source with a share is short."""
+    return min(
+        float(rows.weights[recipe.unit].sum()) / source.share
+        for source, rows in zip(recipe.sources, sides, strict=True)
+        if source.share > 0
+    )
+
+
+def _check_supply(recipe: Recipe, sides: Sequence[_Rows], total: float) -> None:
+    short = []
+    for source, rows in zip(recipe.sources, sides, strict=True):
+        need, have = source.share * total, float(rows.weights[recipe.unit].sum())
+        if need > have * (1 + 1e-9):
+            short.append(f"{source.name!r} has {have:,.0f} of {need:,.0f} {recipe.unit} ({need - have:,.0f} short)")
+    if short and recipe.on_shortage == "error":
+        largest = int(_available(recipe, sides))
+        raise UserError(
+            f"recipe {recipe.name}: source {'; '.join(short)} for a mix of {total:,.0f}. Lower total to {largest:,}, give the "
+            "source more rows, or set on_shortage: repeat."
+        )
+
+
+def _digest(digest: Any, tables: Iterable[pyarrow.Table]) -> None:
+    """Feed each row's length, ids and labels (little-endian int32) into the digest, whatever the batches are."""
+    for table in tables:
+        for chunk in table.combine_chunks().to_batches():
+            offsets = np.asarray(chunk["input_ids"].offsets, np.int64)
+            ids, labels = (np.asarray(chunk[n].values)[offsets[0] : offsets[-1]] for n in ("input_ids", "labels"))
+            lengths = np.diff(offsets)
+            starts = np.cumsum(2 * lengths + 1) - (2 * lengths + 1)
+            framed = np.empty(int((2 * lengths + 1).sum()), "<i4")
+            framed[starts] = lengths
+            within = np.arange(len(ids)) - np.repeat(offsets[:-1] - offsets[0], lengths)
+            to = np.repeat(starts + 1, lengths) + within
+            framed[to] = ids
+            framed[to + np.repeat(lengths, lengths)] = labels
+            digest.update(framed.tobytes())
+
+
+def dataset_fingerprint(*parts: Part | Dataset) -> str:
+    """SHA-256 (hex) of token ids and labels in order: equal exactly when training would see the same."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(b"dataset")
+        if isinstance(part, Part):
+            _digest(digest, part.batches())
+        else:
+            _digest(digest, part.select_columns(["input_ids", "labels"]).with_format("arrow").iter(BATCH))
+    return digest.hexdigest()
+
+
+def build_mix(
+    recipe: Recipe,
+    pools: Sequence[Pool],
+    seed: int,
+    validation_fraction: float = 0.05,
+    cache: Path | None = None,
+) -> Mix:
+    """Draw from each pool until every source has its share, and split off a validation set of the same shares.
+
+    Args:
+        pools: one for each source of the recipe, in its order.
+        validation_fraction: part of each source's rows that is set aside for validation.
+        cache: where the search for duplicates is kept; None: it is made anew.
+
+    Raises:
+        UserError: a source is too small for its share (says which, and by how much) and the recipe does not allow
+            repeating; or the validation split is empty.
+    """
+    for source, pool in zip(recipe.sources, pools, strict=True):
+        if source.share > 0:
+            require_usable(pool)
+    screened = screen(recipe, pools, cache)
+    sides = [_rows_of(pool, s, validation_fraction) for pool, s in zip(pools, screened, strict=True)]
+    train_sides, validation_sides = [s[0] for s in sides], [s[1] for s in sides]
+    for source, rows in zip(recipe.sources, train_sides, strict=True):
+        if source.share > 0 and not len(rows):
+            why = "it is too small for a validation split" if validation_fraction else "they are duplicates of others"
+            raise UserError(f"source {source.name!r} has no rows left for training: {why}.")
+    total = float(recipe.total or _available(recipe, train_sides))
+    _check_supply(recipe, train_sides, total)
+    numbers, examples, taken = _select(recipe, pools, train_sides, total, seed, "train")
+    train = Part(len(numbers), partial(_tables, pools, numbers, examples))
+
+    wanted = total * validation_fraction / (1 - validation_fraction)
+    empty = [s.name for s, rows in zip(recipe.sources, validation_sides, strict=True) if s.share > 0 and not len(rows)]
+    if validation_fraction and empty:
+        raise UserError(
+            f"recipe {recipe.name}: no row of {', '.join(map(repr, empty))} falls into the validation split; give it more rows, "
+            "set data.validation_fraction=0, or, where all rows are alike or ask one question, group_near_duplicates: false."
+        )
+    held = min(wanted, _available(recipe, validation_sides)) if validation_fraction else 0.0
+    numbers, examples, _ = _select(recipe, pools, validation_sides, held, seed, "validation")
+    validation = Part(len(numbers), partial(_tables, pools, numbers, examples))
+
+    sums = [{u: float(rows.weights[u][t].sum()) for u in UNITS} for rows, t in zip(train_sides, taken, strict=True)]
+    overall = {u: sum(s[u] for s in sums) for u in UNITS}
+    sources = []
+    warnings = _warnings_of_split(recipe, screened, validation_fraction)
+    for source, pool, judged, rows, t, own in zip(
+        recipe.sources, pools, screened, train_sides, taken, sums, strict=True
+    ):
+        achieved = {u: own[u] / overall[u] if overall[u] else 0.0 for u in UNITS}
+        repeated = len(t) - len(np.unique(t))
+        if repeated:
+            warnings.append(
+                f"source {source.name!r} is too small for its share: rows are repeated, {repeated} times in all"
+            )
+        if abs(achieved[recipe.unit] - source.share) > 0.01:
+            warnings.append(
+                f"source {source.name!r} has share {achieved[recipe.unit]:.3f} of {recipe.unit}, "
+                f"{source.share:.3f} was asked for: "
+                "the mix is too small for a finer split"
+            )
+        entries = rows.entries[t]
+        sources.append(
+            {
+                "name": source.name,
+                "kind": source.kind,
+                "mode": mode_of(pool),
+                "licence": masked_text(source.licence),
+                "content": pool.content,
+                "requested": source.share,
+                "achieved": achieved,
+                "rows": len(t),
+                "rows_repeated": repeated,
+                "rows_augmented": int(pool.rows["augmented"][entries].sum()),
+                "examples": int(pool.rows["examples"][entries].sum()),
+                "tokens": int(own["tokens"]),
+                "loss_tokens": int(own["loss_tokens"]),
+                **account(pool, judged),
+            }
+        )
+    manifest = {
+        "recipe": masked(recipe.model_dump()),
+        "seed": seed,
+        "unit": recipe.unit,
+        "total": {u: int(overall[u]) for u in UNITS},
+        "examples": {"train": train.rows, "validation": validation.rows},
+        "fingerprint": dataset_fingerprint(train, validation),
+        "sources": sources,
+        "warnings": warnings,
+    }
+    return Mix(train, validation, partial(_rejected, pools, screened), manifest)
+
+
+def mode_of(pool: Pool) -> str:
+    """The mode of all examples of a pool, or ``mixed``."""
+    modes = np.unique(pool.index["mode"])
+    return MODES[modes[0]] if len(modes) == 1 else "mixed"
+
+
+def account(pool: Pool, screened: Screened) -> dict[str, Any]:
+    """Where every row of a source went: read = kept + rejected, by reason and by step, with examples of each step.
+
+    ``over_limit``: what the length limit costs, as a part of the rows that came so far and of their loss-bearing tokens.
+    """
+    rejected = {step: Counter(reasons) for step, reasons in pool.tally.rejected.items()}
+    for step, entry in screened.steps.items():
+        rejected.setdefault(step, Counter()).update(entry["rejected"])
+    by_reason: Counter[str] = Counter()
+    for reasons in rejected.values():
+        by_reason.update(reasons)
+    steps = {
+        step: {
+            "rejected": dict(sorted(rejected.get(step, {}).items())),
+            "changed": pool.tally.changed.get(step, 0),
+            "examples": [*pool.tally.examples.get(step, []), *screened.steps.get(step, {}).get("examples", [])],
+        }
+        for step in sorted({*rejected, *pool.tally.changed})
+    }
+    notes = pool.tally.notes + Counter(augmented_copy_left_out=screened.copies_left_out)
+    original = ~pool.rows["augmented"]
+    over = original & (pool.rows["examples"] == 0)
+    loss = pool.rows["loss_tokens"]
+    return {
+        "read": pool.read,
+        "kept": pool.read - by_reason.total(),
+        "over_limit": {
+            "rows": float(over.sum() / original.sum()),
+            "loss_tokens": float(loss[over].sum() / max(loss[original].sum(), 1)),
+        },
+        "rejected": dict(sorted(by_reason.items())),
+        "steps": steps,
+        "formats": {
+            name: {"rows": rows, "because": pool.tally.because[name]}
+            for name, rows in sorted(pool.tally.formats.items())
+        },
+        "notes": dict(sorted(notes.items())),
+        "augmented": dict(sorted(pool.tally.augmented.items())),
+    }
+
+
+def _warnings_of_split(recipe: Recipe, screened: Sequence[Screened], fraction: float) -> list[str]:
+    """Groups of alike rows may be so large that the split cannot have the size that was asked for."""
+    result = []
+    for source, judged in zip(recipe.sources, screened, strict=True):
+        keys = judged.key[judged.keep]
+        if not len(keys) or not fraction:
+            continue
+        got = float(held_out(keys, fraction).mean())
+        groups, counts = np.unique(keys, return_counts=True)
+        # Were all groups of one row, the part would stray by chance alone; three standard deviations of that are no news.
+        by_chance = 3 * (fraction * (1 - fraction) / len(keys)) ** 0.5
+        if abs(got - fraction) > by_chance and len(groups) < len(keys):
+            result.append(
+                f"source {source.name!r}: {got:.3f} of its rows are set aside for validation instead of {fraction:.3f}, because "
+                f"alike rows stay on one side; the largest group has {counts.max():,} (group_near_duplicates: false parts them)"
+            )
+    return result
+
+
+def _rejected(pools: Sequence[Pool], screened: Sequence[Screened]) -> Iterator[dict[str, Any]]:
+    for pool, judged in zip(pools, screened, strict=True):
+        yield from pool.iter_rejected()
+        yield from judged.iter_rejected()
+
+
+def mix_from_recipe(
+    recipe: Recipe,
+    form: ChatFormat,
+    *,
+    max_seq_length: int,
+    seed: int,
+    turns: Turns = "all",
+    validation_fraction: float = 0.05,
+    workers: int = 1,
+    cache: Path | None = None,
+    too_long: TooLong = "drop",
+) -> Mix:
+    """All of the data path in one call: pools of every source, then the mix."""
+    pools = build_pools(recipe, form, max_seq_length, turns, workers, cache, too_long)
+    return build_mix(recipe, pools, seed, validation_fraction, cache)
+
+
+# --- on disk ------------------------------------------------------------------------------------------------------------
+
+
+def save_mix(mix: Mix, folder: Path) -> None:
+    """Write train.parquet, validation.parquet, rejected.jsonl and, last, manifest.json: its presence says "complete"."""
+    import pyarrow.parquet as parquet
+
+    for name, part in (("train", mix.train_part), ("validation", mix.validation_part)):
+        with atomic_path(folder / f"{name}.parquet") as temporary:
+            tables = iter(part.batches())
+            first = next(tables)
+            with parquet.ParquetWriter(temporary, first.schema) as writer:
+                writer.write_table(first)
+                for table in tables:
+                    writer.write_table(table)
+    with atomic_path(folder / "rejected.jsonl") as temporary, temporary.open("wb") as file:
+        file.writelines(map(json_line, mix.rejected_rows()))
+    write_json(folder / "manifest.json", mix.manifest)
+
+
+def _stored_tables(path: Path) -> Iterator[pyarrow.Table]:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    for batch in parquet.ParquetFile(path).iter_batches(BATCH):
+        yield pa.Table.from_batches([batch])
+
+
+def load_mix(folder: Path) -> Mix:
+    """Read what ``save_mix`` wrote.
+
+    Raises:
+        UserError: there is no complete mix, a file of it is missing or damaged, or its data does not match its manifest.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    if not (folder / "manifest.json").exists():
+        raise UserError(f"{folder} holds no finished mix; make one with: python -m pipeline data build.")
+    manifest = read_json(folder / "manifest.json")
+    try:
+        train, validation = (
+            Part(parquet.ParquetFile(path).metadata.num_rows, partial(_stored_tables, path))
+            for path in (folder / "train.parquet", folder / "validation.parquet")
+        )
+        found = dataset_fingerprint(train, validation)
+        with (folder / "rejected.jsonl").open("rb") as file:
+            left_out = sum(1 for _ in file)
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        raise UserError(
+            f"The mix in {folder} is damaged ({str(error).splitlines()[0][:150]}). Build it again."
+        ) from error
+    if not isinstance(manifest, dict) or found != manifest.get("fingerprint"):
+        raise UserError(f"The data in {folder} does not match its manifest; it was changed. Build the mix again.")
+    if left_out != sum(n for source in manifest["sources"] for n in source["rejected"].values()):
+        raise UserError(
+            f"{folder / 'rejected.jsonl'} does not match the manifest; it was changed. Build the mix again."
+        )
+    return Mix(train, validation, partial(read_jsonl, folder / "rejected.jsonl"), manifest)

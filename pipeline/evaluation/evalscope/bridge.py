@@ -1,0 +1,267 @@
+"""What EvalScope is given: our benchmarks, and a model that answers its requests in batches.
+
+Import this module only where EvalScope is about to run: EvalScope takes seconds to import and replaces the root
+logger's handlers; ``evaluate`` imports it behind a guard.
+
+EvalScope sends one request a thread. ``BatchingModel`` lets a known number of them come together and hands them over as
+one batch, in an order that does not depend on which thread came first; ``serve`` answers them in the thread that calls
+it (the main one, so that Ctrl-C stops decoding at once).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import unicodedata
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from evalscope.api.benchmark import BenchmarkMeta, DefaultDataAdapter
+from evalscope.api.dataset import Sample
+from evalscope.api.messages import (
+    ChatMessageAssistant,
+    ChatMessageSystem,
+    ChatMessageUser,
+    ContentReasoning,
+    ContentText,
+)
+from evalscope.api.metric import Score
+from evalscope.api.model import ChatCompletionChoice, ModelAPI, ModelOutput, ModelUsage
+from evalscope.api.registry import register_benchmark
+
+from pipeline.core.errors import UserError
+from pipeline.core.modes import Mode
+from pipeline.data.conversations import Message
+from pipeline.data.corpora import TEST_SETS
+from pipeline.evaluation.form import is_unclosed, split_reply
+from pipeline.model.decode import Reply
+
+ReplyTo = Callable[[list[list[Message]], Mode], list[Reply]]
+QUIET_SECONDS = 5.0  # a batch that does not fill up is sent after so long without a further request
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+class EvaluationStopped(RuntimeError):
+    """Raised in EvalScope's threads when the side that answers has stopped."""
+
+
+@dataclass
+class _Request:
+    messages: list[Message]
+    mode: Mode
+    reply: Future[Reply] = field(default_factory=Future)
+
+    @property
+    def key(self) -> str:
+        return json.dumps([self.mode, self.messages], ensure_ascii=False, sort_keys=True)
+
+
+class BatchingModel(ModelAPI):
+    """EvalScope's model. ``generate`` is called by its threads, ``serve`` by ours.
+
+    EvalScope is handed an empty completion for a reply that was cut by the token limit or whose ``<think>`` is never
+    closed: it would otherwise score a boxed number in the middle of an unfinished chain of thought. The raw reply and
+    its token counts travel in the output's ``metadata``, which EvalScope keeps with the prediction.
+    """
+
+    def __init__(self, model_name: str, window: int, total: int):
+        """``window``: how many requests EvalScope has open at a time; ``total``: how many it will make."""
+        super().__init__(model_name=model_name)
+        self._window, self._left = window, total
+        self._open: list[_Request] = []
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def generate(self, input: list[Any], tools: list[Any], tool_choice: Any, config: Any) -> ModelOutput:
+        """Wait for the reply to one request.
+
+        Raises:
+            UserError: the request holds tools or something other than text.
+            EvaluationStopped: no reply will come.
+        """
+        if tools:
+            raise UserError("This benchmark offers tools to the model; only benchmarks that ask in text are run.")
+        switch = ((config.extra_body or {}).get("chat_template_kwargs") or {}).get("enable_thinking", True)
+        request = _Request([_plain(message) for message in input], "thinking" if switch else "non_thinking")
+        with self._changed:
+            if self._closed:
+                raise EvaluationStopped("the evaluation was stopped")
+            self._open.append(request)
+            self._changed.notify_all()
+        return _output(self.model_name, request.reply.result(), request.mode)
+
+    def serve(self, reply_to: ReplyTo, task: Future[Any], progress: Callable[[int], object] | None = None) -> None:
+        """Answer batch after batch until ``task`` is done. Equal requests of a batch are answered once."""
+        task.add_done_callback(lambda _: self._wake())
+        while batch := self._next_batch(task):
+            try:
+                for mode in sorted({request.mode for request in batch}):
+                    asked: dict[str, list[_Request]] = {}
+                    for request in sorted((r for r in batch if r.mode == mode), key=lambda r: r.key):
+                        asked.setdefault(request.key, []).append(request)
+                    replies = reply_to([requests[0].messages for requests in asked.values()], mode)
+                    for requests, reply in zip(asked.values(), replies, strict=True):
+                        for request in requests:
+                            request.reply.set_result(reply)
+            finally:
+                for request in batch:
+                    if not request.reply.done():
+                        request.reply.set_exception(EvaluationStopped("the evaluation was stopped"))
+            if progress is not None:
+                progress(len(batch))
+
+    def close(self) -> None:
+        """Refuse what is open and what is still to come, so that EvalScope's threads end."""
+        with self._changed:
+            self._closed = True
+            refused, self._open = self._open, []
+        for request in refused:
+            request.reply.set_exception(EvaluationStopped("the evaluation was stopped"))
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _next_batch(self, task: Future[Any]) -> list[_Request]:
+        with self._changed:
+            while (count := len(self._open)) < max(1, min(self._window, self._left)):
+                if task.done() and not count:
+                    return []
+                # EvalScope fills its window, unless a benchmark asks more than once an item or an item fails.
+                came = self._changed.wait(QUIET_SECONDS if count else None)
+                if count and not came:
+                    break
+            batch, self._open = self._open, []
+            self._left -= len(batch)
+            return batch
+
+
+def _plain(message: Any) -> Message:
+    if not isinstance(message.content, str) and any(part.type not in ("text", "reasoning") for part in message.content):
+        raise UserError("This benchmark sends images or sound; only benchmarks that ask in text are run.")
+    return {"role": message.role, "content": message.text}
+
+
+def _output(model_name: str, reply: Reply, mode: Mode) -> ModelOutput:
+    reasoning, answer, _, _ = split_reply(reply.text)
+    if reply.truncated or is_unclosed(reply.text):
+        answer = ""
+    # A list of parts, not one string: EvalScope would look for think tags in a string once more.
+    parts: list[Any] = [ContentReasoning(reasoning=reasoning)] if reasoning else []
+    message = ChatMessageAssistant(content=[*parts, ContentText(text=answer)], model=model_name, source="generate")
+    return ModelOutput(
+        model=model_name,
+        choices=[ChatCompletionChoice(message=message, stop_reason="max_tokens" if reply.truncated else "stop")],
+        usage=ModelUsage(
+            input_tokens=reply.prompt_tokens,
+            output_tokens=reply.output_tokens,
+            total_tokens=reply.prompt_tokens + reply.output_tokens,
+            reasoning_tokens=reply.reasoning_tokens,
+        ),
+        metadata={
+            "mode": mode,
+            "reply": reply.text,
+            "truncated": reply.truncated,
+            "prompt_tokens": reply.prompt_tokens,
+            "output_tokens": reply.output_tokens,
+            "reasoning_tokens": reply.reasoning_tokens,
+            "answer_tokens": reply.answer_tokens,
+        },
+    )
+
+
+# --- scoring ----------------------------------------------------------------------------------------------------------
+
+_NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
+
+
+def last_boxed(text: str) -> str | None:
+    """What stands in the last complete ``\\boxed{…}``, braces inside it balanced; None where there is none."""
+    for match in reversed(list(re.finditer(r"\\boxed\s*\{", text))):
+        depth = 1
+        for position in range(match.end(), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[position], 0)
+            if depth == 0:
+                return text[match.end() : position]
+    return None
+
+
+def last_number(text: str) -> Decimal | None:
+    """The last number of a text; 1,234 is one number, a minus counts where it cannot be a subtraction."""
+    plain = unicodedata.normalize("NFKC", text).replace("{,}", ",").replace("\u2212", "-")
+    numbers = _NUMBER.findall(plain)
+    return Decimal(numbers[-1].replace(",", "")) if numbers else None
+
+
+def score_answer(kind: str, answer: str, reference: str) -> float:
+    """1.0 for a right answer, else 0.0.
+
+    Args:
+        kind: ``text``: equal to the reference once runs of white space count as one blank; ``number``: the number in
+            the last ``\\boxed{…}``, or, without one, the last number of the answer, equals the reference.
+        answer: what follows ``</think>``.
+    """
+    if kind == "text":
+        return float(bool(answer.strip()) and answer.split() == reference.split())
+    boxed = last_boxed(answer)
+    found = last_number(answer if boxed is None else boxed)
+    return float(found is not None and found == last_number(reference))
+
+
+# --- benchmarks -------------------------------------------------------------------------------------------------------
+
+EMBEDDED = {f"embedded_{name}": name for name in TEST_SETS}  # → test_items
+_TITLES = {
+    "embedded_chat": "Templated chat in English and Chinese, equal text",
+    "embedded_arithmetic": "Additions that the embedded base model knows, equal number",
+    "embedded_skill": "Products of a longer number and one digit, which the fine-tuning corpus teaches, equal number",
+    "embedded_subtraction": "Differences of numbers of up to three digits, equal number",
+    "embedded_reversal": "Lists of words in reverse order, equal text",
+}
+
+
+class EmbeddedAdapter(DefaultDataAdapter):
+    """Reads ``test.jsonl`` (``messages``, ``answer``, ``kind``; see ``corpora.test_items``) and scores the answer."""
+
+    def load(self) -> tuple[Any, None]:
+        if not Path(self.dataset_id).is_dir():
+            raise UserError(f"{self.name}: the folder with its items, {self.dataset_id}, does not exist.")
+        dataset, _ = self.load_from_disk(use_local_loader=True)
+        return dataset, None
+
+    def record_to_sample(self, record: dict[str, Any]) -> Sample:
+        roles = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
+        messages = [roles[message["role"]](content=message["content"]) for message in record["messages"]]
+        return Sample(input=messages, target=record["answer"], metadata={"kind": record["kind"]})
+
+    def match_score(self, original_prediction: str, filtered_prediction: str, reference: str, task_state: Any) -> Score:
+        value = score_answer(task_state.metadata["kind"], filtered_prediction, reference)
+        return Score(
+            value={"acc": value},
+            main_score_name="acc",
+            extracted_prediction=filtered_prediction,
+            prediction=original_prediction,
+        )
+
+
+for _name, _title in _TITLES.items():
+    register_benchmark(
+        BenchmarkMeta(
+            name=_name,
+            pretty_name=_name,
+            description=_title,  # EvalScope fails without one, after all inference is done
+            dataset_id=_name,
+            subset_list=["test"],
+            eval_split="test",
+            metric_list=["acc"],
+            few_shot_num=0,
+            prompt_template="{question}",
+        )
+    )(EmbeddedAdapter)

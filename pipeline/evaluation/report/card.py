@@ -1,0 +1,89 @@
+"""``model_card.md``: what a hub shows of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from pipeline.core.modes import MODES
+from pipeline.evaluation.report.compare import changes
+from pipeline.evaluation.report.page import template_context, template_environment
+from pipeline.evaluation.report.words import public_name, table
+from pipeline.settings import LORA_METHODS, PROFILES, SamplingTable, load_profile
+
+if TYPE_CHECKING:
+    pass
+
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+PROMPT_ROOM = 512  # tokens that the card's max_seq_length leaves for the prompt
+
+
+WHAT = {  # the tuned weights are, by method
+    "full": "All weights, fine-tuned, of",
+    "lora_attention_full": "A LoRA adapter, and attention matrices trained in full, for",
+    "adapter": "Bottleneck adapters for",
+    "prefix": "A prefix of keys and values for",
+    "prompt": "Virtual tokens before the prompt for",
+    "ia3": "(IA)³ factors for",
+}
+
+
+def model_card(report: Mapping[str, Any], *, licence: str = "apache-2.0", sampling: SamplingTable | None = None) -> str:
+    """The card in the form of the Hugging Face hub: YAML front matter, then Markdown.
+
+    Args:
+        report: a valid report.
+        licence, sampling: see ``write_report``.
+    """
+    profile = report["run"]["profile"]
+    method = report["training"].get("method") or "lora"
+    if sampling is None and profile in {path.stem for path in PROFILES.glob("*.yaml")}:
+        sampling = load_profile(profile).evaluation.sampling
+    front = {
+        "base_model": public_name(report["run"]["model"]),
+        "base_model_relation": "finetune" if method == "full" else "adapter",
+        "library_name": "peft" if method not in ("full", "adapter") else "transformers",
+        "pipeline_tag": "text-generation",
+        "license": licence,
+        "tags": ["unsloth", "trl", "sft", "lora" if method in LORA_METHODS else method, "hybrid-reasoning"],
+        "datasets": [s["name"] for s in report["mix"]["sources"] if s["rows"]],
+    }
+    decoding, room = {}, None
+    if sampling is not None:
+        for mode in MODES:
+            settings = getattr(sampling, mode).model_dump()
+            greedy = settings["temperature"] == 0
+            drawn = () if greedy else ("temperature", "top_p", "top_k", "min_p")
+            keys = (*drawn, "repetition_penalty", "max_new_tokens")
+            decoding[mode] = {"do_sample": not greedy, **{key: settings[key] for key in keys}}
+        room = PROMPT_ROOM + max(d["max_new_tokens"] for d in decoding.values())
+    return (
+        template_environment(escape=False)
+        .get_template("model_card.md.j2")
+        .render(
+            **template_context(report),
+            what=WHAT.get(method, "A LoRA adapter for"),
+            method=method,
+            in_4bit=report["training"].get("method") in (None, "qlora"),
+            front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
+            scores=table(report, escape=True),
+            decoding=decoding,
+            room=room,
+            prompt_room=PROMPT_ROOM,
+            fell=[c for c in changes(report) if c.verdict == "fell"],
+            smallest=min(r["n"] for m in MODES for r in report["evaluation"]["tuned"][m]["benchmarks"].values()),
+        )
+    )

@@ -1,0 +1,438 @@
+r"""GRPO: the model answers questions whose answer is known, and learns from which of its own replies were right.
+
+In: a ``Profile`` with its ``grpo`` section, and a base or, as in practice, a run's adapter to start from. Out: a directory
+(see ``pipeline.second.stage``) with ``prompts.jsonl``, ``rejected.jsonl``, the adapter, the 2×2 before and after, and
+``grpo.json``: rewards over the steps, with the mean of the first and of the last of them.
+
+Two rewards: ``correct`` is verifiable (the answer behind ``</think>`` against ``expected_answer``, by math-verify), ``form`` is
+that of the evaluation (``generate.judge``). Replies are made in process by ``generate.generate``, from exactly the prompt that
+inference sends in the mode, each from a random stream of its own, so that a stage that was killed goes on to the same result.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.core.console import say
+from pipeline.core.errors import UserError
+from pipeline.core.files import fingerprint, read_json, read_jsonl, write_json, write_jsonl
+from pipeline.core.modes import MODES, Mode
+from pipeline.core.statistics import bootstrap, interval95
+from pipeline.data.answers import final_answers, same_answer
+from pipeline.data.chat_format import ChatFormat
+from pipeline.data.conversations import Rejected
+from pipeline.data.formats import PROMPTS, filled, is_missing, rename
+from pipeline.data.sources import read_rows
+from pipeline.evaluation.form import is_unclosed, judge, split_reply
+from pipeline.model.decode import generate
+from pipeline.second.stage import Stage, Which, evaluation_table, require_plain, shown, training_arguments
+from pipeline.settings import Profile, Sampling
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+METRICS = {
+    "reward": "reward",
+    "correct": "rewards/correct/mean",
+    "form": "rewards/form/mean",
+    "tokens": "completions/mean_length",
+    "truncated": "completions/clipped_ratio",
+    "same_reward": "frac_reward_zero_std",  # part of the prompts whose replies all got the same reward, and taught nothing
+    "entropy": "entropy",
+    "kl": "kl",
+}
+ENDS = 10  # logged steps at the start and at the end that are compared
+STAGES = 5
+
+# --- rewards ------------------------------------------------------------------------------------------------------------
+
+
+def correct_reward(text: str, truncated: bool, expected: str) -> float:
+    """1.0 for a right answer, else 0.0: as in the evaluation, what stands inside or before an unfinished thought is none.
+
+    Args:
+        text: the reply with its think tags. expected: the answer alone, e.g. ``42`` or ``\\frac{1}{2}``.
+    """
+    if truncated or is_unclosed(text):
+        return 0.0
+    _, answer, _, _ = split_reply(text)
+    candidates = final_answers(answer, expects_number=True)
+    return float(any(same_answer(expected, candidate) is True for candidate in candidates))
+
+
+def form_reward(text: str, truncated: bool, mode: Mode) -> float:
+    """1.0 for a reply in the form that its mode asks for (``generate.judge``), else 0.0."""
+    return float(judge(text, truncated, mode)["faithful"])
+
+
+def reward_functions(read: Callable[[list[int]], tuple[str, bool]]) -> list[Callable[..., list[float]]]:
+    """The two rewards as GRPOTrainer calls them, with the dataset's columns ``answer`` and ``mode``.
+
+    Args:
+        read: from a reply's token ids to its text and whether it was cut.
+    """
+
+    def correct(completion_ids: list[list[int]], answer: list[str], **columns: Any) -> list[float]:
+        return [correct_reward(*read(ids), expected) for ids, expected in zip(completion_ids, answer, strict=True)]
+
+    def form(completion_ids: list[list[int]], mode: list[Mode], **columns: Any) -> list[float]:
+        return [form_reward(*read(ids), m) for ids, m in zip(completion_ids, mode, strict=True)]
+
+    return [correct, form]
+
+
+# --- questions ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Question:
+    """A question in a mode. ``prompt`` is the rendered text and ``prompt_ids`` its tokens, as inference sends them."""
+
+    prompt: str
+    prompt_ids: list[int]
+    answer: str
+    mode: Mode
+
+
+def _question(row: Mapping[str, Any], mode: Mode, chat_format: ChatFormat, room: int) -> Question:
+    name = filled(dict(row), PROMPTS)
+    if name is None or not isinstance(row[name], str) or not row[name].strip():
+        raise Rejected("no_question", f"none of the columns {', '.join(PROMPTS)} holds text")
+    expected = row.get("expected_answer")
+    if is_missing(expected) or not str(expected).strip():
+        raise Rejected(
+            "no_expected_answer", "the column 'expected_answer' is missing or empty; see grpo.prompts.columns"
+        )
+    expected = str(expected).strip()
+    if "####" in expected:  # GSM8K's way to end a worked solution
+        expected = expected.rpartition("####")[2].strip()
+    messages = [{"role": "user", "content": row[name]}]
+    ids = chat_format.prompt_ids(messages, mode)
+    if len(ids) > room:
+        raise Rejected("too_long", f"a prompt of {len(ids)} tokens leaves no room for the reply; {room} allowed")
+    return Question(chat_format.prompt_text(messages, mode), ids, expected, mode)
+
+
+@dataclass
+class Questions:
+    """Rows read = questions kept + rows rejected."""
+
+    kept: list[Question]
+    manifest: dict[str, Any]
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+
+
+def read_questions(profile: Profile, chat_format: ChatFormat) -> Questions:
+    """The questions of the profile's ``grpo`` section, each in the mode that ``thinking_share`` gives it.
+
+    Raises:
+        UserError: none are named, the source cannot be read, or holds no question with an answer.
+    """
+    settings = profile.grpo
+    if settings.prompts is None:
+        raise UserError(
+            "The profile names no questions. Give a file: --set grpo.prompts.source=local --set grpo.prompts.path=FILE."
+        )
+    require_plain(settings.prompts, "grpo.prompts")
+    kept: list[Question] = []
+    rejected: list[dict[str, Any]] = []
+    rng = np.random.default_rng(profile.seed)
+    for row in read_rows(settings.prompts):
+        mode: Mode = "thinking" if rng.random() < settings.thinking_share else "non_thinking"
+        try:
+            if row.data is None:
+                raise Rejected(row.reason, row.error)
+            data = rename(row.data, settings.prompts.columns) if settings.prompts.columns else row.data
+            kept.append(_question(data, mode, chat_format, profile.model.max_seq_length - new_tokens(profile, mode)))
+        except Rejected as why:
+            about = {"file": row.file, "line": row.line, "reason": why.reason, "detail": why.detail}
+            rejected.append({**about, "row": row.data})
+    reasons = dict(Counter(r["reason"] for r in rejected).most_common())
+    if len(kept) < settings.prompts_per_step:
+        first = (
+            f" The first that was left out, {rejected[0]['file']}:{rejected[0]['line']}: {rejected[0]['detail']}."
+            if rejected
+            else ""
+        )
+        raise UserError(
+            f"{settings.prompts.path} holds {len(kept)} questions with a known answer, and a step takes "
+            f"{settings.prompts_per_step} (grpo.prompts_per_step).{first}"
+        )
+    manifest = {
+        "questions": len(kept),
+        "modes": dict(Counter(q.mode for q in kept)),
+        "rejected": reasons,
+        "fingerprint": fingerprint([[q.prompt_ids, q.answer] for q in kept]),
+    }
+    return Questions(kept, manifest, rejected)
+
+
+def new_tokens(profile: Profile, mode: Mode) -> int:
+    """Tokens of the longest reply in a mode."""
+    sampling: Sampling = getattr(profile.evaluation.sampling, mode)
+    return profile.grpo.max_new_tokens or sampling.max_new_tokens
+
+
+# --- the trainer --------------------------------------------------------------------------------------------------------
+
+
+def make_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    profile: Profile,
+    questions: Sequence[Question],
+    output_dir: Path,
+) -> Any:
+    """GRPOTrainer with both rewards, and with replies from ``generate.generate``.
+
+    Raises:
+        UserError: ``grpo.gradient_accumulation_steps`` does not divide the replies of a step.
+    """
+    from datasets import Dataset
+    from trl import GRPOConfig
+
+    from pipeline.model.decode import end_tokens
+    from pipeline.second.trainers import GRPO
+
+    g = profile.grpo
+    rows = check_settings(profile)
+    ends = end_tokens(model, tokenizer)
+
+    def read(ids: list[int]) -> tuple[str, bool]:
+        cut = not ids or ids[-1] not in ends
+        return str(tokenizer.decode(ids if cut else ids[:-1], skip_special_tokens=False)), cut
+
+    known = {q.prompt: q for q in questions}
+
+    def replies(prompts: list[str], trainer: Any) -> dict[str, Any]:
+        """GRPOTrainer's hook for generation: each prompt stands there as often as it wants replies."""
+        asked = [known[prompt] for prompt in prompts]
+        completions: list[list[int]] = [[] for _ in asked]
+        for mode in MODES:
+            places = [i for i, question in enumerate(asked) if question.mode == mode]
+            if not places:
+                continue
+            sampling = Sampling(  # of the whole distribution, as the loss assumes
+                temperature=g.temperature,
+                top_p=1.0,
+                top_k=0,
+                min_p=0.0,
+                repetition_penalty=1.0,
+                max_new_tokens=new_tokens(profile, mode),
+            )
+            made = generate(
+                trainer.accelerator.unwrap_model(trainer.model),
+                tokenizer,
+                [asked[i].prompt_ids for i in places],
+                sampling,
+                profile.evaluation.batch_size,
+                profile.seed + 1 + trainer.state.global_step,
+            )
+            for place, reply in zip(places, made, strict=True):
+                completions[place] = reply.token_ids
+        return {"prompt_ids": [q.prompt_ids for q in asked], "completion_ids": completions, "logprobs": None}
+
+    arguments = training_arguments(profile, g, output_dir, evaluate=False) | {
+        "per_device_train_batch_size": rows,
+        "num_generations": g.num_generations,
+        "max_completion_length": max(new_tokens(profile, mode) for mode in MODES),
+        "temperature": g.temperature,
+        "beta": g.beta,
+        "epsilon": g.epsilon,
+        "reward_weights": [g.correct_weight, g.form_weight],
+    }
+    dataset = Dataset.from_list([{"prompt": q.prompt, "answer": q.answer, "mode": q.mode} for q in questions])
+    return GRPO(
+        model=model,
+        processing_class=tokenizer,
+        reward_funcs=reward_functions(read),
+        args=GRPOConfig(**arguments),
+        train_dataset=dataset,
+        rollout_func=replies,
+    )
+
+
+def check_settings(profile: Profile) -> int:
+    """Replies that are trained on at a time.
+
+    Raises:
+        UserError: ``grpo.gradient_accumulation_steps`` does not divide the replies of a step; or no reward counts.
+    """
+    g = profile.grpo
+    replies = g.prompts_per_step * g.num_generations
+    rows, rest = divmod(replies, g.gradient_accumulation_steps)
+    if rest:
+        raise UserError(
+            f"grpo: a step has {g.prompts_per_step} × {g.num_generations} = {replies} replies, which "
+            f"gradient_accumulation_steps={g.gradient_accumulation_steps} does not divide."
+        )
+    if g.correct_weight + g.form_weight == 0:
+        raise UserError("grpo.correct_weight and grpo.form_weight are both 0: nothing would be learnt.")
+    return rows
+
+
+# --- the whole of it ----------------------------------------------------------------------------------------------------
+
+
+def _questions_of(stage: Stage) -> Questions:
+    from pipeline.model.load import load_tokenizer
+
+    folder = stage.folder
+    if (folder / "prompts.json").exists():
+        return Questions(
+            [Question(**row) for row in read_jsonl(folder / "prompts.jsonl")], read_json(folder / "prompts.json")
+        )
+    questions = read_questions(stage.profile, ChatFormat(load_tokenizer(stage.profile.model)))
+    write_jsonl(folder / "prompts.jsonl", map(asdict, questions.kept))
+    write_jsonl(folder / "rejected.jsonl", questions.rejected)
+    write_json(folder / "prompts.json", questions.manifest)
+    return questions
+
+
+def _measure(stage: Stage, which: Which) -> dict[str, Any]:
+    done = stage.cells(which)
+    return done if done is not None else stage.evaluate(which, *stage.load(which))
+
+
+def ends(curve: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
+    """Mean of a reward over the first and the last logged steps, each with a bootstrap interval over steps.
+
+    A step draws its prompts anew, so its mean is one independent observation; the replies to one prompt are not.
+    """
+    values = np.array([entry[name] for entry in curve if entry[name] is not None], float)
+    count = min(ENDS, max(1, len(values) // 2))
+    result: dict[str, Any] = {"steps": count}
+    for which, part in (("first", values[:count]), ("last", values[-count:])):
+        draws = bootstrap({"r": part[None, None]}, lambda s: s["r"].mean())
+        result[which] = {"value": float(part.mean()), "ci95": interval95(draws)}
+    return result
+
+
+def run_grpo(profile: Profile, folder: Path, run_folder: Path | None = None, resume: bool = False) -> dict[str, Any]:
+    """Questions → before → training → after → ``grpo.json`` and ``grpo.png``; what is done is not repeated.
+
+    Args:
+        run_folder: a run whose adapter is trained further; None: a new adapter on the bare base.
+        resume: go on with an unfinished training of the same settings.
+
+    Returns:
+        ``grpo.json``: settings, start, model, profile, seed, versions, started, finished, questions, training (see
+        ``Stage.train``), rewards {name: see ``ends``}, evaluation {before, after} × {thinking, non_thinking}.
+
+    Raises:
+        UserError: see ``Stage.open``, ``read_questions``, ``Stage.train``.
+    """
+    check_settings(profile)
+    stage = Stage.open("grpo", profile, folder, run_folder, resume)
+    g = profile.grpo
+    say(f"[1/{STAGES}] questions")
+    questions = _questions_of(stage)
+    say(f"[2/{STAGES}] before: both modes")
+    before = _measure(stage, "before")
+    say(f"[3/{STAGES}] GRPO, {g.max_steps} steps of {g.prompts_per_step} prompts × {g.num_generations} replies")
+
+    def trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoints: Path) -> Any:
+        return make_trainer(model, tokenizer, profile, questions.kept, checkpoints)
+
+    training = stage.train(trainer, METRICS)
+    gc.collect()
+    say(f"[4/{STAGES}] after: the same")
+    after = _measure(stage, "after")
+    say(f"[5/{STAGES}] grpo.json")
+    record = stage.finish()
+    result = {
+        "settings": g.model_dump(),
+        **{key: record[key] for key in ("start", "model", "profile", "seed", "versions", "started", "finished")},
+        "questions": questions.manifest,
+        "training": training,
+        "rewards": {name: ends(training["curve"], name) for name in ("reward", "correct", "form")},
+        "evaluation": {"before": before, "after": after},
+    }
+    write_json(folder / "grpo.json", result)
+    draw(result, folder / "grpo.png")
+    return result
+
+
+def plan(profile: Profile) -> dict[str, Any]:
+    """What a training would do, without doing it: questions, steps, replies to generate."""
+    from pipeline.model.load import load_tokenizer
+
+    rows = check_settings(profile)
+    questions = read_questions(profile, ChatFormat(load_tokenizer(profile.model)))
+    g, limit, rates = profile.grpo, profile.evaluation.limit, profile.estimate
+    replies = g.max_steps * rows * g.gradient_accumulation_steps
+    evaluated = None if limit is None else 4 * len(profile.evaluation.benchmarks) * limit
+    seconds = None
+    if rates and evaluated is not None:  # of generation; the training on the replies comes on top
+        seconds = round(rates.start_seconds + (replies + evaluated) / rates.replies_per_second)
+    return {
+        "model": profile.model.name,
+        "questions": questions.manifest,
+        "steps": g.max_steps,
+        "replies_to_train_on": replies,
+        "replies_to_evaluate": evaluated,
+        "estimated_seconds_of_generation": seconds,
+        "estimate_measured_on": rates.machine if rates else None,
+    }
+
+
+def plan_text(result: Mapping[str, Any]) -> str:
+    """``plan`` for a terminal."""
+    q, seconds = result["questions"], result["estimated_seconds_of_generation"]
+    modes = ", ".join(f"{n:,} {mode.replace('_', '-')}" for mode, n in q["modes"].items())
+    left_out = ", ".join(f"{n:,} {reason}" for reason, n in q["rejected"].items())
+    return "\n".join(
+        [
+            f"{q['questions']:,} questions ({modes})" + (f"; rejected {left_out}" if left_out else ""),
+            f"GRPO, {result['steps']:,} steps on {result['model']}: {result['replies_to_train_on']:,} replies to train on, "
+            f"{result['replies_to_evaluate'] or 'all'} to evaluate",
+            f"time: about {seconds / 60:.1f} minutes of generation on {result['estimate_measured_on']}; training comes on top"
+            if seconds
+            else "time: no measured rate for this profile",
+        ]
+    )
+
+
+# --- showing it ---------------------------------------------------------------------------------------------------------
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """``grpo.json`` as Markdown tables: the rewards at both ends, and the 2×2 before and after."""
+    n = result["settings"]["prompts_per_step"] * result["settings"]["num_generations"]
+    steps = result["rewards"]["reward"]["steps"]
+    lines = [
+        f"| reward, mean of {steps} logged steps of {n} replies | the first | the last |",
+        "|---|--:|--:|",
+        *(f"| {name} | {shown(r['first'])} | {shown(r['last'])} |" for name, r in result["rewards"].items()),
+    ]
+    return "\n".join([*lines, "", evaluation_table([{"name": "GRPO", **result}])])
+
+
+def draw(result: Mapping[str, Any], path: Path) -> None:
+    """Rewards, and length and entropy of the replies, over the steps."""
+    from matplotlib.figure import Figure
+
+    from pipeline.core.files import atomic_path
+
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    curve = result["training"]["curve"]
+    steps = [entry["step"] for entry in curve]
+    for name, colour in (("correct", "#0072b2"), ("form", "#009e73"), ("same_reward", "#999999")):
+        left.plot(steps, [entry[name] for entry in curve], color=colour, label=name.replace("_", " "))
+    left.set(xlabel="step", title="rewards of the replies", ylim=(-0.03, 1.03))
+    right.plot(steps, [entry["tokens"] for entry in curve], color="#e69f00", label="mean tokens")
+    right.set(xlabel="step", title="length of the replies", ylim=(0, None))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize="small")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -1,0 +1,204 @@
+"""Settings of the data: recipes with their sources, cleaning, shares."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.settings.section import Section
+
+Unit = Literal["rows", "tokens", "loss_tokens"]
+UNITS: tuple[Unit, ...] = ("rows", "tokens", "loss_tokens")
+
+
+class MixSettings(Section):
+    """Overrides of the recipe, so that a share can be swept without a new file. null = as the recipe says."""
+
+    chat_share: float | None = Field(None, ge=0, le=1)
+    shares: dict[str, float] | None = None  # of sources by name; those not named get 0
+    unit: Unit | None = None
+    total: int | None = Field(None, gt=0)
+
+
+class DataSettings(Section):
+    """From rows to examples."""
+
+    turns: Literal["all", "last"] = "all"  # which answers of a conversation become examples
+    # The next three are the pipeline's rules, each with what it is measured against (ablations/): leave them as they are.
+    # Empty think block of an answer without reasoning: part of the prompt; with loss after a bare header, as the public
+    # notebooks train it; or with loss after a /no_think in the question.
+    empty_think: Literal["masked", "trained", "soft_switch"] = "masked"
+    loss_on: Literal["answers", "everything"] = "answers"
+    too_long: Literal["drop", "cut"] = "drop"  # cut: the example ends at the limit, wherever that is
+    max_length: int | None = Field(None, gt=0)  # tokens of an example; null: model.max_seq_length
+    validation_fraction: float = Field(0.05, ge=0, lt=0.5)
+    workers: int = Field(1, ge=1)  # processes; the result does not depend on it
+
+
+class ScoreFilter(Section):
+    """Keep rows whose quality score reaches a threshold; a row without a number there is rejected."""
+
+    field: str = "score"  # FineTome's own column
+    at_least: float
+
+
+class LengthFilter(Section):
+    """Bounds in characters of the last answer (without its reasoning) and of the last question."""
+
+    min_answer: int = Field(1, ge=0)
+    max_answer: int | None = Field(None, gt=0)
+    min_prompt: int = Field(1, ge=0)
+    max_prompt: int | None = Field(None, gt=0)
+
+
+class RepetitionFilter(Section):
+    """Text that goes in circles: at most this part of an answer's word n-grams may be repeats of earlier ones."""
+
+    ngram: int = Field(8, ge=2)
+    at_most: float = Field(0.3, ge=0, le=1)
+
+
+class PersonalDataFilter(Section):
+    """What is looked for, and whether it is masked (``[EMAIL]``) or the row is dropped."""
+
+    action: Literal["mask", "drop"] = "mask"
+    kinds: list[Literal["email", "phone", "chinese_id", "bank_card", "secret", "ip_address"]] = [
+        "email",
+        "phone",
+        "chinese_id",
+        "bank_card",
+        "secret",
+    ]
+
+
+class NearDuplicates(Section):
+    """MinHash/LSH over the words of a row; a row as similar as ``threshold`` to an earlier kept one is rejected."""
+
+    threshold: float = Field(0.8, gt=0, le=1)  # Jaccard similarity of the sets of word n-grams
+    ngram: int = Field(3, ge=1)  # words; a CJK character counts as a word
+    permutations: int = Field(256, ge=16)  # more find pairs near the threshold more surely; 128 miss about 6 % at 0.85
+
+
+class ClassBalance(Section):
+    """For labelled sets: no class keeps more than ``max_ratio`` times the rows of the smallest one."""
+
+    field: str = "label"
+    max_ratio: float = Field(1.0, ge=1)
+
+
+class CleanSettings(Section):
+    """The cleaning steps in the order they run. Every one is off unless a recipe names it."""
+
+    normalise: bool = False  # Unicode and whitespace; code, mathematics and CJK stay as they are
+    score: ScoreFilter | None = None
+    broken_reasoning: bool = False  # empty or repeated think tags inside the reasoning, an answer that is missing
+    check_answer: bool = False  # \boxed{} (or the final answer) against the column expected_answer, by math-verify
+    length: LengthFilter | None = None
+    repetition: RepetitionFilter | None = None
+    languages: list[str] | None = None  # ISO 639-1 codes, e.g. [en, zh]
+    refusals: bool = False
+    personal_data: PersonalDataFilter | None = None
+    exact_duplicates: bool = False
+    near_duplicates: NearDuplicates | None = None
+    class_balance: ClassBalance | None = None
+
+
+class BenchmarkSettings(Section):
+    """Where the prompts of a benchmark stand, so that no training row may contain them."""
+
+    name: str
+    source: Literal["local", "huggingface", "modelscope"]
+    path: str
+    subset: str | None = None  # the hub's configuration name, e.g. main
+    split: str = "test"
+    revision: str | None = None
+    field: str | None = (
+        None  # column with the prompt; null: question, problem, prompt, instruction, query, input or text
+    )
+
+
+class Decontamination(Section):
+    """Rows that overlap a benchmark are rejected, with the item's number."""
+
+    benchmarks: list[BenchmarkSettings] = Field(min_length=1)
+    ngram: int = Field(5, ge=3)  # normalised words; a CJK character counts as a word
+    overlap: float = Field(0.35, gt=0, le=1)  # part of an item's n-grams that a row may not reach
+
+
+class AugmentationSettings(Section):
+    """More rows from rows: the user's wording changes, answers, reasoning and labels never do."""
+
+    method: Literal["synonyms", "shuffle_sentences", "back_translation"]
+    copies: int = Field(1, ge=1, le=10)  # a row
+    fraction: float = Field(1.0, gt=0, le=1)  # of the rows
+    rate: float = Field(0.15, gt=0, le=1)  # synonyms: part of the replaceable words that are replaced
+    synonyms: str | None = (
+        None  # file: a YAML list of lists of words; null: the project's small English and Chinese list
+    )
+    base_url: str | None = None  # back_translation: an OpenAI-compatible endpoint, e.g. http://localhost:8000/v1
+    model: str | None = None  # back_translation: the endpoint's name of the model, or a local folder
+    pivot: str = "German"  # back_translation: the language in between
+    api_key_env: str = "OPENAI_API_KEY"  # name of the environment variable; the key itself never stands in a recipe
+    seed: int = 0
+
+
+class SourceSettings(Section):
+    """One source of rows."""
+
+    name: str
+    kind: Literal["chat", "reasoning", "other"]
+    source: Literal["generated", "local", "huggingface", "modelscope"]
+    path: str  # generator name, file or folder, or dataset name
+    subset: str | None = None  # the hub's configuration name
+    split: str = "train"
+    revision: str | None = None
+    streaming: bool = False  # hubs: read while downloading, keep nothing; files are always read so
+    rows: int | None = Field(None, gt=0)  # at most so many; for generated rows: exactly so many
+    seed: int = 0  # of the generator
+    format: str = "auto"  # auto: decided row by row from the columns, and said
+    columns: dict[str, str] = {}  # the format's name of a column → the file's name of it
+    licence: str = ""
+    share: float = Field(ge=0, le=1)
+    clean: CleanSettings | None = None  # the steps named here replace the recipe's for this source
+    augment: list[AugmentationSettings] = []
+
+
+class RowsSettings(SourceSettings):
+    """A source that stands alone, so that its name, kind and share need not be given."""
+
+    name: str = "pairs"
+    kind: Literal["chat", "reasoning", "other"] = "other"
+    share: float = Field(1.0, ge=1, le=1)
+
+
+class Recipe(Section):
+    """What to mix. ``share`` is a source's part of the final mix, counted in ``unit``; the shares add up to 1."""
+
+    name: str
+    unit: Unit = "rows"
+    total: int | None = Field(None, gt=0)  # size of the training mix in that unit; null: as large as the sources allow
+    on_shortage: Literal["error", "repeat"] = "error"
+    root: str | None = None  # local paths may not lead out of this folder (by .. or a link); null: any path
+    clean: CleanSettings = CleanSettings()
+    decontaminate: Decontamination | None = None
+    group_near_duplicates: bool = True  # rows that are alike fall on one side of the train/validation split
+    sources: list[SourceSettings] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"source names must differ, found {', '.join(names)}")
+        total = sum(source.share for source in self.sources)
+        if abs(total - 1) > 1e-6:
+            parts = " + ".join(f"{s.share:g} ({s.name})" for s in self.sources)
+            raise ValueError(f"the shares add up to {total:g}, not 1: {parts}")
+        return self
+
+    def cleaning(self, source: SourceSettings) -> CleanSettings:
+        """The steps that hold for a source: the recipe's, with those that the source names itself in their place."""
+        if source.clean is None:
+            return self.clean
+        own = {name: getattr(source.clean, name) for name in source.clean.model_fields_set}
+        return self.clean.model_copy(update=own)

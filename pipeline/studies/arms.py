@@ -1,0 +1,195 @@
+"""What a study compares: the values of one setting, or named lists of settings, each with several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from pipeline.core.errors import UserError, nearest
+from pipeline.core.files import fingerprint
+from pipeline.settings import (
+    Profile,
+    Recipe,
+    Section,
+    apply_overrides,
+    load_profile,
+    load_recipe,
+    locate,
+    parse,
+    read_yaml,
+)
+
+# --- axes and cells -----------------------------------------------------------------------------------------------------
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Dotted names of all single settings of a settings class."""
+    names = []
+    for name, field in model.model_fields.items():
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        is_list = getattr(field.annotation, "__origin__", None) is list
+        if inner is None or is_list:
+            names.append(prefix + name)
+        else:
+            names += [prefix + name, *_keys(inner, f"{prefix}{name}.")]
+    return names
+
+
+def axis_key(axis: str) -> str:
+    """The dotted key of an axis: ``chat_share`` → ``mix.chat_share``; keys of the recipe begin with ``recipe.``.
+
+    Raises:
+        UserError: there is no such setting (names the nearest), or several that end so.
+    """
+    known = [*_keys(Profile), *(f"recipe.{key}" for key in _keys(Recipe))]
+    if axis in known:
+        return axis
+    ending = [key for key in known if key.rpartition(".")[2] == axis]
+    # Of a setting of training and of what may follow it, training's is meant; of the profile and of the recipe, the profile's.
+    ending = [key for key in ending if not key.startswith(("preference.", "grpo."))] or ending
+    ending = [key for key in ending if not key.startswith("recipe.")] or ending
+    if len(ending) == 1:
+        return ending[0]
+    if ending:
+        raise UserError(f"--axis {axis} could be {', '.join(ending)}; name one of them whole.")
+    hint = nearest(axis, known) or nearest(axis, [key.rpartition(".")[2] for key in known])
+    raise UserError(f"There is no setting {axis!r} to sweep.{hint} Any key of a profile works, or recipe.KEY.")
+
+
+class Arm(Section):
+    """One thing to try."""
+
+    set: list[str] = Field([])  # KEY=VALUE; keys of the recipe begin with ``recipe.``
+    why: str = ""
+    source: str = ""
+
+
+class Arms(Section):
+    """A file of arms: what is compared, and the question it answers. The others are compared with the first arm."""
+
+    question: str = ""
+    set: list[str] = Field([])  # of all arms
+    arms: dict[str, Arm] = Field(min_length=1)
+
+
+def load_arms(path: str) -> Arms:
+    """Read a file of arms, looked for in the working directory and then in the project; a bare name is one of ``ablations/``.
+
+    Raises:
+        UserError: no such file, or a key in it that is not known.
+    """
+    file = path if Path(path).suffix else f"ablations/{path}.yaml"
+    return parse(Arms, read_yaml(locate(file)), path)
+
+
+@dataclass
+class Cell:
+    """One value with one seed."""
+
+    number: int
+    value: Any
+    seed: int
+    profile: Profile
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "run" / "report.json"
+
+    @property
+    def name(self) -> str:
+        return f"{self.value} (seed {self.seed})"
+
+
+def resolve(profile: str, overrides: list[str]) -> tuple[Profile, Recipe]:
+    """Profile and recipe of a cell: as the profile's section ``sweep`` says, then ``overrides`` (also of the recipe)."""
+    short = load_profile(profile).sweep.overrides
+    own = [text for text in overrides if not text.startswith("recipe.")]
+    settings = load_profile(profile, [*short, *own])
+    recipe = load_recipe(settings.recipe, settings.mix)
+    changes = [text.removeprefix("recipe.") for text in overrides if text.startswith("recipe.")]
+    if changes:
+        recipe = parse(
+            Recipe, apply_overrides(recipe.model_dump(), changes), f"recipe {settings.recipe} with {changes}"
+        )
+    return settings, recipe
+
+
+def plan(
+    profile: str,
+    overrides: list[str],
+    axis: str,
+    values: Sequence[str],
+    seeds: int,
+    folder: Path,
+    cells_folder: Path | None = None,
+) -> tuple[str, list[Cell]]:
+    """All cells of an axis, checked: every value fits its setting.
+
+    Args:
+        cells_folder: where cells are kept by their settings, to be shared with other sweeps; None: in ``folder``.
+
+    Raises:
+        UserError: unknown axis, a value of the wrong type, fewer than one value or seed, a value given twice.
+    """
+    key = axis_key(axis)
+    resolved: list[tuple[Any, Profile, Recipe]] = []
+    for text in values:
+        settings, recipe = resolve(profile, [*overrides, f"{key}={text}"])
+        data = (
+            {**settings.model_dump(), "recipe": recipe.model_dump()}
+            if key.startswith("recipe.")
+            else settings.model_dump()
+        )
+        value = _at(data, key)
+        if value in [seen for seen, _, _ in resolved]:
+            raise UserError(f"--values: {text} is given twice.")
+        resolved.append((value, settings, recipe))
+    return key, _cells(resolved, seeds, folder, cells_folder)
+
+
+def plan_arms(
+    profile: str, overrides: list[str], arms: Arms, seeds: int, folder: Path, cells_folder: Path | None = None
+) -> list[Cell]:
+    """All cells of a file of arms, checked.
+
+    Raises:
+        UserError: a setting that does not exist, or a value of the wrong type (names the arm).
+    """
+    resolved = []
+    for name, arm in arms.arms.items():
+        try:
+            resolved.append((name, *resolve(profile, [*arms.set, *overrides, *arm.set])))
+        except UserError as error:
+            raise UserError(f"arm {name!r}: {error}") from error
+    return _cells(resolved, seeds, folder, cells_folder)
+
+
+def _cells(
+    resolved: Sequence[tuple[Any, Profile, Recipe]], seeds: int, folder: Path, cells_folder: Path | None
+) -> list[Cell]:
+    if not resolved or seeds < 1:
+        raise UserError("A sweep needs at least one value and one seed.")
+    cells: list[Cell] = []
+    for number, (value, settings, recipe) in enumerate(resolved):
+        for add in range(seeds):
+            one = settings.model_copy(update={"seed": settings.seed + add}, deep=True)
+            if cells_folder:
+                identity = fingerprint([one.model_dump(exclude={"recipe", "mix", "sweep"}), recipe.model_dump()])
+                path = cells_folder / identity[:16]
+            else:
+                path = folder / "cells" / f"{number:02d}-seed{one.seed}"
+            cells.append(Cell(len(cells), value, one.seed, one, recipe, path))
+    return cells
+
+
+def _at(data: Any, key: str) -> Any:
+    for part in key.split("."):
+        data = data[part]
+    return data

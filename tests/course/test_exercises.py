@@ -1,0 +1,382 @@
+"""The exercises of notebooks 00 to 02, and what holds for every notebook: form, no outputs, no machine's paths."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nbformat
+import pytest
+
+from pipeline.core.errors import UserError
+from pipeline.course import exercises
+from pipeline.course.exercises import check, nb00, nb01, nb02
+from pipeline.data.chat_format import EMPTY_THINK
+from pipeline.data.cleaning.decontaminate import Decontaminator, load_benchmarks
+from pipeline.data.conversations import Conversation, Rejected, converter
+from pipeline.settings import BenchmarkSettings, Decontamination
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+COURSE = [path for path in NOTEBOOKS if re.match(r"\d\d_", path.name)]
+PARAMETERS = {"profile": "embedded", "output_dir": "../outputs/course/run", "chat_share": None, "overrides": []}
+CLEAN: dict[str, Any] = {
+    "score": {"at_least": 3},
+    "broken_reasoning": True,
+    "check_answer": True,
+    "repetition": {},
+    "languages": ["en", "zh"],
+    "refusals": True,
+    "personal_data": {"action": "drop"},
+    "exact_duplicates": True,
+    "near_duplicates": {},
+}
+TRIAL = ["training.max_steps=50", "training.learning_rate=1e-3", "data.validation_fraction=0"]
+
+
+# --- right and wrong answers ------------------------------------------------------------------------------------------
+
+
+def _obeys(prompt: list[int], ids: list[int], labels: list[int], end: int) -> bool:
+    n = len(prompt)
+    return ids[:n] == prompt and labels[:n] == [-100] * n and labels[n:] == ids[n:] and ids[n:][-1:] == [end]
+
+
+def _from_scratchpad(row: dict[str, Any]) -> Conversation:
+    if not row["scratchpad"].strip():
+        raise Rejected("empty_reasoning")
+    reply = {"role": "assistant", "reasoning_content": row["scratchpad"], "content": row["reply"]}
+    return Conversation([{"role": "user", "content": row["question"]}, reply], "thinking")
+
+
+def _limit(lengths: list[int], keep: float) -> int:
+    return next(n for i, n in enumerate(sorted(lengths), 1) if i / len(lengths) >= keep)
+
+
+def _bytes_of(header: dict[str, Any]) -> int:
+    return max(e["data_offsets"][1] for n, e in header.items() if n != "__metadata__")
+
+
+def _without_reasoning(row: dict[str, Any]) -> Conversation:
+    row = row | {"reply": f"<think>\n{row['scratchpad']}\n</think>\n\n{row['reply']}"}
+    messages = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["reply"]}]
+    return Conversation(messages, "thinking")
+
+
+def _keeps_blank(row: dict[str, Any]) -> Conversation:
+    reply = {"role": "assistant", "reasoning_content": row["scratchpad"], "content": row["reply"]}
+    return Conversation([{"role": "user", "content": row["question"]}, reply], "thinking")
+
+
+def _wrong_reason(row: dict[str, Any]) -> Conversation:
+    if not row["scratchpad"].strip():
+        raise Rejected("blank")
+    return _keeps_blank(row)
+
+
+def _mode(row: dict[str, Any]) -> Conversation:
+    conversation = _from_scratchpad(row)
+    conversation.mode = "non_thinking"
+    return conversation
+
+
+RIGHT: dict[str, Any] = {
+    "00.1": TRIAL,
+    "00.2": lambda header: sum(math.prod(e["shape"]) for n, e in header.items() if n != "__metadata__"),
+    "00.3": lambda findings: [c["name"] for c in findings["checks"] if c["required"] and not c["ok"]],
+    "01.1": lambda prompt, target: [-100] * len(prompt) + target,
+    "01.2": lambda prompt: "non_thinking" if prompt.endswith(EMPTY_THINK) else "thinking",
+    "01.3": _obeys,
+    "02.1": _from_scratchpad,
+    "02.2": CLEAN,
+    "02.3": _limit,
+    "02.4": [2, 4, 7, 9],
+}
+# What a learner may well write first.
+WRONG: dict[str, list[Any]] = {
+    "00.1": [
+        [],
+        TRIAL[:2],
+        [*TRIAL, "lora.rank=8"],
+        ["training.max_steps=50", "training.learning_rate=1e-2", "data.validation_fraction=0"],
+        {"training.max_steps": 50},
+        " ".join(TRIAL),
+    ],
+    "00.2": [
+        17,
+        _bytes_of,
+        len,
+        lambda header: sum(math.prod(e.get("shape", [])) for e in header.values()),  # counts the metadata
+        lambda header: sum(math.prod(e["shape"]) for n, e in header.items() if e.get("shape")),  # forgets scalars
+    ],
+    "00.3": [
+        [],
+        lambda findings: [c["name"] for c in findings["checks"] if not c["ok"]],
+        lambda findings: [c["name"] for c in findings["checks"] if c["required"]],
+        lambda findings: [c["name"] for c in reversed(findings["checks"]) if c["required"] and not c["ok"]],
+    ],
+    "01.1": [
+        [-100, 8],
+        lambda prompt, target: prompt + target,
+        lambda prompt, target: [0] * len(prompt) + target,
+        lambda prompt, target: target,
+        lambda prompt, target: [-100] * len(prompt) + target[1:] + [-100],  # shifted by hand
+        lambda prompt, target: [-100] * len(prompt) + sorted(target, reverse=True),
+        lambda prompt, target: [-100 if token in prompt else token for token in prompt + target],
+    ],
+    "01.2": [
+        "thinking",
+        lambda prompt: "thinking",
+        lambda prompt: "non_thinking" if EMPTY_THINK in prompt else "thinking",
+        lambda prompt: "non_thinking" if "/no_think" in prompt else "thinking",
+        lambda prompt: "thinking" if prompt.endswith(EMPTY_THINK) else "non_thinking",
+        lambda prompt: prompt.endswith(EMPTY_THINK),
+    ],
+    "01.3": [
+        True,
+        lambda prompt, ids, labels, end: True,
+        lambda prompt, ids, labels, end: _obeys(prompt, ids, labels, end) or None,
+        lambda prompt, ids, labels, end: labels[: len(prompt)] == [-100] * len(prompt),
+        lambda prompt, ids, labels, end: labels == [-100] * len(prompt) + ids[len(prompt) :],
+        lambda prompt, ids, labels, end: sum(x == -100 for x in labels) == len(prompt) and ids[-1] == end,
+        lambda prompt, ids, labels, end: ids[: len(prompt)] == prompt and labels[-1] == end,
+    ],
+    "02.1": [
+        "openmathreasoning",
+        _without_reasoning,
+        _keeps_blank,
+        _wrong_reason,
+        _mode,
+        lambda row: [{"role": "user", "content": row["question"]}],
+        lambda row: Conversation([{"role": "user", "content": row["question"]}], "thinking"),
+    ],
+    "02.2": [
+        [],
+        {},
+        {"refusal": True},  # misspelt
+        {"languages": ["english"]},
+        {"score": 3},
+        # Without exact_duplicates the answer stays right: near_duplicates takes equal rows too.
+        *({k: v for k, v in CLEAN.items() if k != step} for step in CLEAN if step != "exact_duplicates"),
+        CLEAN | {"personal_data": {}},  # masks, so the row stays
+        CLEAN | {"languages": ["en"]},
+        CLEAN | {"score": {"at_least": 3.5}},
+        CLEAN | {"length": {"min_answer": 10}},
+        CLEAN | {"near_duplicates": {"threshold": 0.5}},
+        CLEAN | {"personal_data": {"action": "drop", "kinds": ["email", "phone", "ip_address"]}},
+        CLEAN | {"class_balance": {}},
+    ],
+    "02.3": [
+        144,
+        lambda lengths, keep: max(lengths),
+        lambda lengths, keep: sorted(lengths)[int(keep * len(lengths)) - 1] - 1,
+        lambda lengths, keep: float(_limit(lengths, keep)) + 0.5,
+        lambda lengths, keep: float(_limit(lengths, keep)),
+        lambda lengths, keep: sorted(lengths)[min(int(keep * len(lengths)), len(lengths) - 1)],
+    ],
+    "02.4": [4, [], [0, 2, 4, 7, 9], [2, 4, 9], [2, 4, 7, 9, 10], [1, 2], ["2", "4", "7", "9"], list(range(1, 11))],
+}
+NAMES = sorted(RIGHT)
+
+
+def test_every_exercise_of_these_notebooks_is_tried() -> None:
+    registered = {name for name in exercises._CHECKS if name[:2] in ("00", "01", "02")}
+    assert registered == set(RIGHT) == set(WRONG)
+    assert {nb00.__name__, nb01.__name__, nb02.__name__} == {f"pipeline.course.exercises.nb{n[:2]}" for n in registered}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_right_answer_passes(name: str) -> None:
+    assert check(name, RIGHT[name]) == f"{name}: right"
+
+
+@pytest.mark.parametrize(("name", "number"), [(name, i) for name in NAMES for i in range(len(WRONG[name]))])
+def test_a_wrong_answer_fails_with_a_hint(name: str, number: int) -> None:
+    with pytest.raises(AssertionError) as caught:
+        check(name, WRONG[name][number])
+    hint = str(caught.value)
+    assert re.fullmatch(r".{20,}[.?]", hint, re.DOTALL), hint
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_answer_yet_is_no_error(name: str) -> None:
+    assert check(name, ...) == f"{name}: not answered yet"
+
+
+@pytest.mark.parametrize("name", ["99.1", "01.9", "", "zz", "01"])
+def test_an_unknown_exercise_is_named(name: str) -> None:
+    with pytest.raises(UserError, match="no exercise"):
+        check(name, 1)
+
+
+def _hint(name: str, answer: Any) -> str:
+    with pytest.raises(AssertionError) as caught:
+        check(name, answer)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        ({"check_answer": False}, "Still in the data: a wrong answer."),
+        ({"personal_data": None}, "Still in the data: a person's data."),
+        ({"languages": None, "repetition": None}, "Still in the data: another language, text that goes in circles."),
+        ({"near_duplicates": {"threshold": 0.5}}, "Good rows were lost: line 70 (near_duplicates, near_duplicate: "),
+        ({"length": {"min_answer": 2}}, "Good rows were lost: line 61 (length, too_short: "),
+    ],
+)
+def test_the_hint_says_which_dirt_is_left_or_which_good_rows_are_lost(change: dict[str, Any], hint: str) -> None:
+    assert _hint("02.2", CLEAN | change).startswith(hint)
+
+
+def test_more_steps_than_needed_are_right_too() -> None:
+    assert check("02.2", CLEAN | {"normalise": True, "length": {}}) == "02.2: right"
+
+
+def test_hints_about_contamination_do_not_name_a_missing_line() -> None:
+    assert re.findall(r"\d+", _hint("02.4", [2, 4, 9])) == ["1"]
+
+
+@pytest.mark.parametrize(("ngram", "overlap", "lines"), [(8, 0.5, [2, 4, 9]), (5, 0.35, [2, 4, 7, 9])])
+def test_contaminated_lines_are_those_that_the_module_finds(
+    tmp_path: Path, ngram: int, overlap: float, lines: list[int]
+) -> None:
+    benchmark, training = nb02.contamination_files(tmp_path)
+    settings = BenchmarkSettings(name="b", source="local", path=str(benchmark))  # type: ignore[call-arg]
+    decontamination = Decontamination(benchmarks=[settings], ngram=ngram, overlap=overlap)
+    decontaminate = Decontaminator(load_benchmarks(decontamination), decontamination)
+    found = []
+    for line, text in enumerate(training.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            decontaminate(converter("auto")(json.loads(text)))
+        except Rejected as rejected:
+            assert rejected.reason == "contaminated"
+            found.append(line)
+    assert found == lines
+
+
+def test_the_prompts_of_01_2_are_what_the_template_writes(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert {mode for _, mode, _ in nb01.PROMPTS} == {"thinking", "non_thinking"}
+    for messages, mode, text in nb01.PROMPTS:
+        rendered = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=mode == "thinking"
+        )
+        assert rendered == text
+
+
+def test_the_practice_file_is_the_same_each_time_and_holds_what_it_says(tmp_path: Path) -> None:
+    texts = [nb02.practice_file(tmp_path / name).read_bytes() for name in ("a", "b")]
+    assert texts[0] == texts[1]
+    rows = [json.loads(line) for line in texts[0].splitlines()]
+    dirty = [bool(kind) for kind, _ in nb02._practice()]
+    assert len(rows) == len(dirty) == 73 and sum(dirty) == 20
+    assert all(row.keys() <= {"question", "answer", "score", "expected_answer"} for row in rows)
+    for line, (row, (kind, _)) in enumerate(zip(rows, nb02._practice(), strict=True)):
+        if kind == "a duplicate":
+            assert row in rows[:line], "the first of two equal rows has to be the good one"
+
+
+# --- every notebook ---------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)
+
+
+def _code(path: Path) -> list[Any]:
+    return [cell for cell in _read(path).cells if cell.cell_type == "code"]
+
+
+def _ids(paths: list[Path]) -> Any:
+    return pytest.mark.parametrize("path", paths, ids=[p.stem for p in paths])
+
+
+def test_the_notebooks_of_this_module_exist() -> None:
+    assert {"00_environment", "01_chat_format", "02_data_recipes", "solutions"} <= {p.stem for p in NOTEBOOKS}
+
+
+@_ids(NOTEBOOKS)
+def test_notebook_is_valid_and_has_no_outputs(path: Path) -> None:
+    notebook = _read(path)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    for cell in _code(path):
+        assert cell.outputs == [] and cell.execution_count is None, cell.source
+
+
+@_ids(NOTEBOOKS)
+def test_notebook_begins_with_what_it_teaches(path: Path) -> None:
+    first = _read(path).cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ")
+    if path in COURSE:
+        for word in ("time", "memory", "disk"):
+            assert re.search(rf"\*\*[^*]*{word}", first.source, re.IGNORECASE), f"nothing about {word} at the top"
+
+
+@_ids(NOTEBOOKS)
+def test_notebook_has_the_parameters_cell(path: Path) -> None:
+    tagged = [cell for cell in _code(path) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assert tagged[0].id == _code(path)[0].id, "the parameters come first"
+    values: dict[str, Any] = {}
+    exec(tagged[0].source, values)
+    given = {name: value for name, value in values.items() if not name.startswith("__")}
+    assert all(PARAMETERS[name] == value for name, value in given.items())
+    if path in COURSE:
+        assert given == PARAMETERS
+
+
+@_ids(NOTEBOOKS)
+def test_cells_are_short_and_compile(path: Path) -> None:
+    for cell in _code(path):
+        lines = cell.source.splitlines()
+        assert cell.source.strip(), "an empty cell"
+        assert len(lines) <= 15, f"{len(lines)} lines:\n{cell.source}"
+        compile(cell.source, path.name, "exec")
+        assert not re.search(r"^\s*if (False|0|True)\b", cell.source, re.MULTILINE), cell.source
+
+
+@_ids(NOTEBOOKS)
+def test_no_path_of_a_machine(path: Path) -> None:
+    pattern = re.compile(r"(?<![\w.<:/])/(?:home|Users|work|tmp|root|mnt|content|kaggle|opt|usr|data)/|\b[A-Z]:\\[A-Z]")
+    for cell in _read(path).cells:
+        assert not pattern.search(cell.source), cell.source
+    assert "/work/" not in path.read_text(encoding="utf-8")
+
+
+@_ids(COURSE)
+def test_exercises_at_the_end_are_left_open(path: Path) -> None:
+    number = path.name[:2]
+    asked = [cell for cell in _code(path) if re.search(r"print\(check\(", cell.source)]
+    names = [re.search(r'check\("([\d.]+)"', cell.source)[1] for cell in asked]  # type: ignore[index]
+    assert names == [f"{number}.{i}" for i in range(1, len(names) + 1)] and len(names) >= 3
+    for cell in asked:
+        assert re.search(r"^answer = \.\.\.  # .+", cell.source, re.MULTILINE), cell.source
+    assert asked[-1].id == _code(path)[-1].id
+
+
+def test_solutions_execute_and_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    path = ROOT / "notebooks/solutions.ipynb"
+    monkeypatch.chdir(path.parent)
+    values: dict[str, Any] = {"__name__": "__main__"}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for number, cell in enumerate(_code(path)):
+            exec(compile(cell.source, f"{path.name}, code cell {number}", "exec"), values)
+            if "parameters" in cell.metadata.get("tags", []):
+                values["output_dir"] = str(tmp_path / "run")
+    answered = re.findall(r"^([\d.]+): right$", printed.getvalue(), re.MULTILINE)
+    assert [name for name in answered if name in RIGHT] == NAMES
+    assert "not answered" not in printed.getvalue()

@@ -1,0 +1,152 @@
+"""Exercises of notebooks 03 to 09: right answers pass, plausible wrong ones fail with a hint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+
+from pipeline.core.statistics import wilson
+from pipeline.course.exercises import check
+
+
+def loss_share(examples: list[dict[str, Any]], name: str) -> float:
+    loss = {
+        n: sum(x != -100 for e in examples if e["source"] == n for x in e["labels"])
+        for n in {e["source"] for e in examples}
+    }
+    return loss.get(name, 0) / sum(loss.values())
+
+
+def token_share(examples: list[dict[str, Any]], name: str) -> float:
+    return sum(len(e["labels"]) for e in examples if e["source"] == name) / sum(len(e["labels"]) for e in examples)
+
+
+def normal_interval(right: int, n: int) -> tuple[float, float]:
+    p = right / n
+    half = 1.96 * (p * (1 - p) / n) ** 0.5
+    return p - half, p + half
+
+
+def pareto_front(points: list[tuple[float, float]]) -> list[int]:
+    def beats(a: tuple[float, float], b: tuple[float, float]) -> bool:
+        return a[0] >= b[0] and a[1] >= b[1] and a != b
+
+    return [i for i, p in enumerate(points) if not any(beats(q, p) for q in points)]
+
+
+def paired(first: Any, second: Any) -> tuple[float, float]:
+    draws = np.random.default_rng(1).integers(0, len(first), (2000, len(first)))
+    low, high = np.quantile((second - first)[draws].mean(axis=1), (0.025, 0.975))
+    return low, high
+
+
+def unpaired(first: Any, second: Any) -> tuple[float, float]:
+    one, two = np.random.default_rng(1).integers(0, len(first), (2, 2000, len(first)))
+    low, high = np.quantile(second[two].mean(axis=1) - first[one].mean(axis=1), (0.025, 0.975))
+    return low, high
+
+
+def best_of_one(points: list[tuple[float, float]]) -> list[int]:
+    return [max(range(len(points)), key=lambda i: points[i][0])]
+
+
+ANSWERS: dict[str, tuple[Any, list[Any]]] = {
+    "03.1": (loss_share, [token_share, lambda examples, name: 0.5, 0.5]),
+    "03.2": (12_000, [16_000, 13_000, 11_000, "12000"]),
+    "03.3": (0.8, [0.5, 0.2, 0.25, 1.5]),
+    "04.1": (
+        lambda shapes, rank: sum(rank * (a + b) for a, b in shapes),
+        [lambda shapes, rank: sum(a * b for a, b in shapes), lambda shapes, rank: rank * sum(a for a, _ in shapes), 12],
+    ),
+    "04.2": ((64, 110), [(64, 109), (64, 109.375), (32, 219), (64,), 64]),
+    "04.3": (9_437_184, [33_554_432, 8_388_608, 8_650_752, 16_777_216]),
+    "05.1": (3 / 8, [4 / 8, 2 / 8, 3, "3/8"]),
+    "05.2": (wilson, [normal_interval, lambda right, n: right / n, 0.5]),
+    "05.3": ([0, 1, 2], [[0, 1, 2, 6], [0], [0, 1, 2, 3], 3]),
+    "06.1": (pareto_front, [best_of_one, lambda points: list(range(len(points))), 0]),
+    "06.2": (paired, [unpaired, lambda a, b: paired(b, a), lambda a, b: (0.0, 0.0), 0.5]),
+    "06.3": (0.88, [0.12, 0.5, 88, "0.88"]),
+    "07.1": (
+        lambda u, low, high: low * (high / low) ** u,
+        [lambda u, low, high: low + u * (high - low), lambda u, low, high: high * (low / high) ** u, 1],
+    ),
+    "07.2": (2, [1, 3, 0, 4, 2.0]),
+    "07.3": (
+        lambda effective, rows, cards: -(-effective // (rows * cards)),
+        [lambda e, r, c: e // (r * c), lambda e, r, c: -(-e // r), lambda e, r, c: e / (r * c), 4],
+    ),
+    "08.1": (
+        lambda hidden, reduction, layers: (
+            layers * 2 * (2 * hidden * (hidden // reduction) + hidden // reduction + hidden)
+        ),
+        [lambda h, r, n: n * 4 * h * (h // r), lambda h, r, n: n * (2 * h * (h // r) + h // r + h), 17_472],
+    ),
+    "08.2": (
+        lambda alpha, rank: alpha / rank**0.5,
+        [lambda alpha, rank: alpha * rank**0.5, lambda alpha, rank: alpha, lambda alpha, rank: alpha / rank, 2],
+    ),
+    "08.3": (33_500, [1_617_500, 1_600_000, 17_500, "33500"]),
+    "09.1": (
+        lambda c, r, beta: float(np.logaddexp(0, -beta * (c[0] - c[1] - r[0] + r[1]))),
+        [
+            lambda c, r, beta: float(np.logaddexp(0, -beta * (c[0] - r[0]))),  # no reference
+            lambda c, r, beta: float(np.logaddexp(0, beta * (c[0] - c[1] - r[0] + r[1]))),
+            lambda c, r, beta: float(np.logaddexp(0, -(c[0] - c[1] - r[0] + r[1]))),
+            0.693,
+        ],
+    ),
+    "09.2": (
+        lambda prompt, empty, answer: [-100] * len(prompt + empty) + answer,
+        [
+            lambda prompt, empty, answer: [-100] * len(prompt) + empty + answer,
+            lambda prompt, empty, answer: [-100] * len(prompt + empty + answer),
+            lambda prompt, empty, answer: answer,
+            [-100],
+        ],
+    ),
+    "09.3": (
+        lambda rewards: [float(x) for x in (np.array(rewards) - np.mean(rewards)) / (np.std(rewards) or 1)],
+        [lambda rewards: rewards, lambda rewards: [float(r - np.mean(rewards)) for r in rewards], 0],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_right_answer_passes(name: str) -> None:
+    assert check(name, ANSWERS[name][0]) == f"{name}: right"
+
+
+@pytest.mark.parametrize(("name", "wrong"), [(name, wrong) for name, (_, many) in ANSWERS.items() for wrong in many])
+def test_wrong_answer_gets_a_hint(name: str, wrong: Any) -> None:
+    with pytest.raises(AssertionError) as caught:
+        check(name, wrong)
+    assert len(str(caught.value)) > 20
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_no_answer_yet_lets_the_notebook_run_on(name: str) -> None:
+    assert check(name, ...) == f"{name}: not answered yet"
+
+
+@pytest.mark.parametrize(
+    ("notebook", "names"),
+    [
+        ("solutions_03_05", [name for name in ANSWERS if name < "06"]),
+        ("solutions_06_07", [name for name in ANSWERS if "06" < name < "08"]),
+        ("solutions_08", [name for name in ANSWERS if "08" < name < "09"]),
+        ("solutions_09", [name for name in ANSWERS if name > "09"]),
+    ],
+)
+def test_solutions_notebook_solves_them_all(
+    notebook: str, names: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__).resolve().parents[2] / "notebooks" / f"{notebook}.ipynb"
+    namespace: dict[str, Any] = {}
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, path.name, "exec"), namespace)
+    assert capsys.readouterr().out.split("\n")[:-1] == [f"{name}: right" for name in names]

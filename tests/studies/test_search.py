@@ -1,0 +1,321 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+
+from pipeline.cli.main import main
+from pipeline.core.errors import UserError
+from pipeline.settings import PROFILES, apply_overrides, load_profile, parse, read_yaml
+from pipeline.studies import search as module
+from pipeline.studies.arms import load_arms, plan_arms
+from pipeline.studies.search import (
+    SPACE,
+    SearchSpace,
+    constraints,
+    load_space,
+    make_search,
+    open_study,
+    run_search,
+    summarise,
+    table,
+    take_point,
+    validation_losses,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ["training.max_steps=4", "training.logging_steps=1", "evaluation.limit=4", "mix.total=200"]
+ONE = [f"{name}={value}" for name, value in (
+    ("training.warmup_steps", 0), ("training.weight_decay", 0.01), ("lora.dropout", 0),
+    ("training.lr_scheduler_type", "cosine"),
+)]  # fmt: skip
+
+
+# --- the file of ranges -------------------------------------------------------------------------------------------------
+
+
+def test_every_setting_of_the_space_exists_and_every_value_fits() -> None:
+    space = load_space()
+    for profile in (path.stem for path in PROFILES.glob("*.yaml")):
+        for name, dimension in space.of(profile).items():
+            ends = dimension.choices or [dimension.low, dimension.high]
+            for value in [*ends, *dimension.grid]:
+                load_profile(profile, [f"{name}={value}"])
+        for name, fixed in space.fixed.items():
+            load_profile(profile, [f"{name}={'null' if fixed.value is None else fixed.value}"])
+    assert space.of("embedded")["training.learning_rate"].high > space.space["training.learning_rate"].high  # type: ignore[operator]
+    assert space.rows_a_step("embedded") == 8 and space.rows_a_step("qwen3-8b") == 16
+
+
+def test_the_asked_for_ranges() -> None:
+    space = load_space().space
+    assert (space["training.learning_rate"].low, space["training.learning_rate"].high) == (1e-5, 5e-4)
+    assert space["training.learning_rate"].log
+    assert (space["training.warmup_steps"].low, space["training.warmup_steps"].high) == (0.05, 0.2)
+    assert (space["training.weight_decay"].low, space["training.weight_decay"].high) == (0.001, 0.1)
+    assert (space["lora.dropout"].low, space["lora.dropout"].high) == (0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"space.lora.dropout": {"low": 0.1, "high": 0.0, "grid": [0.1], "source": "nowhere at all"}}, "must be below"),
+        ({"space.lora.dropout": {"grid": [0.1], "source": "nowhere at all"}}, "low and high, or choices"),
+        ({"space.lora.dropout": {"low": 0, "high": 0.1, "grid": [0.5], "source": "nowhere at all"}}, "leaves the"),
+        ({"space.lora.dropout": {"low": 0, "high": 0.1, "grid": [0.05], "source": ""}}, "at least 10 characters"),
+    ],
+)
+def test_a_bad_space_is_refused(change: dict[str, Any], words: str) -> None:
+    data = read_yaml(SPACE)
+    for key, value in change.items():
+        head, _, rest = key.partition(".")
+        data[head][rest] = value
+    with pytest.raises(UserError, match=words):
+        parse(SearchSpace, data, "space")
+
+
+def test_cards() -> None:
+    space = load_space()
+    for gib, rows in ((24, 2), (39.9, 2), (40, 4), (80, 8), (141, 8), (500, 16)):
+        assert space.card(gib).per_device_train_batch_size == rows
+    for card in space.cards.values():
+        batch = card.per_device_train_batch_size * card.gradient_accumulation_steps
+        assert batch >= space.effective_batch.at_least
+    with pytest.raises(UserError, match="begins at 24 GiB"):
+        space.card(16)
+
+
+def test_presets_are_arms(tmp_path: Path) -> None:
+    arms = load_arms("presets")
+    rates = {c.value: c.profile.training.learning_rate for c in plan_arms("qwen3-8b", [], arms, 1, tmp_path)}
+    assert rates == {
+        "conservative": 1e-5, "balanced": 3e-4, "aggressive": 5e-4, "recommended": 2e-4, "profile": 2e-4,
+    }  # fmt: skip
+    assert all(arm.source for name, arm in arms.arms.items() if name != "profile")
+
+
+# --- what is tried ------------------------------------------------------------------------------------------------------
+
+
+def test_given_settings_are_not_searched(tmp_path: Path) -> None:
+    search = make_search("embedded", [*TINY, "training.learning_rate=0.001"], tmp_path)
+    assert "training.learning_rate" not in search.space and "lora.dropout" in search.space
+    cell = search.cell(3, ["lora.dropout=0.05"])
+    training = cell.profile.training
+    assert (training.learning_rate, training.max_steps, training.eval_steps, training.save_steps) == (0.001, 4, 1, 1)
+    assert cell.profile.lora.dropout == 0.05 and training.gradient_accumulation_steps == 1
+    assert search.cell(9, ["lora.dropout=0.05"]).folder == cell.folder  # named by its settings
+    assert search.cell(9, ["lora.dropout=0.06"]).folder != cell.folder
+    with pytest.raises(UserError, match="nothing is left to search"):
+        make_search("embedded", [*ONE, "training.learning_rate=1"], tmp_path)
+    with pytest.raises(UserError, match="validation_fraction"):
+        make_search("embedded", ["data.validation_fraction=0"], tmp_path)
+    with pytest.raises(UserError, match="lerning_rate"):
+        make_search("embedded", ["training.lerning_rate=1"], tmp_path)
+
+
+def fabricated(folder: Path, outcomes: list[tuple[float, list[float]]]) -> Any:
+    """A study with finished trials of these (score, mode fidelity)."""
+    import optuna
+
+    search = make_search("embedded", [*TINY, *ONE], folder)
+    study = open_study(search, None, "search", "tpe", 0)
+    for index, (score, fidelity) in enumerate(outcomes):
+        trial = optuna.trial.create_trial(
+            value=score,
+            params={"training.learning_rate": 1e-3 * (index + 1)},
+            distributions={"training.learning_rate": optuna.distributions.FloatDistribution(5e-4, 1e-2, log=True)},
+            user_attrs={"mode_fidelity": fidelity, "folder": f"trials/{index}", "seconds": 1.0},
+        )
+        study.add_trial(trial)
+        for mode in ("thinking", "non_thinking"):
+            from pipeline.core.files import write_jsonl
+
+            rows = [{"benchmark": "b", "score": float(i < score * 50)} for i in range(50)]
+            write_jsonl(folder / f"trials/{index}/run/evaluation/tuned/{mode}/predictions.jsonl", rows)
+    return search, study
+
+
+def test_the_best_trial_keeps_both_modes(tmp_path: Path) -> None:
+    search, study = fabricated(tmp_path, [(0.6, [0.99, 1.0]), (0.9, [0.5, 1.0]), (0.7, [0.96, 0.95]), (0.8, [1, 0.94])])
+    result = summarise(search, study)
+    assert result["best"]["number"] == 2 and [t["feasible"] for t in result["trials"]] == [True, False, True, False]
+    low, high = result["best"]["ci95"]
+    assert low < 0.7 < high and high - low < 0.3
+    text = table(result)
+    assert "best: trial 2" in text and text.count("below the floor") == 2 and "at least 0.95 in each mode" in text
+    assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "search.json").read_text(encoding="utf-8"))["best"] == result["best"]
+    violated = constraints(0.95)(study.trials[1])
+    assert violated[0] == pytest.approx(0.45) and violated[1] < 0
+
+
+def test_no_trial_keeps_both_modes(tmp_path: Path) -> None:
+    search, study = fabricated(tmp_path, [(0.9, [0.5, 1.0])])
+    result = summarise(search, study)
+    assert result["best"] is None and "nothing can be recommended" in table(result)
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------------
+
+
+def test_storage_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = [part for text in [*TINY, *ONE] for part in ("--set", text)]
+    for url, words in (
+        ("nonsense", "Give a URL that SQLAlchemy knows"),
+        ("oddsql://host/name", "Give a URL that SQLAlchemy knows"),
+        (f"sqlite:///{tmp_path}/none/study.db", "cannot be used"),
+        ("postgresql://user:secret@localhost:1/name", ""),
+    ):
+        code = main(["search", "--storage", url, "--output-dir", str(tmp_path / "out"), *sets])
+        error = capsys.readouterr().err
+        assert code == 2 and words in error and "secret" not in error and "Traceback" not in error
+
+
+def test_another_study_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    open_study(make_search("embedded", [*TINY, *ONE], tmp_path), None, "search", "tpe", 0)
+    with pytest.raises(UserError, match="tries other things"):
+        open_study(make_search("embedded", [*TINY, *ONE, "seed=9"], tmp_path), None, "search", "tpe", 0)
+    with pytest.raises(UserError, match="tries other things"):
+        open_study(make_search("embedded", [*TINY, *ONE], tmp_path), None, "search", "grid", 0)
+
+
+def test_storage_that_goes_away_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*_: Any) -> float:
+        (tmp_path / "study.db").write_bytes(b"no database any more" * 100)
+        return 0.5
+
+    monkeypatch.setattr(module, "run_trial", run)
+    with pytest.raises(UserError, match="storage sqlite.* cannot be used .*run the same command again"):
+        run_search("embedded", tmp_path, 3, [*TINY, *ONE])
+
+
+def test_a_failed_trial_is_marked_and_the_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(search: Any, trial: Any, settings: list[str], lock: Any) -> float:
+        if trial.number == 1:
+            raise UserError("The loss became nan at step 7.")
+        trial.set_user_attr("mode_fidelity", [1.0, 1.0])
+        trial.set_user_attr("folder", fabricate_cell(search.folder, trial.number))
+        return float(settings[0].partition("=")[2]) * 10
+
+    monkeypatch.setattr(module, "run_trial", run)
+    result = run_search("embedded", tmp_path, 4, [*TINY, *ONE])
+    assert [t["state"] for t in result["trials"]] == ["complete", "fail", "complete", "complete"]
+    assert result["trials"][1]["reason"] == "The loss became nan at step 7." and "step 7" in table(result)
+    again = run_search("embedded", tmp_path, 4, [*TINY, *ONE])
+    assert len(again["trials"]) == 4  # four were asked for, four are there
+    more = run_search("embedded", tmp_path, 6, [*TINY, *ONE])
+    assert len(more["trials"]) == 6 and more["trials"][:4] == again["trials"]
+
+
+def fabricate_cell(folder: Path, number: int) -> str:
+    from pipeline.core.files import write_jsonl
+
+    for mode in ("thinking", "non_thinking"):
+        path = folder / f"trials/{number}/run/evaluation/tuned/{mode}/predictions.jsonl"
+        write_jsonl(path, [{"benchmark": "b", "score": 1.0}, {"benchmark": "b", "score": 0.0}])
+    return f"trials/{number}"
+
+
+def test_one_and_two_workers_on_a_grid_give_the_same_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(search: Any, trial: Any, settings: list[str], lock: Any) -> float:
+        rate = float(settings[0].partition("=")[2])
+        trial.set_user_attr("mode_fidelity", [1.0, 1.0])
+        trial.set_user_attr("folder", fabricate_cell(search.folder, trial.number))
+        time.sleep(0.05)
+        return rate
+
+    monkeypatch.setattr(module, "run_trial", run)
+    sets = []
+    for workers in (1, 2):
+        result = run_search("embedded", tmp_path / str(workers), 99, [*TINY, *ONE], sampler="grid", workers=workers)
+        sets.append(sorted((t["params"]["training.learning_rate"], t["score"]) for t in result["trials"]))
+    assert sets[0] == sets[1] and len(sets[0]) == 3
+
+
+def test_the_last_points_of_a_grid_are_not_tried_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def run(search: Any, trial: Any, settings: list[str], lock: Any) -> float:
+        ran.append(settings[0])
+        trial.set_user_attr("mode_fidelity", [1.0, 1.0])
+        trial.set_user_attr("folder", fabricate_cell(search.folder, trial.number))
+        time.sleep(0.1 if len(ran) < 3 else 2)  # the other worker asks again while the last point is being tried
+        return 0.5
+
+    monkeypatch.setattr(module, "run_trial", run)
+    result = run_search("embedded", tmp_path, 99, [*TINY, *ONE], sampler="grid", workers=2)
+    assert len(ran) == len(set(ran)) == len(result["trials"]) == 3
+    again = run_search("embedded", tmp_path, 99, [*TINY, *ONE], sampler="grid", workers=2)
+    assert again["trials"] == result["trials"] and len(ran) == 3
+
+
+def test_a_point_whose_worker_was_killed_is_free_again() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))  # with one value to choose from
+    first, second = study.ask(), study.ask()
+    assert [trial.suggest_categorical("x", [1]) for trial in (first, second)] == [1, 1]
+    assert take_point(second) is None  # whoever asks first, whatever its number
+    assert take_point(first) == 1
+    study.tell(second, state=optuna.trial.TrialState.FAIL)
+    third = study.ask()
+    third.suggest_categorical("x", [1])
+    assert take_point(third) is None
+
+
+def test_losses_are_read_from_checkpoints_and_from_the_record(tmp_path: Path) -> None:
+    assert validation_losses(tmp_path) == {}
+    for step in (9, 10):
+        folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        history = [{"step": s, "eval_loss": 1 / s} for s in range(9, step + 1)] + [{"step": step, "loss": 3.0}]
+        (folder / "trainer_state.json").write_text(json.dumps({"log_history": history}), encoding="utf-8")
+    assert validation_losses(tmp_path) == {9: 1 / 9, 10: 1 / 10}
+    (tmp_path / "checkpoints/checkpoint-10/trainer_state.json").write_text('{"log_hi', encoding="utf-8")
+    assert validation_losses(tmp_path) == {9: 1 / 9}
+    (tmp_path / "training.json").write_text(json.dumps({"eval_loss": [{"step": 12, "loss": 0.5}]}), encoding="utf-8")
+    assert validation_losses(tmp_path) == {12: 0.5}
+
+
+# --- for real -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_killed_worker_s_trial_is_run_again(tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    sets = [part for text in [*TINY, *ONE] for part in ("--set", text)]
+    command = [sys.executable, "-c", "import pipeline.studies.search as s, sys; s.HEARTBEAT_SECONDS, s.GRACE_SECONDS = 1, 3\n"
+               "from pipeline.cli.main.main import main; sys.exit(main(sys.argv[1:]))"]  # fmt: skip
+    command += ["search", "--trials", "2", "--output-dir", str(folder), "--json", *sets]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not list(folder.glob("trials/*/pid")):  # the first trial's run has begun
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    time.sleep(4)  # its heartbeat grows old
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    result = json.loads(done.stdout)
+    killed, again, *rest = sorted(result["trials"], key=lambda t: t["number"])
+    assert killed["state"] == "fail" and killed["reason"] is None
+    assert again["params"] == killed["params"] and again["folder"] == killed["folder"]
+    assert sorted(t["state"] for t in [again, *rest]) == ["complete", "complete"]
+    profile = yaml.safe_load((folder / again["folder"] / "profile.yaml").read_text(encoding="utf-8"))
+    assert profile["training"]["learning_rate"] == again["params"]["training.learning_rate"]
+    assert len(list(folder.glob("trials/base/*"))) == 1
+
+
+def test_overrides_of_the_space_are_yaml(tmp_path: Path) -> None:
+    search = make_search("embedded", [*TINY, *ONE], tmp_path)
+    assert all("=" in text for text in search.settings)
+    assert apply_overrides({}, search.settings)["training"]["early_stopping_patience"] is None
