@@ -253,9 +253,9 @@ def main(argv: list[str] | None = None) -> int:
     from benchmarks.random_model import make_apart
     from pipeline.core.files import write_json
     from pipeline.core.versions import version_of
-    from pipeline.training.estimate import cpu_has_bf16
+    from pipeline.model.dtype import cpu_has_bfloat16
 
-    dtype = args.dtype or ("bfloat16" if cpu_has_bf16() else "float32")
+    dtype = args.dtype or ("bfloat16" if cpu_has_bfloat16() else "float32")
     keys = ("batch", "length", "rank", "steps", "warm_up", "threads")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"

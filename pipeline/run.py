@@ -36,6 +36,7 @@ from pipeline.core.redact import masked
 from pipeline.core.versions import installed
 from pipeline.data.describe import describe_mix, profile_mix
 from pipeline.data.mix import Mix, load_mix, save_mix
+from pipeline.model.dtype import computing_dtype, precision
 from pipeline.model.methods import require_fit, weights_files
 from pipeline.settings import Profile, Recipe, load_recipe, parse, read_yaml
 from pipeline.training.trackers import Trackers
@@ -108,6 +109,7 @@ class Run:
             "settings_fingerprint": self._settings_fingerprint(),
             "profile": self.profile.name,
             "model": self.profile.model.name,
+            "dtype": computing_dtype(self.profile.model),
             "seed": self.profile.seed,
             "versions": {"python": platform.python_version(), **{k: v for k, v in installed().items() if v}},
             "started": _now(),
@@ -224,7 +226,7 @@ class Run:
         from pipeline.model.load import load_model
 
         if self._model is None or self._tokenizer is None:
-            say(f"loading {self.profile.model.name} ({'4 bit' if self.profile.model.load_in_4bit else '16 bit'})")
+            say(f"loading {self.profile.model.name} ({precision(self.profile.model)})")
             full = self.profile.chosen_method == "full"
             self._model, self._tokenizer = load_model(self.profile.model, self.profile.seed, full)
         return self._model, self._tokenizer
@@ -320,7 +322,7 @@ class Run:
             base = fingerprint([file_sha256(file) for file in files])[:12]
         else:
             base = settings.revision or "main"
-        identity = f"{Path(settings.name).name}-{base}-{'4bit' if settings.load_in_4bit else '16bit'}"
+        identity = f"{Path(settings.name).name}-{base}-{precision(settings)}"
         if which == "base":
             return identity
         files = weights_files(self._path("adapter"))
@@ -402,7 +404,7 @@ class Run:
         manifest = read_json(self._path("mix", "manifest.json"))
         record["finished"] = record["finished"] or _now()
         report = build_report(
-            run={k: record[k] for k in ("profile", "model", "seed", "versions", "started", "finished")}
+            run={k: record.get(k) for k in ("profile", "model", "dtype", "seed", "versions", "started", "finished")}
             | {"data_fingerprint": manifest["fingerprint"], "notes": record.get("notes", [])},
             mix=mix_section(manifest),
             training=read_json(self._path("training.json")),

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pipeline.core.processes import is_first
-
-if TYPE_CHECKING:
-    pass
 
 
 def say(text: str) -> None:

@@ -243,8 +243,10 @@ def _bf16(accelerator: dict[str, Any]) -> Check:
         return _check("bf16", native, "native on the GPU" if native else "emulated on the GPU", advice, False)
     units = sorted(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
     if units:
-        return _check("bf16", True, f"native on the CPU ({', '.join(units)})", required=False)
-    return _check("bf16", False, "emulated on the CPU", advice, False)
+        return _check(
+            "bf16", True, f"native on the CPU ({', '.join(units)}); model.dtype=auto computes in it", required=False
+        )
+    return _check("bf16", False, "emulated on the CPU; model.dtype=auto computes in float32", advice, False)
 
 
 def _four_bit(accelerator: dict[str, Any]) -> Check:

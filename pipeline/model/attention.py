@@ -6,14 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.model.methods import add_adapter as add_adapter  # of this step, too
-from pipeline.model.methods import load_adapter as load_adapter
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-
-# --- training -----------------------------------------------------------------------------------------------------------
 
 SHORT = 512  # tokens; up to here attention written out is the faster one on a CPU, and its scores take little memory
 

@@ -8,15 +8,11 @@ from typing import TYPE_CHECKING
 from pipeline.core.errors import UserError
 from pipeline.core.hubs import require_hub
 from pipeline.core.versions import import_unsloth
-from pipeline.model.methods import add_adapter as add_adapter  # of this step, too
-from pipeline.model.methods import load_adapter as load_adapter
+from pipeline.model.dtype import computing_dtype
 from pipeline.settings import ModelSettings, locate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-# --- model and adapter --------------------------------------------------------------------------------------------------
 
 
 def model_location(settings: ModelSettings, weights: bool = True) -> str:
@@ -92,7 +88,7 @@ def load_model(
         max_seq_length=settings.max_seq_length,
         load_in_4bit=settings.load_in_4bit,
         load_in_16bit=not settings.load_in_4bit,
-        dtype=None,
+        dtype=getattr(torch, computing_dtype(settings)),
         revision=settings.revision,
         random_state=seed,
         # Checkpointing is the trainer's business; with full_finetuning alone the loader would switch it on by itself.

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
+from pipeline.model.dtype import is_base_matrix, stored_type
 from pipeline.settings import LORA_METHODS, WHOLE_MATRICES, LoraSettings, Method, Profile, TrainingSettings
 
 if TYPE_CHECKING:
@@ -212,13 +213,18 @@ def _peft_config(model: PreTrainedModel, profile: Profile) -> Any:
 
 
 def finish(model: PreTrainedModel, method: Method, precision: torch.dtype) -> None:
-    """After training: matrices of the base that were trained in float32 go back to the base's own precision.
+    """After training: matrices of the base that were trained take the values that are written to disk.
 
-    So that what is evaluated is what is saved, and a fully tuned model is as large on disk as its base.
+    So that what is evaluated is what is saved, in 16 bit (``dtype.STORED``) on every machine.
+
+    Args:
+        precision: the type of the base before training; the model computes in it again.
     """
     if method in WHOLE_MATRICES:
+        with stored_type(model):
+            pass  # rounded on the way out and back
         for name, parameter in model.named_parameters():
-            if "lora_" not in name:
+            if is_base_matrix(name):
                 parameter.data = parameter.data.to(precision)
 
 

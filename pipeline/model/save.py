@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.model.dtype import as_stored, is_base_matrix, stored_type
 from pipeline.model.load import load_model
-from pipeline.model.methods import add_adapter as add_adapter  # of this step, too
-from pipeline.model.methods import describe
-from pipeline.model.methods import load_adapter as load_adapter
-from pipeline.settings import ModelSettings
+from pipeline.model.methods import describe, method_of
+from pipeline.settings import WHOLE_MATRICES, ModelSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,8 +27,12 @@ def save_adapter(
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    whole = method_of(model) in WHOLE_MATRICES
+    if weights and whole:
+        weights = {name: as_stored(tensor) if is_base_matrix(name) else tensor for name, tensor in weights.items()}
     try:
-        model.save_pretrained(str(temporary), **({"state_dict": weights} if weights else {}))
+        with stored_type(model) if whole else contextlib.nullcontext():
+            model.save_pretrained(str(temporary), **({"state_dict": weights} if weights else {}))
         tokenizer.save_pretrained(str(temporary))
         describe(model, temporary)
         temporary.chmod(0o755)

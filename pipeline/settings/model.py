@@ -23,6 +23,8 @@ class ModelSettings(Section):
     source: Literal["local", "huggingface", "modelscope"] = "local"
     revision: str | None = None
     load_in_4bit: bool = True  # NF4; quantises a 16-bit checkpoint on the fly, takes a pre-quantised one as it is
+    # What is computed in. auto: bfloat16 where the processor has its instructions, else float32 (CPU) or float16 (GPU).
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     max_seq_length: int = Field(gt=0)  # tokens; longer rows are dropped and counted, never cut
     cpu_threads: int | None = Field(None, gt=0)  # of torch on a CPU; null: as many as there are cores
 

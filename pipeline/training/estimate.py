@@ -20,6 +20,7 @@ from typing import Any, Literal
 from pipeline.core.errors import UserError
 from pipeline.core.processes import size
 from pipeline.model.attention import SHORT
+from pipeline.model.dtype import cpu_has_bfloat16
 from pipeline.settings import Profile, locate, read_yaml
 
 Method = Literal["full", "lora", "qlora"]
@@ -215,16 +216,10 @@ def profile_method(profile: Profile) -> Method:
     return chosen if chosen in METHODS else "qlora" if profile.model.load_in_4bit else "lora"
 
 
-def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16, which is when Unsloth takes it (unsloth_zoo/cpu/runtime.py)."""
-    from pipeline.core.doctor import cpu_flags
-
-    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
 def profile_job(profile: Profile, device: Device, method: Method | None = None) -> Job:
     """The job of a profile on a device, at its batch and the longest row that it lets through."""
-    t = profile.training
+    t, dtype = profile.training, profile.model.dtype
+    can = device == "cuda" or cpu_has_bfloat16()
     return Job(
         method=method or profile_method(profile),
         batch=t.per_device_train_batch_size,
@@ -236,7 +231,7 @@ def profile_job(profile: Profile, device: Device, method: Method | None = None) 
         accumulation=t.gradient_accumulation_steps,
         optim=t.optim,
         device=device,
-        bf16=device == "cuda" or cpu_has_bf16(),
+        bf16=can if dtype == "auto" else dtype == "bfloat16",
         fused_attention=device == "cuda" or profile.model.max_seq_length > SHORT,
     )
 

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.processes import size
-from pipeline.model.methods import add_adapter as add_adapter  # of this step, too
-from pipeline.model.methods import load_adapter as load_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

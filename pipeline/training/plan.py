@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.data.describe import build_profile_mix
 from pipeline.settings import Profile
-
-if TYPE_CHECKING:
-    pass
 
 
 def plan(profile: Profile, tflops: float | None = None) -> dict[str, Any]:

@@ -22,15 +22,11 @@ import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import fingerprint, read_json, write_json
 from pipeline.core.redact import masked, masked_text
-
-if TYPE_CHECKING:
-    pass
-
 
 PROJECT = "hybrid-reasoning"
 START_TIMEOUT, FINISH_TIMEOUT = 30, 60  # seconds that an online tracker may keep a run waiting

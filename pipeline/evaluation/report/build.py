@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_json, write_text
@@ -22,22 +22,6 @@ from pipeline.evaluation.report.compare import retention
 from pipeline.evaluation.report.page import html
 from pipeline.evaluation.report.schema import EvaluationSection, SourceSection, validate_report
 from pipeline.settings import SamplingTable, parse
-
-if TYPE_CHECKING:
-    pass
-
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 # --- assembling -------------------------------------------------------------------------------------------------------
 

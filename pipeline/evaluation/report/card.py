@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
@@ -12,21 +12,6 @@ from pipeline.evaluation.report.compare import changes
 from pipeline.evaluation.report.page import template_context, template_environment
 from pipeline.evaluation.report.words import public_name, table
 from pipeline.settings import LORA_METHODS, PROFILES, SamplingTable, load_profile
-
-if TYPE_CHECKING:
-    pass
-
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 PROMPT_ROOM = 512  # tokens that the card's max_seq_length leaves for the prompt
 

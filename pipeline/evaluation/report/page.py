@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 
@@ -28,22 +28,6 @@ from pipeline.evaluation.report.words import (
     truncation_warnings,
 )
 from pipeline.settings import UNITS
-
-if TYPE_CHECKING:
-    pass
-
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
 EXAMPLES_PER_CELL = 3

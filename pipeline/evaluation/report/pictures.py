@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import re
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
+
+from markupsafe import Markup
 
 from pipeline.core.modes import MODES
 from pipeline.evaluation.report.compare import changes, fidelity_changes
 from pipeline.evaluation.report.words import label_of, percent_text, short_label
 from pipeline.settings import UNITS
-
-if TYPE_CHECKING:
-    pass
-
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-
-import io
-import warnings
-from typing import TYPE_CHECKING
-
-from markupsafe import Markup
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

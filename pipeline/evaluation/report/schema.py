@@ -4,30 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
-
-from pipeline.core.errors import UserError
-from pipeline.core.modes import MODES
-from pipeline.settings import UNITS, parse
-
-if TYPE_CHECKING:
-    pass
-
-
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from pipeline.settings import Method, Section, Unit
-
-if TYPE_CHECKING:
-    pass
-
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
+from pipeline.core.errors import UserError
+from pipeline.core.modes import MODES
+from pipeline.settings import UNITS, Method, Section, Unit, parse
 
 MODELS: tuple[Literal["base"], Literal["tuned"]] = ("base", "tuned")
 
@@ -51,6 +34,7 @@ class RunSection(_Strict):
 
     profile: str
     model: str
+    dtype: str | None = None  # what was computed in; None: a run of before it was noted
     seed: int
     data_fingerprint: str
     versions: dict[str, str]

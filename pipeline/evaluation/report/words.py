@@ -5,26 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.core.modes import MODES
 from pipeline.evaluation.report.compare import changes, fidelity_changes, replies
 from pipeline.evaluation.report.schema import MODELS
-
-if TYPE_CHECKING:
-    pass
-
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 LABELS = {"thinking": "thinking", "non_thinking": "non-thinking", "mixed": "both", "loss_tokens": "loss tokens"}
 
