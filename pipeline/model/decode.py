@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.console import say
 from pipeline.core.errors import UserError
 from pipeline.core.modes import CLOSE, OPEN
 from pipeline.model.attention import written_out_attention
@@ -187,7 +188,8 @@ def generate(
         One ``Reply`` a prompt, in the order given.
 
     Raises:
-        UserError: a prompt is empty, or it and ``max_new_tokens`` together exceed the model's context.
+        UserError: a prompt is empty, or it and ``max_new_tokens`` together exceed the model's context; memory does not
+            suffice for a single reply. Where it does not for a batch, the batch is halved, and that is said.
     """
     context = _context_length(model)
     if context is not None and virtual_tokens(model):
@@ -214,14 +216,20 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     replies: list[Reply | None] = [None] * len(prompts)
     with inference_mode_of(model):
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+        done = 0
+        while done < len(order):
+            batch = order[done : done + batch_size]
             streams = None
             if sampling.temperature > 0:
                 streams = [_stream(seed, prompts[i], numbered[i], sampling.max_new_tokens) for i in batch]
-            outputs = _generate_batch(model, tokenizer, [prompts[i] for i in batch], sampling, streams, ends)
+            outputs = _batch_or_none(model, tokenizer, [prompts[i] for i in batch], sampling, streams, ends)
+            if outputs is None:
+                batch_size = len(batch) // 2  # of the following batches too: they are longer
+                say(f"memory does not suffice for {len(batch)} replies at a time; going on with {batch_size}")
+                continue
             for i, ids in zip(batch, outputs, strict=True):
                 replies[i] = _reply(tokenizer, len(prompts[i]), ids, ends, close)
+            done += len(batch)
             if progress is not None:
                 progress(len(batch))
     return [reply for reply in replies if reply is not None]
@@ -237,6 +245,38 @@ def seconds_a_token(
         started = time.perf_counter()
         _generate_batch(model, tokenizer, [prompt], sampling, None, never)
         return (time.perf_counter() - started) / tokens
+
+
+def _batch_or_none(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    streams: Sequence[Any] | None,
+    ends: list[int],
+) -> list[list[int]] | None:
+    """Generated ids of each prompt; None where memory does not suffice and there is more than one prompt.
+
+    Raises:
+        UserError: memory does not suffice for one prompt.
+    """
+    import torch
+
+    from pipeline.model.memory import out_of_memory
+
+    try:
+        return _generate_batch(model, tokenizer, prompts, sampling, streams, ends)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        if len(prompts) == 1:
+            raise UserError(
+                f"Memory does not suffice for one reply to a prompt of {len(prompts[0])} tokens with up to "
+                f"{sampling.max_new_tokens} new ones. Lower evaluation.sampling.….max_new_tokens, or free memory."
+            ) from error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
 
 
 def _generate_batch(

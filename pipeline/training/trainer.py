@@ -24,6 +24,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import FULL
 from pipeline.model.attention import SHORT, written_out_attention
 from pipeline.model.bottleneck import has_bottlenecks, load_bottlenecks
+from pipeline.model.memory import out_of_memory
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -83,20 +84,11 @@ def exponential(warm_up: int, steps: int) -> Any:
     return factor
 
 
-# How torch's allocators, CPU and GPU, and the GPU's libraries say that memory does not suffice, besides by their own types.
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "alloc_failed")
 # How torch and safetensors say that a file could not be written; they keep the number of the error to themselves.
 _NOT_WRITTEN = (
     *("file write failed", "pytorchstreamwriter failed", "iostream error", "inline_container.cc"),
     *("no space left", "os error 28", "os error 122"),
 )
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch or Python means that memory did not suffice."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
 
 
 def disk_full(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.core.errors import UserError
 from pipeline.evaluation.form import is_unclosed, judge, split_reply
+from pipeline.model import decode
 from pipeline.model.decode import _Draw, end_tokens, generate
 from pipeline.settings import Sampling
 
@@ -238,3 +239,36 @@ def test_importing_is_cheap():
     code = "import sys, pipeline.evaluation.evaluate; print({'torch', 'transformers', 'evalscope'} & {*sys.modules})"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.strip() == "set()"
+
+
+def test_a_batch_that_does_not_fit_is_halved(model, tokenizer, prompts, monkeypatch, capsys):
+    together = generate(model, tokenizer, prompts, SAMPLED, 9, seed=5)
+    sizes, real = [], decode._generate_batch
+
+    def fits_two(model, tokenizer, batch, *rest):
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
+        return real(model, tokenizer, batch, *rest)
+
+    monkeypatch.setattr(decode, "_generate_batch", fits_two)
+    counted: list[int] = []
+    assert generate(model, tokenizer, prompts, SAMPLED, 9, seed=5, progress=counted.append) == together
+    assert sizes[:4] == [9, 4, 2, 2] and sum(counted) == len(prompts)
+    assert "going on with 2" in capsys.readouterr().err
+
+
+def test_one_reply_that_does_not_fit_ends_with_advice(model, tokenizer, prompts, monkeypatch):
+    def never(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(decode, "_generate_batch", never)
+    with pytest.raises(UserError, match="max_new_tokens"):
+        generate(model, tokenizer, prompts[:1], GREEDY, 1, seed=0)
+
+    def broken(*_):
+        raise RuntimeError("shape '[3]' is invalid")
+
+    monkeypatch.setattr(decode, "_generate_batch", broken)
+    with pytest.raises(RuntimeError, match="shape"):
+        generate(model, tokenizer, prompts, GREEDY, 9, seed=0)
