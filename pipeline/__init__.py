@@ -5,4 +5,10 @@ The modules in the order of the story: ``sources`` → ``conversations`` → ``c
 neither torch nor unsloth.
 """
 
+import os
+
+# Threads of torch that have nothing to do sleep instead of spinning, which on a shared machine costs five to forty times
+# the time (GNU's OpenMP reads this when torch is loaded).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 __version__ = "0.1.0"

@@ -40,7 +40,8 @@ from pipeline.data import corpora
 from pipeline.data.chat_format import ChatFormat
 from pipeline.data.conversations import Message
 from pipeline.evaluation.form import judge
-from pipeline.model.decode import Reply, generate
+from pipeline.model.decode import Reply
+from pipeline.model.decoders import decoders
 from pipeline.settings import EvaluationSettings
 
 if TYPE_CHECKING:
@@ -82,14 +83,16 @@ def evaluate_model(
     """
     chat_format = ChatFormat(tokenizer)
 
-    def reply_to(conversations: list[list[Message]], mode: Mode) -> list[Reply]:
-        prompts = [chat_format.prompt_ids(messages, mode) for messages in conversations]
-        sampling = getattr(settings.sampling, mode)
-        return generate(model, tokenizer, prompts, sampling, settings.batch_size, settings.seed)
+    with decoders(model, tokenizer, settings.workers) as decoding:
 
-    return evaluate_replies(
-        reply_to, model_id, settings, output_dir, modes, progress, at_once=AHEAD * settings.batch_size
-    )
+        def reply_to(conversations: list[list[Message]], mode: Mode) -> list[Reply]:
+            prompts = [chat_format.prompt_ids(messages, mode) for messages in conversations]
+            sampling = getattr(settings.sampling, mode)
+            return decoding.generate(prompts, sampling, settings.batch_size, settings.seed)
+
+        return evaluate_replies(
+            reply_to, model_id, settings, output_dir, modes, progress, at_once=AHEAD * settings.batch_size
+        )
 
 
 def evaluate_replies(

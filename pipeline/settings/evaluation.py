@@ -33,6 +33,7 @@ class EvaluationSettings(Section):
     benchmarks: list[str] = Field(min_length=1)
     limit: int | None = Field(None, gt=0)  # items a benchmark; null: all
     batch_size: int = Field(64, gt=0)
+    workers: int = Field(1, gt=0)  # processes that decode, on a CPU; the replies do not depend on it
     seed: int = 42
     sampling: SamplingTable
     # EvalScope's dataset_args by benchmark, e.g. {gsm8k: {local_path: DIR, subset_list: [default]}}
