@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipeline.core.console import say
+from pipeline.core.console import expect, say
 from pipeline.core.errors import UserError
 from pipeline.core.files import file_sha256, fingerprint, read_json, read_jsonl, write_json, write_text
 from pipeline.core.modes import MODES
@@ -39,6 +39,7 @@ from pipeline.data.mix import Mix, load_mix, save_mix
 from pipeline.model.dtype import computing_dtype, precision
 from pipeline.model.methods import require_fit, weights_files
 from pipeline.settings import Profile, Recipe, load_recipe, parse, read_yaml
+from pipeline.training.estimate import global_batch, planned_steps
 from pipeline.training.trackers import Trackers
 
 if TYPE_CHECKING:
@@ -421,6 +422,18 @@ class Run:
         write_json(self._path("run.json"), record)
         return report
 
+    def _seconds_after(self, stage: str) -> dict[str, float]:
+        """Seconds of the long stages behind this one, by the rates measured for the profile; {} where there are none."""
+        rates, evaluation = self.profile.estimate, self.profile.evaluation
+        if rates is None or evaluation.limit is None:
+            return {}
+        total = self.data().manifest
+        examples = planned_steps(self.profile, total["examples"]["train"]) * global_batch(self.profile)
+        tokens = total["total"]["tokens"] / total["examples"]["train"] * examples
+        replies = len(MODES) * len(evaluation.benchmarks) * evaluation.limit
+        seconds = {"train": tokens / rates.tokens_per_second, "evaluate tuned": replies / rates.replies_per_second}
+        return {"evaluate base": seconds, "train": {"evaluate tuned": seconds["evaluate tuned"]}}.get(stage, {})
+
     def all(self) -> dict[str, Any]:
         """Every stage in order; finished ones are not repeated."""
         stages = (
@@ -431,7 +444,9 @@ class Run:
         )
         for number, (name, stage) in enumerate(stages, 1):
             say(f"[{number}/{len(stages) + 1}] {name}")
+            expect(self._seconds_after(name) if number > 1 else {})
             stage()
+        expect({})
         self.trackers.close()
         say(f"[{len(stages) + 1}/{len(stages) + 1}] report")
         return self.report()

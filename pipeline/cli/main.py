@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
+from pipeline.core.console import foreign
 from pipeline.core.errors import UserError
 from pipeline.core.files import FULL, require_folder
 from pipeline.core.processes import first, is_first, label, require_one, together
@@ -400,8 +401,9 @@ def _look(args: argparse.Namespace, profile: Any) -> int:
 
 
 def _plan(args: argparse.Namespace, profile: Any) -> int:
+    from pipeline.core.console import duration
     from pipeline.data.describe import describe_mix
-    from pipeline.training.estimate import duration, text
+    from pipeline.training.estimate import text
     from pipeline.training.plan import plan
 
     result: dict[str, Any] = first("plan", lambda: plan(profile, args.tflops), dict)
@@ -711,7 +713,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.command not in ("train", "run"):
             require_one(args.command)
         # What libraries print must not get into the result.
-        with contextlib.redirect_stdout(sys.stderr), together():
+        with foreign(getattr(args, "output_dir", None)), together():
             return commands[args.command](args)
     except UserError as error:
         print(f"error{label()}: {error}", file=sys.stderr)

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.console import Bar
 from pipeline.core.errors import UserError, nearest
 from pipeline.core.files import file_sha256, fingerprint, read_json, write_json, write_jsonl
 from pipeline.core.hubs import require_hub
@@ -491,7 +492,6 @@ def _run(
     """
     from evalscope.config import TaskConfig
     from evalscope.run import run_task
-    from tqdm.auto import tqdm
 
     from pipeline.evaluation.evalscope.bridge import BatchingModel
 
@@ -516,11 +516,11 @@ def _run(
         use_cache=str(work_dir.resolve()) if (work_dir / "configs" / "task_config.yaml").exists() else None,
         collect_perf=False,
     )
-    bar = tqdm(total=total, initial=stored, desc=f"{benchmark.name} ({mode})", unit="reply", disable=not progress)
-    with bar, ThreadPoolExecutor(1, thread_name_prefix="evalscope") as executor:
+    bar = Bar(f"{benchmark.name} ({mode.replace('_', '-')})", total, stored) if progress else None
+    with bar or contextlib.nullcontext(), ThreadPoolExecutor(1, thread_name_prefix="evalscope") as executor:
         task = executor.submit(run_task, config)
         try:
-            model.serve(reply_to, task, bar.update)
+            model.serve(reply_to, task, bar.update if bar else None)
         finally:
             model.close()
     report = task.result()[benchmark.name]

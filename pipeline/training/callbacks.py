@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from pipeline.core.console import Bar
 from pipeline.training.checkpoints import PREFIX, rotate, write_manifest
 from pipeline.training.trackers import Trackers, trainer_values
 
@@ -54,3 +55,24 @@ class TrackerCallback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.trackers.log(trainer_values(logs or {}), state.global_step)
+
+
+class StepBar(TrainerCallback):
+    """The progress of the steps, in place of transformers' own bar and of the log that it prints."""
+
+    def __init__(self) -> None:
+        self._bar: Bar | None = None
+
+    def __enter__(self) -> StepBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.__exit__()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._bar = Bar("train", state.max_steps, state.global_step).__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.update(state.global_step - self._bar.done)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.core.console import duration
 from pipeline.core.errors import UserError
 from pipeline.core.processes import size
 from pipeline.model.attention import SHORT
@@ -497,14 +498,6 @@ def estimate(profile: Profile, tokens: int | None = None, tflops: float | None =
 def _size(count: float) -> str:
     """Bytes in GiB, or in MiB where there are few."""
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that a person would say."""
-    for unit, length in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:,.0f} seconds"
 
 
 def profile_text(result: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
-from transformers import TrainerState
+from transformers import PrinterCallback, ProgressCallback, TrainerState
 from trl import SFTTrainer
 
 from pipeline.core.errors import UserError
@@ -25,6 +26,7 @@ from pipeline.core.files import FULL
 from pipeline.model.attention import SHORT, written_out_attention
 from pipeline.model.bottleneck import has_bottlenecks, load_bottlenecks
 from pipeline.model.memory import out_of_memory
+from pipeline.training.callbacks import StepBar
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -142,6 +144,16 @@ class StopsInTime:
     def _batch_ids(self, inputs: Any) -> Any:
         """Token ids of a batch, [rows, tokens]; None where they are not to be had."""
         return inputs["input_ids"]
+
+    def train(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """With the project's own display of progress; a notebook keeps transformers' table."""
+        if "ipykernel" in sys.modules:
+            return super().train(*args, **kwargs)  # type: ignore[misc]
+        for theirs in (ProgressCallback, PrinterCallback):
+            self.remove_callback(theirs)
+        with StepBar() as bar:
+            self.add_callback(bar)
+            return super().train(*args, **kwargs)  # type: ignore[misc]
 
     def training_step(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._batch = inputs
@@ -300,16 +312,8 @@ class Trainer(StopsInTime, SFTTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         length = getattr(self.model, "max_seq_length", None)
-        try:
-            with written_out_attention(self.model) if length and length <= SHORT else contextlib.nullcontext():
-                return super().train(*args, **kwargs)
-        except UserError:
-            # An error behind a bar that is still drawn is hard to read.
-            for callback in self.callback_handler.callbacks:
-                bar = getattr(callback, "training_bar", None)
-                if bar is not None:
-                    bar.close()
-            raise
+        with written_out_attention(self.model) if length and length <= SHORT else contextlib.nullcontext():
+            return super().train(*args, **kwargs)
 
     def take(self, checkpoint: Path) -> None:
         """Take weights and history of a checkpoint at which the training was over, as ``train`` would have left them.
