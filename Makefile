@@ -21,17 +21,17 @@ REQUIREMENTS := $(if $(HAS_GPU),requirements.txt requirements-dev.txt,requiremen
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
-setup: $(STAMP) ## create .venv and install the pinned packages (2 to 3 minutes once, then nothing)
+setup: $(STAMP) ## create .venv and install the pinned packages (about 2 minutes once, then nothing)
 	@echo "$(VENV) is ready."
+
+run: OUTPUT_DIR ?= outputs/run
+run: $(STAMP) ## the main job, mix to report, on the embedded profile: OUTPUT_DIR=outputs/run
+	$(BIN)/python -m pipeline run --profile embedded --output-dir "$(OUTPUT_DIR)"
 
 course: OUTPUT_DIR ?= outputs/course
 course: $(STAMP) ## the main job, then notebooks 00 to 09: OUTPUT_DIR=outputs/course
 	$(BIN)/python -m pipeline run --profile embedded --output-dir "$(OUTPUT_DIR)/main" --resume
 	$(BIN)/python -m pipeline course --profile embedded --output-dir "$(OUTPUT_DIR)"
-
-run: OUTPUT_DIR ?= outputs/run
-run: $(STAMP) ## the pipeline alone, mix to report: OUTPUT_DIR=outputs/run
-	$(BIN)/python -m pipeline run --profile embedded --output-dir "$(OUTPUT_DIR)"
 
 test: TEST_WORKERS ?= 2
 test: $(STAMP) ## run the tests, two files at a time: TEST_WORKERS=2
@@ -63,11 +63,15 @@ ifeq ($(HAS_GPU),yes)
 	@echo "Installing into $(VENV) (NVIDIA GPU found; several GB)"
 	@$(BIN)/pip install --quiet -r requirements.txt -r requirements-dev.txt $(QUIETLY)
 else
-	@echo "Installing into $(VENV) (no NVIDIA GPU found: the CPU build of torch; 2 to 3 minutes)"
-	@torch=$$(grep '^torch==' requirements-cpu.txt); \
-		$(BIN)/pip install --quiet --retries 0 --timeout 5 --no-deps --index-url $(TORCH_CPU_INDEX) "$$torch" 2>/dev/null \
-		|| $(BIN)/pip install --quiet --constraint requirements-cpu.txt "$$torch" $(QUIETLY)
-	@$(BIN)/pip install --quiet --no-deps -r requirements-cpu.txt $(QUIETLY)
+	@echo "Installing into $(VENV) (no NVIDIA GPU found: the CPU build of torch; about 2 minutes)"
+	@$(BIN)/pip install --quiet "$$(grep '^uv==' requirements-cpu.txt)" $(QUIETLY) || echo "uv cannot be had; pip installs" >&2
+	@grep -v '^torch==' requirements-cpu.txt > $(VENV)/others.txt; \
+	others() { $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r $(VENV)/others.txt 2>/dev/null \
+		|| $(BIN)/pip install --quiet --no-deps -r $(VENV)/others.txt $(QUIETLY); }; \
+	others & torch=$$(grep '^torch==' requirements-cpu.txt); \
+	$(BIN)/pip install --quiet --retries 0 --timeout 5 --no-deps --index-url $(TORCH_CPU_INDEX) "$$torch" 2>/dev/null \
+		|| $(BIN)/pip install --quiet --no-deps "$$torch" $(QUIETLY) || { wait; exit 1; }; \
+	wait $$!
 endif
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --no-index --editable .
 	@touch $(STAMP)
