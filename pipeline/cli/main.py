@@ -480,9 +480,12 @@ def _cells_text(cells: dict[str, Any]) -> str:
 
 
 def _print_report(args: argparse.Namespace, report: dict[str, Any], folder: Path) -> None:
+    from pipeline.evaluation.report.reference import compare_with_reference, reference_of
     from pipeline.evaluation.report.words import table
 
-    _show(args, report, f"{table(report)}\n\nreport: {folder / 'report.html'}")
+    reference = reference_of(folder)
+    compared = compare_with_reference(report, reference) if reference else []
+    _show(args, report, "\n".join([table(report), "", *compared, f"report: {folder / 'report.html'}"]))
 
 
 def _report(args: argparse.Namespace) -> int:
