@@ -37,10 +37,11 @@ test: TEST_WORKERS ?= 2
 test: $(STAMP) ## run the tests, two files at a time: TEST_WORKERS=2
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
-lint: $(STAMP) ## check style, format and types
+lint: $(STAMP) ## check style, format, types and the import rule
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy pipeline
+	$(BIN)/lint-imports --no-logo
 
 lock: $(STAMP) ## rebuild requirements-cpu.txt from requirements.txt; versions that still fit stay
 	cp requirements-cpu.txt $(VENV)/lock.txt

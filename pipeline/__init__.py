@@ -1,8 +1,24 @@
 """Fine-tune a hybrid reasoning model (Qwen3) so that it keeps both of its modes, and measure that it did.
 
-The modules in the order of the story: ``sources`` → ``conversations`` → ``chat_format`` → ``mix`` → ``train`` →
-``evaluate`` → ``report``; ``run`` plays them all, ``course`` executes the notebooks. Importing the package loads
-neither torch nor unsloth.
+The story in order, and where each step stands:
+
+1. settings of a run                          ``settings.profile``, ``settings.load``
+2. rows of a source become conversations      ``data.sources``, ``data.formats``, ``data.conversations``
+3. conversations become tokens and loss mask  ``data.chat_format``
+4. cleaning; what rows have in common         ``data.prepare``, ``data.pools``, ``data.screen``
+5. a mix at a share                           ``data.mix``
+6. a base is loaded, a method put on it       ``model.load``, ``model.methods``
+7. training                                   ``training.train``
+8. replies, and their form                    ``model.decode``, ``evaluation.form``
+9. both modes with EvalScope, and the report  ``evaluation.evaluate``, ``evaluation.report``
+10. all of it in one directory                ``run``
+
+Around it: many runs compared (``studies``), training that goes on from a run (``second``), the notebooks (``course``), the
+commands (``cli``), and what all of them stand on (``core``).
+
+**The import rule**: core ← settings ← model ← data ← training ← evaluation ← run ← studies ← second ← course ← cli. A wing
+imports from those before it, never from those behind, and no modules import each other in a circle; ``make lint`` checks it.
+A function imports from the package only what loads a heavy library. Importing the package loads neither torch nor unsloth.
 """
 
 import os

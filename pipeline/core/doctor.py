@@ -21,8 +21,9 @@ from typing import Any
 from pipeline.core import versions
 from pipeline.core.errors import UserError
 from pipeline.core.hubs import HUBS, hub_address, offline
+from pipeline.core.place import ROOT
 
-EMBEDDED_MODEL = versions.ROOT / "models" / "embedded"
+EMBEDDED_MODEL = ROOT / "models" / "embedded"
 CPU_INFO = Path("/proc/cpuinfo")
 CGROUP = Path("/sys/fs/cgroup")
 

@@ -11,15 +11,14 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from pipeline.core.errors import UserError
+from pipeline.core.place import DISTRIBUTION, IN_CHECKOUT, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 REQUIREMENTS = ROOT / "requirements.txt"
 # What has to fit together before Unsloth may patch it.
 UNSLOTH_STACK = (
@@ -54,21 +53,25 @@ def pinned() -> dict[str, str]:
         UserError: requirements.txt is missing, or one of its lines is not ``name==version``.
     """
     try:
+        if not IN_CHECKOUT:  # an installed package carries them in its metadata
+            return dict(_pins(importlib.metadata.requires(DISTRIBUTION) or [], DISTRIBUTION))
         lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
         raise UserError(
             f"{REQUIREMENTS} does not exist, so the wanted versions are not known; run from a complete checkout."
         ) from error
-    pins = {}
+    return dict(_pins(lines, str(REQUIREMENTS)))
+
+
+def _pins(lines: Iterable[str], where: str) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(lines, 1):
         text = line.split("#")[0].strip()
         if not text:
             continue
         match = _PIN.fullmatch(text)
         if match is None:
-            raise UserError(f"{REQUIREMENTS}:{number} is not of the form name==version: {text!r}.")
-        pins[match["name"]] = match["version"]
-    return pins
+            raise UserError(f"{where}:{number} is not of the form name==version: {text!r}.")
+        yield match["name"], match["version"]
 
 
 def installed() -> dict[str, str | None]:

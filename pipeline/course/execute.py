@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_path, file_sha256, fingerprint, read_json, write_json, write_text
-from pipeline.settings import ROOT
+from pipeline.core.place import ROOT
 
 if TYPE_CHECKING:
     from papermill.exceptions import PapermillExecutionError

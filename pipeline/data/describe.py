@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.place import cache_dir
 from pipeline.data.chat_format import ChatFormat
 from pipeline.data.mix import Mix, mix_from_recipe
-from pipeline.data.sources import cache_dir
 from pipeline.settings import Profile, Recipe, load_recipe
 
 if TYPE_CHECKING:

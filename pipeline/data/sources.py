@@ -27,7 +27,7 @@ from pipeline.data import corpora
 from pipeline.data.rows.files import DataFile, Place, SourceRow, first_line, local_files
 from pipeline.data.rows.json_files import read_json, read_jsonl
 from pipeline.data.rows.table_files import read_csv, read_parquet
-from pipeline.settings import ROOT, BenchmarkSettings, SourceSettings
+from pipeline.settings import BenchmarkSettings, SourceSettings
 
 Source = SourceSettings | BenchmarkSettings
 
@@ -286,8 +286,3 @@ def content_key(source: Source, root: str | None = None) -> str:
         commit = _hub_commit(source) if source.source == "huggingface" else source.revision or _UNRESOLVED
         identity |= {"path": source.path, "subset": source.subset, "split": source.split, "commit": commit}
     return fingerprint(identity)
-
-
-def cache_dir() -> Path:
-    """Where tokenised pools are kept: $PIPELINE_CACHE, else outputs/cache in the project. Safe to delete."""
-    return Path(os.environ.get("PIPELINE_CACHE") or ROOT / "outputs" / "cache")

@@ -43,7 +43,6 @@ from pipeline.settings.second import GRPOSettings as GRPOSettings
 from pipeline.settings.second import PreferenceSettings as PreferenceSettings
 from pipeline.settings.second import SecondStageSettings as SecondStageSettings
 from pipeline.settings.section import PROFILES as PROFILES
-from pipeline.settings.section import ROOT as ROOT
 from pipeline.settings.section import Section as Section
 from pipeline.settings.training import EstimateSettings as EstimateSettings
 from pipeline.settings.training import TrainingSettings as TrainingSettings

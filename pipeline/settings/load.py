@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.core.errors import UserError, nearest
+from pipeline.core.place import ROOT
 from pipeline.settings.data import MixSettings, Recipe
 from pipeline.settings.model import (
     METHODS,
@@ -26,7 +27,7 @@ from pipeline.settings.model import (
     method_section,
 )
 from pipeline.settings.profile import Profile
-from pipeline.settings.section import PROFILES, ROOT, Section
+from pipeline.settings.section import PROFILES, Section
 
 Profile.model_rebuild()  # two of its sections stand below it, as their rows are sources
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import BaseModel, ConfigDict
 
-ROOT = Path(__file__).resolve().parents[2]
-PROFILES = Path(__file__).resolve().parents[1] / "profiles"
+from pipeline.core.place import PACKAGE
+
+PROFILES = PACKAGE / "profiles"
 
 
 class Section(BaseModel):

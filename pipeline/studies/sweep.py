@@ -28,11 +28,9 @@ import yaml
 from pipeline.core.console import say
 from pipeline.core.errors import UserError
 from pipeline.core.files import fingerprint, read_json, require_folder, write_json, write_text
+from pipeline.core.place import ROOT
 from pipeline.run import Run
-from pipeline.settings import (
-    ROOT,
-    load_profile,
-)
+from pipeline.settings import load_profile
 from pipeline.studies.arms import Cell, load_arms, plan, plan_arms
 from pipeline.studies.curve import summarise
 

@@ -24,12 +24,13 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from pipeline.core.files import write_json
+from pipeline.core.place import ROOT
 from pipeline.data import corpora
 from pipeline.data.chat_format import ChatFormat
 from pipeline.data.conversations import Conversation
 from pipeline.settings import Section, apply_overrides, parse
 
-MODEL_DIR = Path(__file__).resolve().parents[2] / "models" / "embedded"
+MODEL_DIR = ROOT / "models" / "embedded"
 
 # Qwen3's added tokens in its own order; the flag says whether decoding may skip them ("special").
 ADDED_TOKENS = (

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from pipeline.cli.main import main
-from pipeline.settings import ROOT, load_profile
+from pipeline.core.place import ROOT
+from pipeline.settings import load_profile
 
 SMALL = ["--set", "mix.total=200"]
 

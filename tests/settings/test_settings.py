@@ -6,11 +6,11 @@ import pytest
 import yaml
 
 from pipeline.core.errors import UserError
+from pipeline.core.place import ROOT
 from pipeline.settings import (
     LORA_METHODS,
     METHODS,
     PROFILES,
-    ROOT,
     Method,
     MixSettings,
     load_profile,

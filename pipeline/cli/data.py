@@ -1,0 +1,125 @@
+"""Build mixes and look at them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from pipeline.cli.shared import command, load, positive, show, word
+from pipeline.core.errors import UserError
+
+
+def register(group: Any) -> None:
+    """Add the commands of this module."""
+    data = group.add_parser("data", help="build and look at mixes").add_subparsers(
+        dest="action", required=True, metavar="ACTION"
+    )
+    build = command(data, "build", "build the mix of a recipe")
+    build.add_argument("--dry-run", action="store_true", help="say what the mix would be and write nothing")
+    inspect = command(data, "inspect", "print examples with their loss-bearing tokens coloured", output=False)
+    inspect.add_argument("--rows", type=positive, default=3, help="examples a source (default: 3)")
+    inspect.add_argument(
+        "--rejected", action="store_true", help="print rows that were left out instead, each with its reason"
+    )
+    inspect.add_argument("--reason", type=word, metavar="WORD", help="only rows that were left out for this reason")
+    stats = command(data, "stats", "lengths by source and mode, and what each limit would cost", output=False)
+    for sub in (build, inspect, stats):
+        sub.add_argument("--recipe", type=word, metavar="FILE", help="recipe file (default: the profile's)")
+    for sub in (inspect, stats):
+        sub.add_argument("--source", type=word, metavar="NAME", help="only this source of the recipe")
+    diff = command(data, "diff", "what changed between two mixes", output=False, profile=False)
+    for name in ("a", "b"):
+        diff.add_argument(name, type=Path, metavar=name.upper(), help="folder of a mix, as data build or run writes it")
+    for sub in (build, inspect, stats, diff):
+        sub.set_defaults(do=_data)
+
+
+def _data(args: argparse.Namespace) -> int:
+    if args.action == "diff":
+        from pipeline.data.lengths import difference, difference_text
+
+        found = difference(args.a, args.b)
+        show(args, found, difference_text(found))
+        return 0
+    from pipeline.data.describe import build_profile_mix, describe_mix
+
+    profile = load(args)
+    if args.action in ("inspect", "stats"):
+        return _look(args, profile)
+    from pipeline.data.mix import save_mix
+
+    stored = None if args.dry_run else _stored_manifest(args.output_dir)
+    mix = build_profile_mix(profile)
+    if stored is not None and stored != mix.manifest:
+        raise UserError(f"{args.output_dir} holds another mix. Choose another --output-dir; nothing was changed.")
+    if stored is None and not args.dry_run:
+        save_mix(mix, args.output_dir)
+    show(args, mix.manifest, describe_mix(mix.manifest))
+    return 0
+
+
+def _stored_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of the whole and undamaged mix in a folder; None where a mix may be written."""
+    from pipeline.data.mix import load_mix
+
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    if not (folder / "manifest.json").exists():
+        raise UserError(f"{folder} is not empty and holds no mix. Choose another --output-dir; nothing was changed.")
+    try:
+        return load_mix(folder).manifest
+    except UserError as error:
+        raise UserError(f"{error} Nothing was changed: remove {folder}, or choose another --output-dir.") from error
+
+
+def _look(args: argparse.Namespace, profile: Any) -> int:
+    """``data inspect`` and ``data stats``: from the pools, so that nothing need be drawn."""
+    from pipeline.core.errors import nearest
+    from pipeline.core.place import cache_dir
+    from pipeline.data.chat_format import ChatFormat, coloured
+    from pipeline.data.lengths import lengths, lengths_text
+    from pipeline.data.pools import build_pools
+    from pipeline.data.screen import screen
+    from pipeline.model.load import load_tokenizer
+    from pipeline.settings import load_recipe
+
+    recipe = load_recipe(profile.recipe, profile.mix)
+    names = [source.name for source in recipe.sources]
+    if args.source and args.source not in names:
+        raise UserError(
+            f"The recipe has no source {args.source!r}.{nearest(args.source, names)} Known: {', '.join(names)}."
+        )
+    tokenizer = load_tokenizer(profile.model)
+    data, limit = profile.data, profile.length_limit
+    masks = ChatFormat(tokenizer, data.empty_think, data.loss_on)
+    pools = build_pools(recipe, masks, limit, data.turns, data.workers, cache_dir(), data.too_long)
+    chosen = [pool for pool in pools if args.source in (None, pool.source.name)]
+    if args.action == "stats":
+        entries = lengths(chosen, limit)
+        show(args, entries, lengths_text(entries, limit))
+        return 0
+    if args.rejected or args.reason:
+        shown = []
+        for pool, screened in zip(pools, screen(recipe, pools, cache_dir()), strict=True):
+            if pool in chosen:
+                left_out = (r for r in chain(pool.iter_rejected(), screened.iter_rejected()))
+                shown += list(islice((r for r in left_out if args.reason in (None, r["reason"])), args.rows))
+        lines = [
+            f"--- {r['source']}, {r['file']}:{r['line']}, {r['step']}, {r['reason']}: {r['detail']}\n"
+            + json.dumps(r["row"], ensure_ascii=False)[:2000]
+            for r in shown
+        ]
+        show(args, shown, "\n".join(lines) or "no such rows")
+        return 0
+    rows = [pool.some_examples(args.rows) for pool in chosen]
+    form = "ansi" if args.output.isatty() else "plain"
+    lines = []
+    for row in chain.from_iterable(rows):
+        loss = sum(label != -100 for label in row["labels"])
+        lines.append(f"--- {row['source']}, {row['mode']}, {len(row['input_ids'])} tokens, {loss} with loss")
+        lines.append(coloured(tokenizer, row, form))
+    show(args, list(chain.from_iterable(rows)), "\n".join(lines))
+    return 0

@@ -1,0 +1,159 @@
+"""Studies: sweeps, searches, methods, sampling, switches."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import chain
+from typing import Any
+
+from pipeline.cli.shared import command, folder, positive, profile_path, quiet, show, values, word
+from pipeline.core.errors import UserError
+
+
+def register(group: Any) -> None:
+    """Add the commands of this module."""
+    sweep = command(group, "sweep", "one setting, several values and seeds: a curve, and which values to take")
+    sweep.add_argument(
+        "--axis", default="chat_share", help="any setting, e.g. training.learning_rate (default: chat_share)"
+    )
+    sweep.add_argument(
+        "--values", type=values, nargs="+", default=[], metavar="A,B,…", help="values, separated by commas"
+    )
+    sweep.add_argument(
+        "--arms",
+        type=word,
+        metavar="FILE",
+        help="instead: named lists of settings, e.g. ablations/empty_think.yaml, or presets",
+    )
+    sweep.add_argument(
+        "--cells", type=folder, metavar="DIR", help="keep cells here by their settings; sweeps share what is done"
+    )
+    sweep.add_argument("--seeds", type=positive, default=1, help="runs a value, with successive seeds (default: 1)")
+    sweep.add_argument("--workers", type=positive, metavar="N", help="runs at a time (default: what the cores allow)")
+    sweep.set_defaults(do=_sweep)
+
+    methods = command(group, "methods", "fine-tuning methods side by side: what each costs and what it reaches")
+    methods.add_argument("--methods", type=values, metavar="A,B,…", help="names of arms, e.g. lora,full (default: all)")
+    methods.add_argument(
+        "--arms", type=word, metavar="FILE", help="other arms, one a method (default: ablations/methods.yaml)"
+    )
+    methods.add_argument(
+        "--cells", type=folder, metavar="DIR", help="keep cells here by their settings; studies share what is done"
+    )
+    methods.add_argument("--seeds", type=positive, default=1, help="runs a method, with successive seeds (default: 1)")
+    methods.add_argument(
+        "--workers", type=positive, default=1, metavar="N", help="runs at a time; more than 1 blurs times (default: 1)"
+    )
+    methods.set_defaults(do=_methods)
+
+    for name, help in (
+        ("sampling", "a run's model at several temperatures: accuracy, fidelity, truncation, repetition"),
+        ("switches", "does a run's model obey /think and /no_think, before and after tuning"),
+    ):
+        study = command(group, name, help, profile=False)
+        study.set_defaults(do=_sampling if name == "sampling" else _switches)
+        study.add_argument("--run", type=folder, required=True, metavar="RUN", help="directory of a finished run")
+        study.add_argument("--limit", type=positive, metavar="N", help="items a benchmark, or prompts a case")
+        if name == "sampling":
+            study.add_argument(
+                "--temperatures", type=float, nargs="+", metavar="T", help="default: 0.1 0.3 0.5 0.7 0.9 1.1 1.3"
+            )
+            study.add_argument("--which", choices=["base", "tuned"], default="tuned", help="default: tuned")
+
+    search = command(group, "search", "hyper-parameters by an Optuna study, under a floor of mode fidelity")
+    search.add_argument("--trials", type=positive, default=12, help="finished trials in all (default: 12)")
+    search.add_argument("--sampler", choices=["tpe", "grid"], default="tpe", help="default: tpe")
+    search.add_argument("--workers", type=positive, default=1, help="trials at a time (default: 1)")
+    search.add_argument(
+        "--no-pruning", action="store_true", help="run every trial to its end, whatever its validation loss"
+    )
+    search.add_argument(
+        "--storage",
+        type=word,
+        metavar="URL",
+        help="where the study is kept, for workers elsewhere (default: SQLite in DIR)",
+    )
+    search.add_argument("--study", type=word, default="search", metavar="NAME", help="name of the study in its storage")
+    search.add_argument("--seed", type=int, default=0, help="of the sampler (default: 0)")
+    search.add_argument(
+        "--fidelity-floor",
+        type=float,
+        default=0.95,
+        metavar="X",
+        help="mode fidelity that a trial must reach (default: 0.95)",
+    )
+    search.set_defaults(do=_search)
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from pipeline.studies.curve import table
+    from pipeline.studies.sweep import run_sweep
+
+    values = list(chain.from_iterable(args.values))
+    if bool(values) == bool(args.arms):
+        raise UserError("sweep needs --values (with --axis), or --arms FILE; one of the two.")
+    name = profile_path(args)
+    cells = args.cells.resolve() if args.cells else None
+    folder = args.output_dir.resolve()
+    result = run_sweep(name, args.axis, values, args.seeds, folder, list(args.set), args.workers, args.arms, cells)
+    show(args, result, f"{table(result)}\n\npicture: {args.output_dir / 'sweep.png'}")
+    return 1 if result["failed"] else 0
+
+
+def _methods(args: argparse.Namespace) -> int:
+    from pipeline.studies.methods import ARMS, run_methods, table
+
+    quiet()
+    name = profile_path(args)
+    result = run_methods(
+        name,
+        args.output_dir.resolve(),
+        args.methods or (),
+        args.seeds,
+        list(args.set),
+        args.workers,
+        args.arms or ARMS,
+        args.cells.resolve() if args.cells else None,
+    )
+    show(args, result, f"{table(result)}\n\npicture: {args.output_dir / 'methods.png'}")
+    return 1 if result["sweep"]["failed"] else 0
+
+
+def _sampling(args: argparse.Namespace) -> int:
+    from pipeline.studies.sampling import TEMPERATURES, run_sampling, text
+
+    quiet()
+    temperatures = args.temperatures or TEMPERATURES
+    result = run_sampling(args.run, args.output_dir, temperatures, args.which, args.limit)
+    show(args, result, f"{text(result)}\n\npicture: {args.output_dir / 'sampling.png'}")
+    return 0
+
+
+def _switches(args: argparse.Namespace) -> int:
+    from pipeline.studies.switches import run_switches, text
+
+    quiet()
+    result = run_switches(args.run, args.output_dir, args.limit or 150)
+    show(args, result, text(result))
+    return 0
+
+
+def _search(args: argparse.Namespace) -> int:
+    from pipeline.studies.search import run_search, table
+
+    name = profile_path(args)
+    result = run_search(
+        name,
+        args.output_dir.resolve(),
+        args.trials,
+        list(args.set),
+        storage=args.storage,
+        name=args.study,
+        sampler=args.sampler,
+        seed=args.seed,
+        workers=args.workers,
+        floor=args.fidelity_floor,
+        prune=not args.no_pruning,
+    )
+    show(args, result, f"{table(result)}\n\npicture: {args.output_dir / 'search.png'}")
+    return 0 if result["best"] else 1
