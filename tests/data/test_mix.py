@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
 from pipeline.data.chat_format import ChatFormat
-from pipeline.data.mix import Mix, Pool, build_mix, build_pool, dataset_fingerprint, load_mix, mix_from_recipe, save_mix
+from pipeline.data.mix import Mix, Pool, build_mix, dataset_fingerprint, load_mix, mix_from_recipe, save_mix
+from pipeline.data.pools import build_pool
+from pipeline.data.prepare import Preparation
 from pipeline.settings import UNITS, Recipe, SourceSettings
 
 
@@ -45,7 +47,7 @@ def form() -> ChatFormat:
 
 @pytest.fixture(scope="module")
 def pools(form: ChatFormat) -> list[Pool]:
-    return [build_pool(s, form, 256) for s in recipe().sources]
+    return [build_pool(Preparation(s, form, 256)) for s in recipe().sources]
 
 
 def shares(mix: Mix, unit: str) -> dict[str, float]:
@@ -163,7 +165,7 @@ def test_empty_and_useless_sources(form: ChatFormat, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
     local = {"source": "local", "rows": None, "format": "alpaca"}
     with pytest.raises(UserError, match="empty.jsonl is empty"):
-        build_pool(source("own", 1.0, **(local | {"path": str(tmp_path / "empty.jsonl")})), form, 256)
+        build_pool(Preparation(source("own", 1.0, **(local | {"path": str(tmp_path / "empty.jsonl")})), form, 256))
     (tmp_path / "wrong.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
     with pytest.raises(UserError, match="none of its 2 rows.*2 × missing_column.*wrong.jsonl:1.*format: alpaca"):
         wrong = source("own", 1.0, **(local | {"path": str(tmp_path / "wrong.jsonl")}))
