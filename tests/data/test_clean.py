@@ -18,17 +18,12 @@ from hypothesis import strategies as st
 from pipeline.core.errors import UserError
 from pipeline.data import corpora
 from pipeline.data.answers import boxed, final_answers, numbers, same_answer
-from pipeline.data.cleaning.clean import (
-    LANGUAGES,
-    STEPS,
-    Cleaner,
-    is_refusal,
-    language_of,
-    normalise,
-    prose,
-    protected_spans,
-    repeated_part,
-)
+from pipeline.data.cleaning.clean import STEPS, Cleaner
+from pipeline.data.cleaning.languages import LANGUAGES, language_of
+from pipeline.data.cleaning.normalise import normalise
+from pipeline.data.cleaning.protected import prose, protected_spans
+from pipeline.data.cleaning.refusals import is_refusal
+from pipeline.data.cleaning.repetition import repeated_part
 from pipeline.data.conversations import (
     Conversation,
     Message,
@@ -79,7 +74,7 @@ def test_no_step_is_on_by_default() -> None:
 
 def test_the_steps_are_settings_in_their_order() -> None:
     names = [name for name in CleanSettings.model_fields if name in STEPS]
-    assert tuple(names) == STEPS
+    assert names == list(STEPS)
 
 
 def test_a_cleaner_can_be_sent_to_another_process() -> None:
