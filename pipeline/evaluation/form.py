@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pipeline.core.modes import CLOSE, OPEN, Mode
-
-if TYPE_CHECKING:
-    pass
-
-
-# --- the form of a reply ----------------------------------------------------------------------------------------------
 
 
 def split_reply(text: str) -> tuple[str, str, bool, bool]:
