@@ -87,10 +87,11 @@ def ours(path: Path, tokenizer: Any) -> int:
     """Read, convert, render, tokenise, mask, write. Returns the number of loss-bearing tokens."""
     from pipeline.data.chat_format import ChatFormat
     from pipeline.data.pools import build_pool
+    from pipeline.data.prepare import Preparation
     from pipeline.settings import SourceSettings
 
     source = SourceSettings(name="chat", kind="chat", source="local", path=str(path), format="sharegpt", share=1.0)
-    pool = build_pool(source, ChatFormat(tokenizer), 4096)
+    pool = build_pool(Preparation(source, ChatFormat(tokenizer), 4096))
     return int(pool.rows["loss_tokens"].sum())
 
 

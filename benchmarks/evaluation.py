@@ -158,7 +158,7 @@ class Unsloth:
 def items(name: str, settings: Any) -> list[dict[str, Any]]:
     """The items that ``evaluate_model`` asks."""
     from pipeline.data import corpora
-    from pipeline.evaluation.evaluate import EMBEDDED
+    from pipeline.evaluation.evalscope.items import EMBEDDED
 
     return corpora.test_items(EMBEDDED[name], settings.limit, settings.seed)
 

@@ -386,6 +386,7 @@ class Run:
 
     def _report(self) -> dict[str, Any]:
         from pipeline.evaluation.report.build import build_report, mix_section, write_report
+        from pipeline.evaluation.report.card import hub_datasets
 
         cells = {which: self._cells(which) for which in ("base", "tuned")}
         missing = [f"evaluation of the {which} model (evaluate)" for which, c in cells.items() if c is None]
@@ -418,7 +419,8 @@ class Run:
             for which in cells
             for mode in MODES
         }
-        write_report(report, self.folder, predictions, sampling=self.profile.evaluation.sampling)
+        sampling, datasets = self.profile.evaluation.sampling, hub_datasets(manifest)
+        write_report(report, self.folder, predictions, sampling=sampling, datasets=datasets)
         write_json(self._path("run.json"), record)
         return report
 

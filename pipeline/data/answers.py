@@ -10,13 +10,12 @@ import time
 from fractions import Fraction
 from functools import lru_cache
 
-# --- 4. check the answer ------------------------------------------------------------------------------------------------
-
 _ANSWER_IS = re.compile(
     r"(?i)\banswer[ \t]*(?:is\b|[:：])[ \t]*[:：]?|答案(?:是|为|[:：])[ \t]*[:：]?|^####", re.MULTILINE
 )
 _NUMBER = r"[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))"
-_ANY_NUMBER = re.compile(rf"(?<![\w.]){_NUMBER}")
+# Neither the end of a name (x2, 1.2.3) nor of a subtraction (5-3); a Chinese character may stand right before it.
+_ANY_NUMBER = re.compile(rf"(?:(?<![\w.)])(?=[-−])|(?<![A-Za-z\d_.])(?=[\d.])){_NUMBER}")
 _PLAIN_NUMBER = re.compile(
     rf"[$€£¥]?({_NUMBER})(?:/(\d+))?\s*(?:\^?°|%|[A-Za-z一-鿿 ]{{0,24}})?"
 )  # a unit may follow, "5 apples"
@@ -48,6 +47,11 @@ def boxed(text: str) -> list[str]:
     return found
 
 
+def numbers(text: str) -> list[str]:
+    """The numbers of a text as they are written, in order: ``1,234`` is one, and so is LaTeX's ``1{,}234``."""
+    return [match[0] for match in _ANY_NUMBER.finditer(text.replace("{,}", ","))]
+
+
 def final_answers(text: str, expects_number: bool) -> list[str]:
     r"""What may count as the final answer of a text, the likeliest first; empty where there is none.
 
@@ -60,11 +64,10 @@ def final_answers(text: str, expects_number: bool) -> list[str]:
     if phrases := list(_ANSWER_IS.finditer(text)):
         phrase = text[phrases[-1].end() :].strip().partition("\n")[0].strip(" \t*")
         sentence = re.split(r"(?<=\S)[.。!！](?:\s|$)|[。！]", phrase)[0].strip()
-        numbers = [match[0] for match in _ANY_NUMBER.finditer(sentence)] if expects_number else []
-        return [sentence, numbers[0]] if len(numbers) == 1 else [sentence]
+        found = numbers(sentence) if expects_number else []
+        return [sentence, found[0]] if len(found) == 1 else [sentence]
     if expects_number:
-        numbers = [match[0] for match in _ANY_NUMBER.finditer(text)]
-        return numbers[-1:]
+        return numbers(text)[-1:]
     return [text.strip()] if len(text.strip()) <= 80 else []
 
 
@@ -91,6 +94,20 @@ def as_number(canonical: str) -> Fraction | None:
         return None
     bottom = int(match[2] or 1)
     return Fraction(match[1].replace(",", "").replace("−", "-")) / bottom if bottom else None
+
+
+def score_answer(kind: str, answer: str, reference: str) -> float:
+    """1.0 for a right answer, else 0.0; the rule of the embedded benchmarks.
+
+    Args:
+        kind: ``text``: equal to the reference once runs of white space count as one blank; ``number``: the number in
+            the last ``\\boxed{…}``, or, without one, the last number of the answer, equals the reference.
+        answer: what follows ``</think>``.
+    """
+    if kind == "text":
+        return float(bool(answer.strip()) and answer.split() == reference.split())
+    found, expected = numbers((boxed(answer) or [answer])[-1])[-1:], numbers(reference)[-1:]
+    return float(bool(found) and as_number(canonical_answer(found[0])) == as_number(canonical_answer(expected[0])))
 
 
 def same_answer(expected: str, given: str) -> bool | None:

@@ -131,6 +131,11 @@ class ChatFormat:
         self.end = str(tokenizer.eos_token)
         _remember_safe_attributes(str(tokenizer.chat_template))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a worker process: ``__init__`` does not run there, and the sandbox of that process has to learn it too."""
+        self.__dict__.update(state)
+        _remember_safe_attributes(str(self.tokenizer.chat_template))
+
     @cached_property
     def key(self) -> str:
         """A hash of the vocabulary, the template and the masks: equal keys give equal examples."""

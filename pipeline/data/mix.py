@@ -25,11 +25,12 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_path, read_json, read_jsonl, write_json
 from pipeline.core.modes import MODES
 from pipeline.core.redact import masked, masked_text
+from pipeline.data.arrays import ranges, starts_of
 from pipeline.data.chat_format import ChatFormat, Turns
-from pipeline.data.pools import Pool, build_pool, build_pools, example_table, require_usable
+from pipeline.data.pools import Pool, build_pools, example_table, require_usable
 from pipeline.data.prepare import TooLong, json_line
 from pipeline.data.screen import Screened, screen
-from pipeline.settings import UNITS, Recipe
+from pipeline.settings import UNITS, Recipe, SourceSettings
 
 if TYPE_CHECKING:
     import pyarrow
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 
 BATCH = 4096  # examples gathered at once
-__all__ = ["Mix", "Part", "build_mix", "build_pool", "dataset_fingerprint", "load_mix", "mix_from_recipe", "save_mix"]
 
 
 @dataclass
@@ -112,6 +112,15 @@ def _rows_of(pool: Pool, screened: Screened, validation_fraction: float) -> tupl
     return result[0], result[1]
 
 
+@dataclass
+class _Drawn:
+    """What was drawn for one side of the split."""
+
+    part: Part
+    entries: list[np.ndarray]  # of each source: the chosen entries of ``pool.rows``, as often as they were chosen
+    weights: list[dict[str, float]]  # of each source: what they add up to, by unit
+
+
 def _take(rows: _Rows, unit: str, target: float, rng: np.random.Generator) -> np.ndarray:
     """Row numbers whose weights add up to the target as closely as a prefix of a random order can, repeating at need."""
     if target <= 0 or not len(rows):
@@ -119,31 +128,38 @@ def _take(rows: _Rows, unit: str, target: float, rng: np.random.Generator) -> np
     order = rng.permutation(len(rows))
     cumulative = np.cumsum(rows.weights[unit][order])
     rounds, rest = divmod(target, cumulative[-1])
+    # A target of exactly all rows may come out as "no whole round and nearly everything", by rounding of the division.
     if rest > cumulative[-1] * (1 - 1e-9):
         rounds, rest = rounds + 1, 0.0
     count = int(np.searchsorted(cumulative, rest))
     if count < len(order):
+        # ``count`` rows stay below the rest, one more reaches it: whichever comes closer.
         before = cumulative[count - 1] if count else 0.0
         count += bool(cumulative[count] - rest <= rest - before)
     return np.concatenate([np.tile(order, int(rounds)), order[:count]])
 
 
-def _select(
+def _draw(
     recipe: Recipe, pools: Sequence[Pool], sides: Sequence[_Rows], total: float, seed: int, purpose: str
-) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Pool number and example number of all chosen examples in their final order, and the chosen rows of each source."""
-    numbers, chosen, taken = [], [], []
+) -> _Drawn:
+    """Draw from each source its share of ``total``, and put all examples into one random order.
+
+    Every source has random numbers of its own, so that another one's share or size does not change which rows it gives.
+    """
+    numbers, examples, entries = [], [], []
+    weights: list[dict[str, float]] = []
     for number, (source, pool, rows) in enumerate(zip(recipe.sources, pools, sides, strict=True)):
         rng = np.random.default_rng([seed, zlib.crc32(f"{purpose}:{source.name}".encode())])
-        rows_taken = _take(rows, recipe.unit, source.share * total, rng)
-        taken.append(rows_taken)
-        entries = rows.entries[rows_taken]
-        counts = pool.rows["examples"][entries].astype(np.int64)
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        chosen.append(np.repeat(pool.rows["first"][entries], counts) + within)
-        numbers.append(np.full(len(chosen[-1]), number))
-    order = np.random.default_rng([seed, zlib.crc32(purpose.encode())]).permutation(sum(map(len, chosen)))
-    return np.concatenate(numbers)[order], np.concatenate(chosen)[order], taken
+        taken = _take(rows, recipe.unit, source.share * total, rng)
+        weights.append({unit: float(rows.weights[unit][taken].sum()) for unit in UNITS})
+        entries.append(rows.entries[taken])
+        # A row may have several examples (one an answer), which lie one behind the other in the pool.
+        counts = pool.rows["examples"][entries[-1]].astype(np.int64)
+        examples.append(ranges(pool.rows["first"][entries[-1]], counts))
+        numbers.append(np.full(len(examples[-1]), number))
+    order = np.random.default_rng([seed, zlib.crc32(purpose.encode())]).permutation(sum(map(len, examples)))
+    tables = partial(_tables, pools, np.concatenate(numbers)[order], np.concatenate(examples)[order])
+    return _Drawn(Part(len(order), tables), entries, weights)
 
 
 def _tables(pools: Sequence[Pool], numbers: np.ndarray, examples: np.ndarray) -> Iterator[pyarrow.Table]:
@@ -182,11 +198,10 @@ def _digest(digest: Any, tables: Iterable[pyarrow.Table]) -> None:
             offsets = np.asarray(chunk["input_ids"].offsets, np.int64)
             ids, labels = (np.asarray(chunk[n].values)[offsets[0] : offsets[-1]] for n in ("input_ids", "labels"))
             lengths = np.diff(offsets)
-            starts = np.cumsum(2 * lengths + 1) - (2 * lengths + 1)
+            starts = starts_of(2 * lengths + 1)  # of each row's frame: its length, its ids, its labels
             framed = np.empty(int((2 * lengths + 1).sum()), "<i4")
             framed[starts] = lengths
-            within = np.arange(len(ids)) - np.repeat(offsets[:-1] - offsets[0], lengths)
-            to = np.repeat(starts + 1, lengths) + within
+            to = ranges(starts + 1, lengths)
             framed[to] = ids
             framed[to + np.repeat(lengths, lengths)] = labels
             digest.update(framed.tobytes())
@@ -227,76 +242,105 @@ def build_mix(
             require_usable(pool)
     screened = screen(recipe, pools, cache)
     sides = [_rows_of(pool, s, validation_fraction) for pool, s in zip(pools, screened, strict=True)]
-    train_sides, validation_sides = [s[0] for s in sides], [s[1] for s in sides]
-    for source, rows in zip(recipe.sources, train_sides, strict=True):
-        if source.share > 0 and not len(rows):
-            why = "it is too small for a validation split" if validation_fraction else "they are duplicates of others"
-            raise UserError(f"source {source.name!r} has no rows left for training: {why}.")
-    total = float(recipe.total or _available(recipe, train_sides))
-    _check_supply(recipe, train_sides, total)
-    numbers, examples, taken = _select(recipe, pools, train_sides, total, seed, "train")
-    train = Part(len(numbers), partial(_tables, pools, numbers, examples))
+    train_rows, validation_rows = [s[0] for s in sides], [s[1] for s in sides]
+    _require_training_rows(recipe, train_rows, validation_fraction)
+    total = float(recipe.total or _available(recipe, train_rows))
+    _check_supply(recipe, train_rows, total)
+    train = _draw(recipe, pools, train_rows, total, seed, "train")
 
-    wanted = total * validation_fraction / (1 - validation_fraction)
-    empty = [s.name for s, rows in zip(recipe.sources, validation_sides, strict=True) if s.share > 0 and not len(rows)]
-    if validation_fraction and empty:
-        raise UserError(
-            f"recipe {recipe.name}: no row of {', '.join(map(repr, empty))} falls into the validation split; give it more rows, "
-            "set data.validation_fraction=0, or, where all rows are alike or ask one question, group_near_duplicates: false."
-        )
-    held = min(wanted, _available(recipe, validation_sides)) if validation_fraction else 0.0
-    numbers, examples, _ = _select(recipe, pools, validation_sides, held, seed, "validation")
-    validation = Part(len(numbers), partial(_tables, pools, numbers, examples))
+    held = 0.0
+    if validation_fraction:
+        _require_validation_rows(recipe, validation_rows)
+        wanted = total * validation_fraction / (1 - validation_fraction)
+        # Rather smaller than asked for than with repeated rows, or with other shares than training.
+        held = min(wanted, _available(recipe, validation_rows))
+    validation = _draw(recipe, pools, validation_rows, held, seed, "validation")
 
-    sums = [{u: float(rows.weights[u][t].sum()) for u in UNITS} for rows, t in zip(train_sides, taken, strict=True)]
-    overall = {u: sum(s[u] for s in sums) for u in UNITS}
-    sources = []
-    warnings = _warnings_of_split(recipe, screened, validation_fraction)
-    for source, pool, judged, rows, t, own in zip(
-        recipe.sources, pools, screened, train_sides, taken, sums, strict=True
-    ):
-        achieved = {u: own[u] / overall[u] if overall[u] else 0.0 for u in UNITS}
-        repeated = len(t) - len(np.unique(t))
-        if repeated:
-            warnings.append(
-                f"source {source.name!r} is too small for its share: rows are repeated, {repeated} times in all"
-            )
-        if abs(achieved[recipe.unit] - source.share) > 0.01:
-            warnings.append(
-                f"source {source.name!r} has share {achieved[recipe.unit]:.3f} of {recipe.unit}, "
-                f"{source.share:.3f} was asked for: "
-                "the mix is too small for a finer split"
-            )
-        entries = rows.entries[t]
-        sources.append(
-            {
-                "name": source.name,
-                "kind": source.kind,
-                "mode": mode_of(pool),
-                "licence": masked_text(source.licence),
-                "content": pool.content,
-                "requested": source.share,
-                "achieved": achieved,
-                "rows": len(t),
-                "rows_repeated": repeated,
-                "rows_augmented": int(pool.rows["augmented"][entries].sum()),
-                "examples": int(pool.rows["examples"][entries].sum()),
-                "tokens": int(own["tokens"]),
-                "loss_tokens": int(own["loss_tokens"]),
-                **account(pool, judged),
-            }
+    overall: dict[str, float] = {unit: sum(weights[unit] for weights in train.weights) for unit in UNITS}
+    sources = [
+        _source_entry(source, pool, judged, entries, weights, overall)
+        for source, pool, judged, entries, weights in zip(
+            recipe.sources, pools, screened, train.entries, train.weights, strict=True
         )
+    ]
     manifest = {
         "recipe": masked(recipe.model_dump()),
         "seed": seed,
         "unit": recipe.unit,
-        "total": {u: int(overall[u]) for u in UNITS},
-        "examples": {"train": train.rows, "validation": validation.rows},
-        "fingerprint": dataset_fingerprint(train, validation),
+        "total": {unit: int(overall[unit]) for unit in UNITS},
+        "examples": {"train": train.part.rows, "validation": validation.part.rows},
+        "fingerprint": dataset_fingerprint(train.part, validation.part),
         "sources": sources,
-        "warnings": warnings,
+        "warnings": [
+            *_warnings_of_split(recipe, screened, validation_fraction),
+            *_warnings_of_shares(recipe, sources),
+        ],
     }
-    return Mix(train, validation, partial(_rejected, pools, screened), manifest)
+    return Mix(train.part, validation.part, partial(_rejected, pools, screened), manifest)
+
+
+def _require_training_rows(recipe: Recipe, sides: Sequence[_Rows], validation_fraction: float) -> None:
+    for source, rows in zip(recipe.sources, sides, strict=True):
+        if source.share > 0 and not len(rows):
+            why = "it is too small for a validation split" if validation_fraction else "they are duplicates of others"
+            raise UserError(f"source {source.name!r} has no rows left for training: {why}.")
+
+
+def _require_validation_rows(recipe: Recipe, sides: Sequence[_Rows]) -> None:
+    empty = [s.name for s, rows in zip(recipe.sources, sides, strict=True) if s.share > 0 and not len(rows)]
+    if empty:
+        raise UserError(
+            f"recipe {recipe.name}: no row of {', '.join(map(repr, empty))} falls into the validation split; give it more rows, "
+            "set data.validation_fraction=0, or, where all rows are alike or ask one question, group_near_duplicates: false."
+        )
+
+
+def _source_entry(
+    source: SourceSettings,
+    pool: Pool,
+    judged: Screened,
+    entries: np.ndarray,
+    weights: dict[str, float],
+    overall: dict[str, float],
+) -> dict[str, Any]:
+    """What the manifest says of a source: what was drawn from it, and where its other rows went.
+
+    Args:
+        entries: the chosen entries of ``pool.rows``. weights: what they add up to. overall: what all sources add up to.
+    """
+    return {
+        "name": source.name,
+        "kind": source.kind,
+        "mode": mode_of(pool),
+        "licence": masked_text(source.licence),
+        "content": pool.content,
+        "requested": source.share,
+        "achieved": {unit: weights[unit] / overall[unit] if overall[unit] else 0.0 for unit in UNITS},
+        "rows": len(entries),
+        "rows_repeated": len(entries) - len(np.unique(entries)),
+        "rows_augmented": int(pool.rows["augmented"][entries].sum()),
+        "examples": int(pool.rows["examples"][entries].sum()),
+        "tokens": int(weights["tokens"]),
+        "loss_tokens": int(weights["loss_tokens"]),
+        **account(pool, judged),
+    }
+
+
+def _warnings_of_shares(recipe: Recipe, sources: Sequence[dict[str, Any]]) -> list[str]:
+    """Rows that are repeated, and shares that the rows are too few or too long to meet."""
+    result = []
+    for entry in sources:
+        achieved = entry["achieved"][recipe.unit]
+        if entry["rows_repeated"]:
+            result.append(
+                f"source {entry['name']!r} is too small for its share: rows are repeated, {entry['rows_repeated']} times in all"
+            )
+        if abs(achieved - entry["requested"]) > 0.01:
+            result.append(
+                f"source {entry['name']!r} has share {achieved:.3f} of {recipe.unit}, {entry['requested']:.3f} was asked for: "
+                "the mix is too small for a finer split"
+            )
+    return result
 
 
 def mode_of(pool: Pool) -> str:
@@ -325,6 +369,7 @@ def account(pool: Pool, screened: Screened) -> dict[str, Any]:
         for step in sorted({*rejected, *pool.tally.changed})
     }
     notes = pool.tally.notes + Counter(augmented_copy_left_out=screened.copies_left_out)
+    # A row over the limit has an entry without examples; a row that was rejected before has none at all.
     original = ~pool.rows["augmented"]
     over = original & (pool.rows["examples"] == 0)
     loss = pool.rows["loss_tokens"]
@@ -332,7 +377,7 @@ def account(pool: Pool, screened: Screened) -> dict[str, Any]:
         "read": pool.read,
         "kept": pool.read - by_reason.total(),
         "over_limit": {
-            "rows": float(over.sum() / original.sum()),
+            "rows": float(over.sum() / max(original.sum(), 1)),
             "loss_tokens": float(loss[over].sum() / max(loss[original].sum(), 1)),
         },
         "rejected": dict(sorted(by_reason.items())),

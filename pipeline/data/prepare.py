@@ -171,17 +171,17 @@ def _listed(ids: list[int]) -> bytes:
 
 @dataclass
 class Preparation:
-    """From raw rows of one source to a ``Chunk``; what a worker process is given."""
+    """From raw rows of one source to a ``Chunk``, by these options; what a worker process is given."""
 
     source: SourceSettings
     form: ChatFormat
-    limit: int
-    turns: Turns
-    cleaning: CleanSettings
-    comparing: bool  # whether rows are to be compared with one another
-    signing: NearDuplicates | None
-    decontaminator: Decontaminator | None
-    too_long: TooLong = "drop"
+    limit: int  # tokens; a row with a longer example is rejected as ``too_long``
+    turns: Turns = "all"
+    cleaning: CleanSettings = field(default_factory=CleanSettings)  # the steps that hold for this source
+    comparing: bool = False  # keep a key of each row, for the search for exact duplicates
+    signing: NearDuplicates | None = None  # sign rows for the search for near-duplicates; None: no signatures
+    decontaminator: Decontaminator | None = None
+    too_long: TooLong = "drop"  # ``cut`` ends an example at the limit instead; for measuring what that costs
 
     # Made where they are used: what they hold need not travel to a worker.
     @cached_property
@@ -272,7 +272,9 @@ class Preparation:
             draft.conversations, draft.places, draft.methods, draft.rendered, strict=True
         ):
             if isinstance(entry, Rejected):
-                if not method:
+                if method:
+                    tally.notes["augmented_copy_left_out"] += 1
+                else:
                     entry.step = "tokenise"
                     rejected[place] = entry
                 continue

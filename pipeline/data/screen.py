@@ -22,13 +22,16 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import atomic_path, file_sha256, fingerprint, read_json, write_json
+from pipeline.core.files import atomic_path, fingerprint, read_json, write_json
+from pipeline.data.arrays import first_equal
 from pipeline.data.cleaning import duplicates
 from pipeline.data.cleaning.duplicates import find_duplicates
-from pipeline.data.pools import Pool, compares_rows, near_duplicates
+from pipeline.data.pools import Pool, code_key, compares_rows, near_duplicates
 from pipeline.data.prepare import EXAMPLES, json_line
 from pipeline.data.sources import read_rows
 from pipeline.settings import Recipe
+
+_LIBRARIES = ("numpy", "scipy", "rensa")  # those by which rows are compared and grouped
 
 
 @dataclass
@@ -71,7 +74,7 @@ def screen(recipe: Recipe, pools: Sequence[Pool], cache: Path | None = None) -> 
             "steps": steps,
             "group": recipe.group_near_duplicates,
             "unused": [source.share == 0 for source in recipe.sources],
-            "code": [file_sha256(Path(path)) for path in (__file__, str(duplicates.__file__))],
+            "code": code_key((Path(__file__), Path(str(duplicates.__file__))), _LIBRARIES),
         }
     )
     folder = cache / "screens" / key if cache is not None else Path(tempfile.mkdtemp(prefix="screen-"))
@@ -128,10 +131,15 @@ def _judge(recipe: Recipe, pools: Sequence[Pool], folder: Path) -> None:
     rows = _All.of(pools, order)
     fallen: list[list[_Fallen]] = [[] for _ in pools]
     dropped = np.zeros(len(rows.entry), bool)  # augmented copies that are another row too
-    keys = _duplicates(recipe, pools, order, rows, fallen, dropped) if compares_rows(recipe) else rows.column("key")
+    keys = rows.column("key")
+    if len(keys) and compares_rows(recipe):
+        alike = _compared(recipe, pools, order, rows)
+        keys = keys[_hanging_together(recipe, rows, keys, alike)]
+        dropped = _repeated_copies(recipe, rows, alike)
+        fallen = _duplicates(recipe, pools, rows, alike)
     for number, (source, pool) in enumerate(zip(recipe.sources, pools, strict=True)):
         balance = recipe.cleaning(source).class_balance
-        if balance:
+        if balance:  # after the duplicates: a class is as large as what is left of it
             gone = [f.entry for f in fallen[number]]
             own = rows.entry[: rows.originals][rows.owner[: rows.originals] == number]
             fallen[number] += _unbalanced(pool, own[~np.isin(own, gone)], balance.max_ratio)
@@ -154,63 +162,91 @@ def _judge(recipe: Recipe, pools: Sequence[Pool], folder: Path) -> None:
     write_json(folder / "screen.json", {"steps": steps, "copies_left_out": copies})
 
 
-def _duplicates(
-    recipe: Recipe,
-    pools: Sequence[Pool],
-    order: Sequence[int],
-    rows: _All,
-    fallen: list[list[_Fallen]],
-    dropped: np.ndarray,
-) -> np.ndarray:
-    """Find duplicates over all pools: adds to ``fallen`` and ``dropped``; returns keys, the same for rows that hang together."""
+@dataclass
+class _Alike:
+    """What each row of ``_All`` repeats; numbers of rows, arrays with one entry a row."""
+
+    first: np.ndarray  # the first row with the same content, itself if there is none
+    near: np.ndarray  # the earlier row that it nearly repeats, -1 if there is none
+    similarity: np.ndarray  # to that one
+    group: np.ndarray  # the smallest row of all that hang together as duplicates
+    same_row: np.ndarray  # the first that comes from the same row of a source: the original, for its augmented copies
+
+
+def _compared(recipe: Recipe, pools: Sequence[Pool], order: Sequence[int], rows: _All) -> _Alike:
+    """Compare all rows with one another, by what the pools hold for that.
+
+    Raises:
+        UserError: the pools were built without it.
+    """
     settings = near_duplicates(recipe)
-    keys = rows.column("key")
-    if not len(keys):
-        return keys
     both = [(pools[number], copies) for copies in (False, True) for number in order]
     exact = np.concatenate([part for pool, copies in both for part in pool.exact_keys(copies)])
     signatures = [path for pool, copies in both for path in pool.signatures(copies)] if settings else []
-    if len(exact) != len(keys) or (settings and not any(path.stat().st_size for path in signatures)):
+    if len(exact) != len(rows.entry) or (settings and not any(path.stat().st_size for path in signatures)):
         raise UserError(
             f"recipe {recipe.name} compares rows with one another, but its pools were built without what that needs. Build them "
             "with build_pools(recipe, …), or switch off exact_duplicates, near_duplicates and group_near_duplicates."
         )
     found = find_duplicates(exact, signatures, settings)
-    first = _first_equal(exact.view("V16").ravel())
-    del exact
-    links = [found.group.astype(np.int32), _first_equal(keys)]
+    first = first_equal(exact.view("V16").ravel())  # 16 bytes as one value
+    # A row's number alone is that of many sources; with its owner in the upper bits it is one value a row of a source.
+    same_row = first_equal(rows.owner.astype(np.int64) << 48 | rows.column("row"))
+    return _Alike(first, found.of, found.similarity, found.group.astype(np.int32), same_row)
+
+
+def _hanging_together(recipe: Recipe, rows: _All, keys: np.ndarray, alike: _Alike) -> np.ndarray:
+    """For each row the first one of all that must fall on its side of the split.
+
+    Were they parted, the model would be validated on what it was trained on: duplicates, rows with one beginning (equal
+    ``keys``), augmented copies and their original, and, where wanted, several answers to one question.
+    """
+    links = [alike.group, first_equal(keys), alike.same_row]
     if recipe.group_near_duplicates:
-        links.append(_first_equal(rows.column("question")))  # two answers to one question
-    same_row = _first_equal(rows.owner.astype(np.int64) << 48 | rows.column("row"))
-    links.append(same_row)  # augmented copies and their original
-    keys = keys[_first_of_component(links)]
-    del links
+        links.append(first_equal(rows.column("question")))
+    return _first_of_component(links)
 
-    cleaning = [recipe.cleaning(source) for source in recipe.sources]
-    exact_on = np.array([c.exact_duplicates for c in cleaning])[rows.owner]
-    near_on = np.array([c.near_duplicates is not None for c in cleaning])[rows.owner]
-    unused = np.array([source.share == 0 for source in recipe.sources])[rows.owner]
-    numbers = np.arange(len(first))
 
-    # Copies come last, so what they repeat is an original or an earlier copy: then the copy is the one too many.
-    for earlier, on in ((first, True), (found.of, near_on)):
-        repeats = (earlier >= 0) & (earlier != numbers) & on
-        repeats &= (same_row != same_row[earlier]) & ~unused[earlier]
+def _by_row(rows: _All, values: Sequence[bool]) -> np.ndarray:
+    """Of each row the value of its source; ``values`` has one a source."""
+    return np.array(values)[rows.owner]
+
+
+def _repeated_copies(recipe: Recipe, rows: _All, alike: _Alike) -> np.ndarray:
+    """Whether a row is an augmented copy that repeats some other row.
+
+    Copies come last, so what they repeat is an original or an earlier copy: then the copy is the one too many. Nothing counts
+    as repeated that is in a source without a share, or comes from the same row.
+    """
+    unused = _by_row(rows, [source.share == 0 for source in recipe.sources])
+    near_on = _by_row(rows, [recipe.cleaning(source).near_duplicates is not None for source in recipe.sources])
+    dropped = np.zeros(len(rows.entry), bool)
+    for earlier, on in ((alike.first, True), (alike.near, near_on)):
+        repeats = (earlier >= 0) & (earlier != np.arange(len(earlier))) & on
+        repeats &= (alike.same_row != alike.same_row[earlier]) & ~unused[earlier]
         dropped[rows.originals :] |= repeats[rows.originals :]
+    return dropped
 
-    same = (first != numbers) & exact_on
-    near = (found.of >= 0) & near_on & ~same
+
+def _duplicates(recipe: Recipe, pools: Sequence[Pool], rows: _All, alike: _Alike) -> list[list[_Fallen]]:
+    """The originals that repeat an earlier row, by pool, each with the place of that row."""
+    cleaning = [recipe.cleaning(source) for source in recipe.sources]
+    exact_on = _by_row(rows, [c.exact_duplicates for c in cleaning])
+    near_on = _by_row(rows, [c.near_duplicates is not None for c in cleaning])
+    same = (alike.first != np.arange(len(alike.first))) & exact_on
+    near = (alike.near >= 0) & near_on & ~same  # an exact one is called so, even where both steps would take it
     hits = np.flatnonzero((same | near)[: rows.originals])
-    earlier = np.where(same[hits], first[hits], found.of[hits])
+    earlier = np.where(same[hits], alike.first[hits], alike.near[hits])
+    fallen: list[list[_Fallen]] = [[] for _ in pools]
     for hit, at, (file, line) in zip(hits.tolist(), earlier.tolist(), _places(pools, rows, earlier), strict=True):
         number, owner = int(rows.owner[hit]), int(rows.owner[at])
         where = f"{file}:{line}" + ("" if owner == number else f" of source {recipe.sources[owner].name!r}")
         if same[hit]:
             why = ("exact_duplicates", "duplicate", f"the same as {where}")
         else:
-            why = ("near_duplicates", "near_duplicate", f"{found.similarity[hit]:.2f} similar to {where}")
+            why = ("near_duplicates", "near_duplicate", f"{alike.similarity[hit]:.2f} similar to {where}")
         fallen[number].append(_Fallen(int(rows.entry[hit]), *why))
-    return keys
+    return fallen
 
 
 def _places(pools: Sequence[Pool], rows: _All, numbers: np.ndarray) -> list[tuple[str, int]]:
@@ -223,14 +259,12 @@ def _places(pools: Sequence[Pool], rows: _All, numbers: np.ndarray) -> list[tupl
     return result
 
 
-def _first_equal(values: np.ndarray) -> np.ndarray:
-    """For each entry the number of the first one that is equal (int32)."""
-    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
-    return np.asarray(first.astype(np.int32)[inverse])
-
-
 def _first_of_component(links: Sequence[np.ndarray]) -> np.ndarray:
-    """For each row the first row that it hangs together with, step by step; each link names a row for each row."""
+    """For each row the first row that it hangs together with, step by step: int32 [n].
+
+    Args:
+        links: int32 [n] each; every one ties row i to row ``link[i]``.
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -239,7 +273,7 @@ def _first_of_component(links: Sequence[np.ndarray]) -> np.ndarray:
     _, label = connected_components(
         coo_array((np.ones(len(ends[0]), bool), ends), shape=(number, number)), directed=False
     )
-    return _first_equal(label)
+    return first_equal(label)
 
 
 def _unbalanced(pool: Pool, entries: np.ndarray, max_ratio: float) -> list[_Fallen]:

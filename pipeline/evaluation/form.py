@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pipeline.core.modes import CLOSE, OPEN, Mode
 
-# --- the form of a reply ----------------------------------------------------------------------------------------------
-
 
 def split_reply(text: str) -> tuple[str, str, bool, bool]:
     """Split a reply at its first ``</think>``.

@@ -16,7 +16,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import fingerprint, make_folder, read_json, read_jsonl, write_json
 from pipeline.core.modes import MODES
 from pipeline.core.statistics import bootstrap, difference_interval95, wilson
-from pipeline.data.cleaning.clean import repeated_part
+from pipeline.data.cleaning.repetition import repeated_part
 from pipeline.run import Run
 from pipeline.settings import EvaluationSettings, Profile, Recipe, Sampling, parse, read_yaml
 

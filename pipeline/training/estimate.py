@@ -22,6 +22,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.processes import size
 from pipeline.model.attention import SHORT
 from pipeline.model.dtype import cpu_has_bfloat16
+from pipeline.model.methods import matrix_shapes
 from pipeline.settings import Profile, locate, read_yaml
 
 Method = Literal["full", "lora", "qlora"]
@@ -92,16 +93,15 @@ class Sizes:
     @property
     def matrices(self) -> dict[str, tuple[int, int]]:
         """(in, out) of the linear modules of one layer."""
-        h, i = self.hidden_size, self.intermediate_size
-        return {
-            "q_proj": (h, self.q),
-            "k_proj": (h, self.kv),
-            "v_proj": (h, self.kv),
-            "o_proj": (self.q, h),
-            "gate_proj": (h, i),
-            "up_proj": (h, i),
-            "down_proj": (i, h),
-        }
+        return matrix_shapes(
+            {
+                "hidden_size": self.hidden_size,
+                "intermediate_size": self.intermediate_size,
+                "num_attention_heads": self.heads,
+                "num_key_value_heads": self.kv_heads,
+                "head_dim": self.head_dim,
+            }
+        )
 
     @property
     def linear(self) -> int:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import copy
 import html
 import json
+import pickle
 import re
+import subprocess
+import sys
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -871,6 +874,18 @@ def test_the_sandbox_keeps_its_verdicts(embedded_tokenizer: PreTrainedTokenizerB
             with pytest.raises(SecurityError):
                 environment.from_string(attack).render(messages=[])
     assert environment.from_string("{{ 'a b'.split(' ')[1] }}").render() == "b"
+
+
+def test_the_sandbox_keeps_its_verdicts_in_a_worker_process(embedded_tokenizer: PreTrainedTokenizerBase) -> None:
+    code = (
+        "import pickle, sys\n"
+        "form = pickle.load(sys.stdin.buffer)\n"
+        "from transformers.utils.chat_template_utils import _compile_jinja_template as compiled\n"
+        "print('is_safe_attribute' in vars(compiled(form.tokenizer.chat_template).environment))\n"
+    )
+    sent = pickle.dumps(ChatFormat(embedded_tokenizer))
+    worker = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, check=True)
+    assert worker.stdout.split() == [b"True"]
 
 
 # --- the masks that are there to be measured ----------------------------------------------------------------------------

@@ -17,18 +17,13 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
 from pipeline.data import corpora
-from pipeline.data.answers import boxed, final_answers, same_answer
-from pipeline.data.cleaning.clean import (
-    LANGUAGES,
-    STEPS,
-    Cleaner,
-    is_refusal,
-    language_of,
-    normalise,
-    prose,
-    protected_spans,
-    repeated_part,
-)
+from pipeline.data.answers import boxed, final_answers, numbers, same_answer
+from pipeline.data.cleaning.clean import STEPS, Cleaner
+from pipeline.data.cleaning.languages import LANGUAGES, language_of
+from pipeline.data.cleaning.normalise import normalise
+from pipeline.data.cleaning.protected import prose, protected_spans
+from pipeline.data.cleaning.refusals import is_refusal
+from pipeline.data.cleaning.repetition import repeated_part
 from pipeline.data.conversations import (
     Conversation,
     Message,
@@ -79,7 +74,7 @@ def test_no_step_is_on_by_default() -> None:
 
 def test_the_steps_are_settings_in_their_order() -> None:
     names = [name for name in CleanSettings.model_fields if name in STEPS]
-    assert tuple(names) == STEPS
+    assert names == list(STEPS)
 
 
 def test_a_cleaner_can_be_sent_to_another_process() -> None:
@@ -406,6 +401,19 @@ def test_answers_are_compared_in_a_thread_too() -> None:
 def test_boxes() -> None:
     assert boxed("\\boxed{a{b}c} \\fbox {d\\}} \\boxed{") == ["a{b}c", "d\\}"]
     assert final_answers("a \\boxed{1} b \\boxed{2}", True) == ["2", "1, 2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("一共有42个苹果", ["42"]),  # a Chinese character is no letter of a name
+        ("CO2, x1 and 1.2.3", ["1.2"]),
+        ("5-3, then -3 or −4", ["5", "3", "-3", "−4"]),
+        ("1,234 or 1{,}234 or .5", ["1,234", "1,234", ".5"]),
+    ],
+)
+def test_numbers_of_a_text(text: str, found: list[str]) -> None:
+    assert numbers(text) == found
 
 
 @given(st.integers(-(10**9), 10**9), st.integers(-(10**9), 10**9))

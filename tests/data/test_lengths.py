@@ -11,6 +11,7 @@ from pipeline.data.chat_format import ChatFormat
 from pipeline.data.lengths import difference, difference_text, lengths, lengths_text
 from pipeline.data.mix import mix_from_recipe, save_mix
 from pipeline.data.pools import build_pool
+from pipeline.data.prepare import Preparation
 from pipeline.settings import Recipe, SourceSettings
 
 
@@ -29,7 +30,7 @@ def source(name: str, share: float = 0.5, rows: int = 400, **changes: Any) -> So
 
 
 def test_lengths_agree_with_a_count_by_hand(form: ChatFormat) -> None:
-    pools = [build_pool(source(name), form, 256) for name in ("chat", "math")]
+    pools = [build_pool(Preparation(source(name), form, 256)) for name in ("chat", "math")]
     entries = lengths(pools, 100)
     assert [(e["source"], e["mode"]) for e in entries] == [("chat", "non_thinking"), ("math", "thinking")]
     for pool, entry in zip(pools, entries, strict=True):
@@ -52,7 +53,7 @@ def test_lengths_agree_with_a_count_by_hand(form: ChatFormat) -> None:
 
 
 def test_rows_over_the_limit_in_force_are_in_the_lengths(form: ChatFormat) -> None:
-    wide, narrow = (lengths([build_pool(source("math"), form, limit)], limit) for limit in (256, 64))
+    wide, narrow = (lengths([build_pool(Preparation(source("math"), form, limit))], limit) for limit in (256, 64))
     assert wide[0]["histogram"] == narrow[0]["histogram"]
     text = lengths_text(narrow, 64)
     (marked,) = [line for line in text.splitlines() if "← the limit in force" in line]

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
 from pipeline.data.chat_format import ChatFormat
-from pipeline.data.mix import Mix, Pool, build_mix, build_pool, dataset_fingerprint, load_mix, mix_from_recipe, save_mix
+from pipeline.data.mix import Mix, Pool, build_mix, dataset_fingerprint, load_mix, mix_from_recipe, save_mix
+from pipeline.data.pools import build_pool
+from pipeline.data.prepare import Preparation
 from pipeline.settings import UNITS, Recipe, SourceSettings
 
 
@@ -45,7 +47,7 @@ def form() -> ChatFormat:
 
 @pytest.fixture(scope="module")
 def pools(form: ChatFormat) -> list[Pool]:
-    return [build_pool(s, form, 256) for s in recipe().sources]
+    return [build_pool(Preparation(s, form, 256)) for s in recipe().sources]
 
 
 def shares(mix: Mix, unit: str) -> dict[str, float]:
@@ -148,11 +150,22 @@ def test_accounting_and_rejected_rows(form: ChatFormat, tmp_path: Path) -> None:
     assert written == mix.rejected
 
 
+def test_a_source_without_a_share_may_have_no_row_at_all(form: ChatFormat, tmp_path: Path) -> None:
+    (tmp_path / "wrong.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
+    unused = source("own", 0.0, source="local", path=str(tmp_path / "wrong.jsonl"), format="alpaca", rows=None)
+    mix = mix_from_recipe(Recipe(name="r", sources=[source("chat", 1.0), unused]), form, max_seq_length=256, seed=1)
+    entry = mix.manifest["sources"][1]
+    assert (entry["read"], entry["kept"], entry["rows"]) == (2, 0, 0) and entry["rejected"] == {"missing_column": 2}
+    assert entry["over_limit"] == {"rows": 0.0, "loss_tokens": 0.0}
+    save_mix(mix, tmp_path / "mix")
+    assert load_mix(tmp_path / "mix").manifest == mix.manifest
+
+
 def test_empty_and_useless_sources(form: ChatFormat, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
     local = {"source": "local", "rows": None, "format": "alpaca"}
     with pytest.raises(UserError, match="empty.jsonl is empty"):
-        build_pool(source("own", 1.0, **(local | {"path": str(tmp_path / "empty.jsonl")})), form, 256)
+        build_pool(Preparation(source("own", 1.0, **(local | {"path": str(tmp_path / "empty.jsonl")})), form, 256))
     (tmp_path / "wrong.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
     with pytest.raises(UserError, match="none of its 2 rows.*2 × missing_column.*wrong.jsonl:1.*format: alpaca"):
         wrong = source("own", 1.0, **(local | {"path": str(tmp_path / "wrong.jsonl")}))

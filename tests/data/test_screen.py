@@ -12,6 +12,7 @@ from pipeline.core.errors import UserError
 from pipeline.data.chat_format import ChatFormat
 from pipeline.data.mix import build_mix, held_out, mix_from_recipe
 from pipeline.data.pools import build_pool, build_pools
+from pipeline.data.prepare import Preparation
 from pipeline.data.screen import screen
 from pipeline.settings import AugmentationSettings, Recipe
 
@@ -179,10 +180,10 @@ def test_a_large_group_of_alike_rows_is_said(form: ChatFormat, tmp_path: Path) -
 
 def test_pools_without_what_comparing_needs_are_refused(form: ChatFormat, tmp_path: Path) -> None:
     wanted = recipe(tmp_path, {"own": [row(text(n)) for n in range(3)]})
-    plain = [build_pool(wanted.sources[0], form, 512)]
+    plain = [build_pool(Preparation(wanted.sources[0], form, 512))]
     with pytest.raises(UserError, match="compares rows.*build_pools"):
         screen(wanted, plain)
-    keys_alone = [build_pool(wanted.sources[0], form, 512, comparing=True)]
+    keys_alone = [build_pool(Preparation(wanted.sources[0], form, 512, comparing=True))]
     with pytest.raises(UserError, match="compares rows.*build_pools"):
         screen(wanted, keys_alone)
     assert screen(wanted.model_copy(update={"group_near_duplicates": False}), plain)[0].keep.all()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
 from pipeline.evaluation.report.build import build_report, mix_section, write_report
-from pipeline.evaluation.report.card import model_card
+from pipeline.evaluation.report.card import hub_datasets, model_card
 from pipeline.evaluation.report.compare import changes, ratio_interval, retention
 from pipeline.evaluation.report.page import TEMPLATES, html
 from pipeline.evaluation.report.schema import validate_report
@@ -526,13 +526,30 @@ def test_the_card_has_front_matter_shares_and_scores(report: dict[str, Any]) -> 
     assert front["base_model"] == "models/embedded"
     assert front["library_name"] == "peft"
     assert front["license"] == "mit"
-    assert front["datasets"] == ["chat", "math"]
+    assert "datasets" not in front  # both sources were generated: no hub has them
     assert "unsloth" in front["tags"]
     assert "| math | thinking | 6,000 | 75.0 % | 75.0 % | 88.8 % | 92.9 % |" in card
     assert "Left out of math: 3 no\\_answer, 1,412 too\\_long." in card
     assert table(report) in card
     assert report["run"]["data_fingerprint"] in card
     assert re.findall(r"(?<!\n)\n#+ .*", card) == []  # a blank line before each heading
+
+
+def test_the_card_names_datasets_as_the_hub_does(tmp_path: Path, report: dict[str, Any]) -> None:
+    values = [
+        ("chat", "huggingface", "mlabonne/FineTome-100k", 2000),
+        ("code", "huggingface", "mlabonne/FineTome-100k", 10),  # another subset of the same
+        ("math", "modelscope", "nv-community/OpenMathReasoning", 6000),
+        ("own", "local", "private/rows.jsonl", 5),
+        ("made", "generated", "finetome_like", 5),
+        ("unused", "huggingface", "someone/else", 0),
+    ]
+    recipe = {"sources": [{"name": name, "source": where, "path": path} for name, where, path, _ in values]}
+    rows = [{"name": name, "rows": count} for name, _, _, count in values]
+    datasets = hub_datasets({"recipe": recipe, "sources": rows})
+    assert datasets == ["mlabonne/FineTome-100k", "nv-community/OpenMathReasoning"]
+    card = write_report(report, tmp_path, datasets=datasets)["model_card.md"].read_text(encoding="utf-8")
+    assert _front_matter(card)["datasets"] == datasets
 
 
 def test_the_cards_code_compiles_and_gives_the_sampling(report: dict[str, Any]) -> None:
@@ -577,8 +594,7 @@ def test_hostile_text_does_not_break_the_card(parts: dict[str, Any]) -> None:
     parts["run"]["model"] = name
     parts["mix"]["sources"][0]["name"] = name
     card = model_card(build_report(**parts))
-    front = _front_matter(card)
-    assert front["datasets"][0] == name
+    assert _front_matter(card)["base_model"] == name
     body = card.split("\n---\n", 1)[1] if "\n---\n" in card else card
     assert "<script" not in body[body.index("# ") :]
 

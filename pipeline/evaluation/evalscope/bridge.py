@@ -1,7 +1,7 @@
 """What EvalScope is given: our benchmarks, and a model that answers its requests in batches.
 
 Import this module only where EvalScope is about to run: EvalScope takes seconds to import and replaces the root
-logger's handlers; ``evaluate`` imports it behind a guard.
+logger's handlers; ``contain`` imports it behind a guard.
 
 EvalScope sends one request a thread. ``BatchingModel`` lets a known number of them come together and hands them over as
 one batch, in an order that does not depend on which thread came first; ``serve`` answers them in the thread that calls
@@ -11,13 +11,10 @@ it (the main one, so that Ctrl-C stops decoding at once).
 from __future__ import annotations
 
 import json
-import re
 import threading
-import unicodedata
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +33,8 @@ from evalscope.api.registry import register_benchmark
 
 from pipeline.core.errors import UserError
 from pipeline.core.modes import Mode
+from pipeline.data.answers import score_answer
 from pipeline.data.conversations import Message
-from pipeline.data.corpora import TEST_SETS
 from pipeline.evaluation.form import is_unclosed, split_reply
 from pipeline.model.decode import Reply
 
@@ -177,47 +174,8 @@ def _output(model_name: str, reply: Reply, mode: Mode) -> ModelOutput:
     )
 
 
-# --- scoring ----------------------------------------------------------------------------------------------------------
-
-_NUMBER = re.compile(r"(?:(?<![\w.)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
-
-
-def last_boxed(text: str) -> str | None:
-    """What stands in the last complete ``\\boxed{…}``, braces inside it balanced; None where there is none."""
-    for match in reversed(list(re.finditer(r"\\boxed\s*\{", text))):
-        depth = 1
-        for position in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            if depth == 0:
-                return text[match.end() : position]
-    return None
-
-
-def last_number(text: str) -> Decimal | None:
-    """The last number of a text; 1,234 is one number, a minus counts where it cannot be a subtraction."""
-    plain = unicodedata.normalize("NFKC", text).replace("{,}", ",").replace("\u2212", "-")
-    numbers = _NUMBER.findall(plain)
-    return Decimal(numbers[-1].replace(",", "")) if numbers else None
-
-
-def score_answer(kind: str, answer: str, reference: str) -> float:
-    """1.0 for a right answer, else 0.0.
-
-    Args:
-        kind: ``text``: equal to the reference once runs of white space count as one blank; ``number``: the number in
-            the last ``\\boxed{…}``, or, without one, the last number of the answer, equals the reference.
-        answer: what follows ``</think>``.
-    """
-    if kind == "text":
-        return float(bool(answer.strip()) and answer.split() == reference.split())
-    boxed = last_boxed(answer)
-    found = last_number(answer if boxed is None else boxed)
-    return float(found is not None and found == last_number(reference))
-
-
 # --- benchmarks -------------------------------------------------------------------------------------------------------
 
-EMBEDDED = {f"embedded_{name}": name for name in TEST_SETS}  # → test_items
 _TITLES = {
     "embedded_chat": "Templated chat in English and Chinese, equal text",
     "embedded_arithmetic": "Additions that the embedded base model knows, equal number",

@@ -67,6 +67,7 @@ def write_report(
     *,
     licence: str = "apache-2.0",
     sampling: SamplingTable | None = None,
+    datasets: Sequence[str] = (),
 ) -> dict[str, Path]:
     """Write report.json, report.html and model_card.md, each atomically.
 
@@ -77,6 +78,7 @@ def write_report(
             and ``truncated``; further keys are ignored.
         licence: the card's ``license``, as the hub spells it.
         sampling: what the card gives for decoding; None: that of the run's profile, if it is one of this package.
+        datasets: ids of the hub datasets that it was trained on, for the card.
 
     Returns:
         The three paths by file name.
@@ -87,7 +89,7 @@ def write_report(
     validate_report(report)
     texts = {
         "report.html": html(report, predictions),
-        "model_card.md": model_card(report, licence=licence, sampling=sampling),
+        "model_card.md": model_card(report, licence=licence, sampling=sampling, datasets=datasets),
     }
     paths = {name: output_dir / name for name in ("report.json", *texts)}
     for name, text in texts.items():

