@@ -380,7 +380,7 @@ def test_how_to_go_on_names_only_options_that_there_are(
     def fail(*_: object) -> None:
         raise failures[0]
 
-    monkeypatch.setattr("pipeline.settings.load.load_profile", fail)
+    monkeypatch.setattr("pipeline.settings.load_profile", fail)
     monkeypatch.setattr("pipeline.studies.sweep.run_sweep", fail)
     arguments = [*command, "--output-dir", str(tmp_path / "new")]
     assert main(arguments) == 130

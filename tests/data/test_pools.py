@@ -122,7 +122,7 @@ def test_a_failed_build_goes_on_behind_the_last_whole_shard(
 def test_kill_minus_nine_in_the_middle_of_a_build(tmp_path: Path) -> None:
     script = tmp_path / "build.py"
     script.write_text(
-        "import sys\nfrom pathlib import Path\nfrom transformers import AutoTokenizer\nfrom pipeline import pools\n"
+        "import sys\nfrom pathlib import Path\nfrom transformers import AutoTokenizer\nfrom pipeline.data import pools\n"
         "from pipeline.data.chat_format import ChatFormat\nfrom pipeline.settings import SourceSettings\n"
         "pools.SHARD = 250\n"
         "source = SourceSettings(name='chat', kind='chat', source='generated', path='finetome_like', format='sharegpt',\n"

@@ -293,7 +293,7 @@ def test_a_killed_worker_s_trial_is_run_again(tmp_path: Path) -> None:
     folder = tmp_path / "study"
     sets = [part for text in [*TINY, *ONE] for part in ("--set", text)]
     command = [sys.executable, "-c", "import pipeline.studies.search as s, sys; s.HEARTBEAT_SECONDS, s.GRACE_SECONDS = 1, 3\n"
-               "from pipeline.cli.main.main import main; sys.exit(main(sys.argv[1:]))"]  # fmt: skip
+               "from pipeline.cli.main import main; sys.exit(main(sys.argv[1:]))"]  # fmt: skip
     command += ["search", "--trials", "2", "--output-dir", str(folder), "--json", *sets]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
