@@ -1,4 +1,4 @@
-"""What several test modules share: the two tokenizers, and where the real data files lie.
+"""What several test modules share: tokenizers, real data files, a warm Python, and a tiny trained run.
 
 transformers is imported inside the fixtures, so that modules that need neither (or need unsloth first) pay nothing.
 """
@@ -6,14 +6,20 @@ transformers is imported inside the fixtures, so that modules that need neither 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import filelock
+import hypothesis
 import pytest
+import warm
+from examples import PROFILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
@@ -21,6 +27,13 @@ if TYPE_CHECKING:
     from pipeline.data.chat_format import ChatFormat
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing in the tests may reach a hub
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # there is a worker a core, and matrices this small gain nothing by threads
+ENVIRONMENT = dict(os.environ)  # before libraries that are imported here add to it
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.register_profile("nightly", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile(PROFILE)
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT / "../shared/data"
@@ -28,9 +41,11 @@ EMBEDDED_MODEL = ROOT / "models/embedded"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with most slow tests first: of several workers, none begins the longest file when the others are done."""
+    """Files with most slow tests first, dealt to both halves of the list, with which two workers begin."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    files = sorted(dict.fromkeys(item.path for item in items), key=lambda path: -slow[path])
+    place = {path: number for number, path in enumerate(files[::2] + files[1::2])}
+    items.sort(key=lambda item: place[item.path])
 
 
 def _load(path: Path) -> PreTrainedTokenizerBase:
@@ -77,23 +92,72 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def pipeline_command() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``python -m pipeline ARGUMENTS`` in a process of its own, which has to end with ``code``."""
+def warm_python() -> Iterator[str]:
+    """An interpreter whose programs are forked from one that has imported everything (see warm.py); else the real one."""
+    if not hasattr(os, "pidfd_open"):
+        yield sys.executable
+        return
+    with tempfile.TemporaryDirectory(prefix="warm") as folder:  # a short path: it names a socket
+        interpreter, server = warm.start(Path(folder), ROOT, ENVIRONMENT)
+        yield str(interpreter)
+        server.communicate()  # closes its input, by which it ends
 
-    def call(*arguments: str, sets: Sequence[str] = (), code: int = 0) -> subprocess.CompletedProcess[str]:
+
+@pytest.fixture(scope="session")
+def pipeline_command(warm_python: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``python -m pipeline ARGUMENTS`` in a process of its own, which has to end with ``code``.
+
+    ``fresh``: by the real Python, which imports everything anew.
+    """
+
+    def call(
+        *arguments: str,
+        sets: Sequence[str] = (),
+        code: int = 0,
+        environment: Mapping[str, str] = {},
+        fresh: bool = False,
+    ) -> subprocess.CompletedProcess[str]:
         words = [part for text in sets for part in ("--set", text)]
         result = subprocess.run(
-            [sys.executable, "-m", "pipeline", *arguments, *words],
+            [sys.executable if fresh else warm_python, "-m", "pipeline", *arguments, *words],
             cwd=ROOT,
             capture_output=True,
             text=True,
             timeout=600,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**ENVIRONMENT, **environment},
         )
         assert result.returncode == code, result.stderr[-3000:]
         return result
 
     return call
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """``once(name, make)``: a folder that ``make`` fills, once for all workers. Who changes something there takes a copy."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        path, done = root / "once" / name, root / "once" / f"{name}.done"
+        path.parent.mkdir(exist_ok=True)
+        with filelock.FileLock(path.parent / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(path, ignore_errors=True)
+                path.mkdir()
+                make(path)
+                done.touch()
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(once: Callable[..., Path], pipeline_command: Callable[..., subprocess.CompletedProcess[str]]) -> Path:
+    """A whole run of the embedded profile with ``tiny.SETTINGS``, by the real Python; not to be changed."""
+    from tiny import SETTINGS
+
+    return once("run", lambda path: pipeline_command("run", "--output-dir", str(path), sets=SETTINGS, fresh=True))
 
 
 @pytest.fixture(scope="session")
