@@ -92,6 +92,12 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def environment() -> dict[str, str]:
+    """The variables that the tests were started with, for programs: without what libraries have added since."""
+    return dict(ENVIRONMENT)
+
+
+@pytest.fixture(scope="session")
 def warm_python() -> Iterator[str]:
     """An interpreter whose programs are forked from one that has imported everything (see warm.py); else the real one."""
     if not hasattr(os, "pidfd_open"):

@@ -1,11 +1,11 @@
 """A Python that has its imports behind it: what the tests start costs a fork instead of twenty seconds of importing.
 
 Importing Unsloth, TRL and EvalScope takes longer than most of what the tests do with them. So one *server* a test worker
-imports them once, and forks for every program that is started through its *interpreter*, a small script which takes the
+imports them once, and forks for every program that is started through its *interpreter*, a small script that takes the
 arguments of ``python`` (``-m MODULE``, ``-c CODE`` or a script) and stands for the program that it starts: the program has
-its streams, folder and environment, ends with it (also by SIGKILL), and the script ends with the program's exit code or
-signal. Programs find the interpreter as ``sys.executable`` too, so what they start (cells of a sweep, kernels of notebooks)
-is forked as well.
+its streams, folder, environment and signals, and dies with it; the script ends with the program's exit code or signal.
+Programs find the interpreter as ``sys.executable`` too, so what they start (cells of a sweep, kernels of notebooks) is forked
+as well.
 
 A program that needs a process of its own gets one: other options of the interpreter, and variables that matter while
 libraries are imported, start the real Python. Without ``os.pidfd_open`` (Linux has it) everything does.
@@ -44,15 +44,18 @@ ALSO = (
     "matplotlib.backends.backend_agg",
 )
 CLIENT = """#!{python} -IS
-import json, os, socket, struct, sys
+import json, os, signal, socket, struct, sys
 server = socket.socket(socket.AF_UNIX)
 server.connect({path!r})
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: server.send(bytes([number])))
 text = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
 socket.send_fds(server, [struct.pack("i", len(text))], [0, 1, 2])
 server.sendall(text)
 answer = server.recv(4)
 code = struct.unpack("i", answer)[0] if answer else 255
 if code < 0:
+    signal.signal(-code, signal.SIG_DFL) if code != -signal.SIGKILL else None
     os.kill(os.getpid(), -code)
 sys.exit(code)
 """
@@ -101,7 +104,7 @@ def serve(folder: Path) -> list[str] | None:
         for key, _ in selector.select():
             if key.fileobj == 0:
                 for pid, _client in running.values():
-                    _kill(pid)
+                    _kill(pid, signal.SIGKILL)
                 return None
             if key.fileobj is listener:
                 client = listener.accept()[0]
@@ -123,9 +126,12 @@ def serve(folder: Path) -> list[str] | None:
             if descriptor not in running:
                 continue
             pid, client = running[descriptor]
-            if descriptor == client.fileno():  # it was killed, and the program is with it
-                selector.unregister(client)
-                _kill(pid)
+            if descriptor == client.fileno():
+                if number := client.recv(1):  # a signal that was meant for the program
+                    _kill(pid, number[0])
+                else:  # the client was killed, and the program is with it
+                    selector.unregister(client)
+                    _kill(pid, signal.SIGKILL)
                 continue
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             selector.unregister(descriptor)
@@ -156,9 +162,9 @@ def _forkable() -> None:
         raise RuntimeError(f"importing has started threads: {others}")
 
 
-def _kill(pid: int) -> None:
+def _kill(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
 
 
 def _request(client: socket.socket) -> tuple[list[str], str, dict[str, str], list[int]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -192,7 +193,7 @@ def test_damaged_files_of_a_mix_are_seen(form: ChatFormat, tmp_path: Path, name:
         load_mix(tmp_path)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(20), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 1), unit=st.sampled_from(UNITS), seed=st.integers(0, 2**32 - 1), scale=st.floats(0.3, 0.9))
 def test_any_share_is_met_within_one_percent_or_refused(
     pools: list[Pool], share: float, unit: str, seed: int, scale: float

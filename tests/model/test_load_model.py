@@ -24,7 +24,9 @@ print("mapped", "models/embedded/model.safetensors" in Path("/proc/self/maps").r
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc here to see what a process has mapped")
-def test_the_checkpoint_is_not_held_beside_its_quantised_copy(warm_python: str) -> None:
-    done = subprocess.run([warm_python, "-c", LOAD], cwd=ROOT, capture_output=True, text=True, timeout=300)
+def test_the_checkpoint_is_not_held_beside_its_quantised_copy(warm_python: str, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [warm_python, "-c", LOAD], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-2:] == ["tied True", "mapped False"]

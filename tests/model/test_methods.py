@@ -223,7 +223,9 @@ Trained = Callable[[Method], tuple[Path, dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def trained(once: Callable[[str, Callable[[Path], object]], Path], warm_python: str) -> Trained:
+def trained(
+    once: Callable[[str, Callable[[Path], object]], Path], warm_python: str, environment: dict[str, str]
+) -> Trained:
     """Where a method was trained, with the others of its group, and what came of it."""
 
     def of(method: Method) -> tuple[Path, dict[str, Any]]:
@@ -234,7 +236,7 @@ def trained(once: Callable[[str, Callable[[Path], object]], Path], warm_python: 
                 (SCRIPT + BESIDES + END, CORE) if core else (SCRIPT + END, [m for m in METHODS if m not in CORE])
             )
             command = [warm_python, "-c", script, str(folder), *methods]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
             assert done.returncode == 0, done.stderr[-3000:]
             (folder / "result.json").write_text(done.stdout.split("RESULT")[-1], encoding="utf-8")
 

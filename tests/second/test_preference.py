@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -49,7 +50,7 @@ PIECES = st.characters(exclude_categories=["Cs"]) | st.sampled_from(
     ["<think>", "</think>", "<|im_end|>", " ", "\n", "好"]
 )
 TEXT = st.lists(PIECES, min_size=1, max_size=20).map("".join).filter(str.strip)  # control tokens in a text stay text
-slowly = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+slowly = settings(max_examples=examples(30), suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def think(reasoning: str, answer: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import unsloth  # noqa: F401  (before transformers)
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,7 +57,7 @@ def test_a_whole_checkpoint_is_whole(tmp_path: Path) -> None:
     assert manifest["identity"] == WHO and manifest["progress"] == {"tokens": 100}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(30))
 @given(st.data())
 def test_any_damage_is_found_and_the_checkpoint_before_is_used(data: st.DataObject) -> None:
     import tempfile
