@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any
 
 # Read while libraries are imported; a program that sets one of them otherwise is not forked.
-AT_IMPORT = ("PYTHON", "OMP_", "UNSLOTH_", "HF_HUB", "HF_HOME", "HF_ENDPOINT", "CUDA_", "TORCH")
-BUT = ("PYTHONPATH", "PYTHONUNBUFFERED")
+AT_IMPORT = ("PYTHON", "OMP_", "UNSLOTH_", "HF_HUB", "HF_HOME", "HF_ENDPOINT", "CUDA_")
+BUT = ("PYTHONPATH", "PYTHONUNBUFFERED", "PYTHON_EXEC")
 ALSO = (
     "evalscope.run",
     "evalscope.api.benchmark",
@@ -192,12 +192,16 @@ def _become(request: Any, before: dict[str, str], by_imports: dict[str, str], in
         and name not in BUT
         and environment.get(name) not in (before.get(name), ours.get(name))
     ]
-    known = arguments and (arguments[0] in ("-m", "-c") or not arguments[0].startswith("-"))
+    unbuffered = arguments[:1] == ["-u"]
+    program = arguments[unbuffered:]
+    known = program and (program[0] in ("-m", "-c") or not program[0].startswith("-"))
     if other or not known:
         os.execve(sys.executable, [sys.executable, *arguments], environment)
     os.environ.clear()
     os.environ.update(environment | {name: value for name, value in by_imports.items() if name not in environment})
     sys.executable = interpreter
+    if unbuffered:
+        sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
     sys.path[:0] = [
         part for part in environment.get("PYTHONPATH", "").split(os.pathsep) if part and part not in sys.path
     ]
@@ -207,7 +211,7 @@ def _become(request: Any, before: dict[str, str], by_imports: dict[str, str], in
 
     random.seed()
     np.random.seed()
-    return list(arguments)
+    return program
 
 
 def run(arguments: list[str]) -> None:

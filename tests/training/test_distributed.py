@@ -88,7 +88,7 @@ def test_loss_curve_is_that_of_one_process_with_the_same_global_batch(
 
 @pytest.mark.slow
 def test_two_processes_resume_and_end_with_the_same_weights(
-    pipeline_command: Command, two: Path, tmp_path: Path
+    pipeline_command: Command, warm_python: str, environment: dict[str, str], two: Path, tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file
 
@@ -102,7 +102,8 @@ def test_two_processes_resume_and_end_with_the_same_weights(
     script = tmp_path / "ranks.py"
     script.write_text(RANKS, encoding="utf-8")
     settings = [part for part in [*OVERRIDES, *HALF] if part != "--set"]
-    result = torchrun(str(script), str(folder), *settings, timeout=600)
+    command = [str(script), str(folder), *settings]
+    result = torchrun(*command, timeout=600, python=warm_python, environment=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     assert adapter(folder) == adapter(two)
     ends = [load_file(folder / f"rank_{rank}.safetensors") for rank in (0, 1)]
