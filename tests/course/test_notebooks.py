@@ -30,6 +30,7 @@ WORDS = {
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("number", list(WORDS))
 def test_the_notebook_runs(
     number: str, pipeline_command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
