@@ -5,6 +5,7 @@ transformers is imported inside the fixtures, so that modules that need neither 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -31,6 +32,8 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # there is a worker a core, and matrices this small gain nothing by threads
 ENVIRONMENT = dict(os.environ)  # before libraries that are imported here add to it
+WARM = "TESTS_WARM_PYTHON"  # the interpreter of the server that all workers share
+FORKS = hasattr(os, "pidfd_open")
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.register_profile("nightly", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(PROFILE)
@@ -38,6 +41,15 @@ hypothesis.settings.load_profile(PROFILE)
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT / "../shared/data"
 EMBEDDED_MODEL = ROOT / "models/embedded"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One warm server for all workers, which begins while they collect; a run without workers starts it when it is needed."""
+    if FORKS and WARM not in os.environ and getattr(config.option, "numprocesses", None):
+        stack = contextlib.ExitStack()
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="warm"))
+        os.environ[WARM] = str(stack.enter_context(warm.serving(Path(folder), ROOT, ENVIRONMENT)))
+        config.add_cleanup(stack.close)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -100,13 +112,16 @@ def environment() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def warm_python() -> Iterator[str]:
     """An interpreter whose programs are forked from one that has imported everything (see warm.py); else the real one."""
-    if not hasattr(os, "pidfd_open"):
+    if not FORKS:
         yield sys.executable
         return
-    with tempfile.TemporaryDirectory(prefix="warm") as folder:  # a short path: it names a socket
-        interpreter, server = warm.start(Path(folder), ROOT, ENVIRONMENT)
+    with contextlib.ExitStack() as stack:
+        interpreter = Path(os.environ.get(WARM, ""))
+        if WARM not in os.environ:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="warm"))  # a short path: it names a socket
+            interpreter = stack.enter_context(warm.serving(Path(folder), ROOT, ENVIRONMENT))
+        warm.wait(interpreter)
         yield str(interpreter)
-        server.communicate()  # closes its input, by which it ends
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """A Python that has its imports behind it: what the tests start costs a fork instead of twenty seconds of importing.
 
-Importing Unsloth, TRL and EvalScope takes longer than most of what the tests do with them. So one *server* a test worker
+Importing Unsloth, TRL and EvalScope takes longer than most of what the tests do with them. So one *server*
 imports them once, and forks for every program that is started through its *interpreter*, a small script that takes the
 arguments of ``python`` (``-m MODULE``, ``-c CODE`` or a script) and stands for the program that it starts: the program has
 its streams, folder, environment and signals, and dies with it; the script ends with the program's exit code or signal.
@@ -30,6 +30,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,24 +62,41 @@ sys.exit(code)
 """
 
 
-def start(folder: Path, root: Path, environment: dict[str, str]) -> tuple[Path, subprocess.Popen[bytes]]:
-    """The path of an interpreter in ``folder`` and the server behind it, which ends when its standard input does."""
+@contextlib.contextmanager
+def serving(folder: Path, root: Path, environment: dict[str, str]) -> Iterator[Path]:
+    """The path of an interpreter in ``folder``; the server behind it, which needs a while to begin, ends with the block."""
     interpreter = folder / "python"
     client = CLIENT.format(python=sys.executable, path=str(folder / "socket"))
     interpreter.write_text(client, encoding="utf-8")
     interpreter.chmod(0o755)
-    environment = environment | {"PYTHONPATH": str(root)}
-    command = [sys.executable, __file__, str(folder)]
-    # Pipes, as most programs find them: what the server says is what went wrong.
-    pipe = subprocess.PIPE
-    server = subprocess.Popen(command, cwd=root, env=environment, stdin=pipe, stdout=pipe, stderr=pipe)
-    deadline = time.monotonic() + 600
-    while not (folder / "socket").exists():
-        if server.poll() is not None or time.monotonic() > deadline:
-            server.kill()
-            raise RuntimeError(f"the warm process did not start: {server.communicate()[1].decode(errors='replace')}")
-        time.sleep(0.05)
-    return interpreter, server
+    # A pipe, as most programs find it. What the server says is what went wrong; its end is that of its input.
+    with open(folder / "errors", "wb") as errors:
+        server = subprocess.Popen(
+            [sys.executable, __file__, str(folder)],
+            cwd=root,
+            env=environment | {"PYTHONPATH": str(root)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+    try:
+        yield interpreter
+    finally:
+        server.communicate()
+
+
+def wait(interpreter: Path, seconds: int = 600) -> None:
+    """Until the server is there.
+
+    Raises:
+        RuntimeError: it failed, for the reason in the text, or took too long.
+    """
+    deadline = time.monotonic() + seconds
+    while not (interpreter.parent / "socket").exists():
+        text = (interpreter.parent / "errors").read_text(errors="replace")
+        if "Traceback" in text or time.monotonic() > deadline:
+            raise RuntimeError(f"the warm process did not start: {text}")
+        time.sleep(0.1)
 
 
 # --- the server ---------------------------------------------------------------------------------------------------------
