@@ -127,6 +127,7 @@ def test_half_of_the_model_is_refused(name: str, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_tiny_runs(warm_python: str, environment: dict[str, str], tmp_path: Path) -> None:
     """Each benchmark once, on the embedded model, as small as it goes."""
     outputs = {name: tmp_path / f"{name}.json" for name in ("estimate", "length_grouping", "unsloth_cpu")}

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -225,12 +224,23 @@ TINY = ["training.max_steps=4", "training.eval_steps=4", "evaluation.limit=6", "
 
 
 @pytest.mark.slow
-def test_a_sweep_is_killed_resumed_and_a_bad_cell_leaves_the_others_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("python", ["forked", pytest.param("real", marks=pytest.mark.nightly)])
+def test_a_sweep_is_killed_resumed_and_a_bad_cell_leaves_the_others_alone(
+    python: str, warm_python: str, environment: dict[str, str], tmp_path: Path
+) -> None:
     folder = tmp_path / "sweep"
     sets = [part for text in TINY for part in ("--set", text)]
-    command = [sys.executable, "-m", "pipeline", "sweep", "--axis", "learning_rate", "--values", "1e-3,1e30"]
+    command = [
+        warm_python if python == "forked" else sys.executable,
+        "-m",
+        "pipeline",
+        "sweep",
+        "--axis",
+        "learning_rate",
+        "--values",
+        "1e-3,1e30",
+    ]
     command += ["--workers", "1", "--output-dir", str(folder), "--json", *sets]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     first = folder / "cells" / "00-seed3407"
     deadline = time.monotonic() + 240

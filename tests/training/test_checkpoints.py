@@ -225,8 +225,13 @@ def trained(profile: Any, mix: Any, folder: Path, resume: bool = False) -> tuple
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes(), section
 
 
+CORE = ("grouped by length, accumulation, dropout", "random order, several epochs", "early stopping")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=() if name in CORE else pytest.mark.nightly) for name in VARIANTS]
+)
 def test_from_every_checkpoint_training_goes_on_to_the_same_adapter(variant: str, tmp_path: Path) -> None:
     """As after a kill at any step: what a kill leaves is a checkpoint, and nothing of the memory."""
     from pipeline.data.describe import build_profile_mix
