@@ -230,17 +230,9 @@ def test_a_sweep_is_killed_resumed_and_a_bad_cell_leaves_the_others_alone(
 ) -> None:
     folder = tmp_path / "sweep"
     sets = [part for text in TINY for part in ("--set", text)]
-    command = [
-        warm_python if python == "forked" else sys.executable,
-        "-m",
-        "pipeline",
-        "sweep",
-        "--axis",
-        "learning_rate",
-        "--values",
-        "1e-3,1e30",
-    ]
-    command += ["--workers", "1", "--output-dir", str(folder), "--json", *sets]
+    command = [warm_python if python == "forked" else sys.executable, "-m", "pipeline", "sweep"]
+    command += ["--axis", "learning_rate", "--values", "1e-3,1e30", "--workers", "1"]
+    command += ["--output-dir", str(folder), "--json", *sets]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     first = folder / "cells" / "00-seed3407"
     deadline = time.monotonic() + 240
