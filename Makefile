@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup course run test lint lock clean
+.PHONY: help setup course run test test-all lint lock clean
 
 # The interpreter that .venv is made with: 3.11 where there is one. Another: make setup PYTHON=python3.12
 PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo python3)
@@ -19,7 +19,7 @@ HAS_GPU := $(shell nvidia-smi >/dev/null 2>&1 && echo yes)
 REQUIREMENTS := $(if $(HAS_GPU),requirements.txt requirements-dev.txt,requirements-cpu.txt)
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## create .venv and install the pinned packages (about 2 minutes once, then nothing)
 	@echo "$(VENV) is ready."
@@ -33,9 +33,13 @@ course: $(STAMP) ## the main job, then notebooks 00 to 09: OUTPUT_DIR=outputs/co
 	$(BIN)/python -m pipeline run --profile embedded --output-dir "$(OUTPUT_DIR)/main" --resume
 	$(BIN)/python -m pipeline course --profile embedded --output-dir "$(OUTPUT_DIR)"
 
-test: TEST_WORKERS ?= 2
-test: $(STAMP) ## run the tests, two files at a time: TEST_WORKERS=2
-	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+TEST_WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist worksteal
+test: $(STAMP) ## run the tests, two at a time (8 minutes): TEST_WORKERS=2
+	$(PYTEST) -m "not nightly"
+
+test-all: $(STAMP) ## what `make test` leaves out: whole notebooks, all methods, many random examples
+	HYPOTHESIS_PROFILE=nightly $(PYTEST) -m "nightly or hypothesis"
 
 lint: $(STAMP) ## check style, format, types and the import rule
 	$(BIN)/ruff check

@@ -76,11 +76,12 @@ def resident(what: str) -> int:
 
 def load(case: dict[str, Any], folder: Path, profile: Any) -> tuple[Any, Any]:
     """Model and tokenizer, ready to be trained by the case's method."""
-    from pipeline.training import train
+    from pipeline.model.load import load_model
+    from pipeline.model.methods import add_adapter
 
     if case["method"] != "full":
-        model, tokenizer = train.load_model(profile.model, profile.seed)
-        return train.add_adapter(model, profile.lora, profile.training, profile.seed), tokenizer
+        model, tokenizer = load_model(profile.model, profile.seed)
+        return add_adapter(model, profile.lora, profile.training, profile.seed), tokenizer
     import torch
     from unsloth import FastLanguageModel
 

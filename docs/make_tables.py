@@ -25,11 +25,11 @@ def pages() -> list[Path]:
 
 
 def _sweep(result: dict[str, Any], part: str | None) -> str:
-    from pipeline.studies import sweep
+    from pipeline.studies import curve
 
     if part in WORDS:
         return _ends(result, WORDS[part])
-    views = {"recommended": sweep.recommendation, "fidelity": sweep.fidelity_table, None: sweep.table}
+    views = {"recommended": curve.recommendation, "fidelity": curve.fidelity_table, None: curve.table}
     return views[part](result)
 
 

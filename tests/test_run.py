@@ -1,55 +1,38 @@
 """The main job on the embedded model, small: real Unsloth, TRL and EvalScope, in processes of their own.
 
-Unsloth has to be imported before transformers, which other tests import first; hence the subprocesses.
+Unsloth has to be imported before transformers, which other tests import first; hence the processes. The first run and the
+one that is killed are of the real Python, all others are forked from a process that has imported everything (conftest.py).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import SETTINGS
 
 ROOT = Path(__file__).parents[1]
-SETTINGS = {
-    "mix.total": 400,
-    "training.max_steps": 12,
-    "training.eval_steps": 4,
-    "training.save_steps": 4,
-    "training.logging_steps": 1,
-    "evaluation.limit": 6,
-}
-OVERRIDES = [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
+Command = Callable[..., subprocess.CompletedProcess[str]]
+OVERRIDES = [part for text in SETTINGS for part in ("--set", text)]
 pytestmark = pytest.mark.slow
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "pipeline", *arguments]
-
-
-def pipeline(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert result.returncode == code, result.stderr[-3000:]
-    return result
 
 
 def adapter_bytes(folder: Path) -> bytes:
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole small run, made by one command."""
-    folder = tmp_path_factory.mktemp("run") / "run"
-    pipeline("run", "--output-dir", str(folder), *OVERRIDES)
-    return folder
+@pytest.fixture
+def finished(tiny_run: Path) -> Path:
+    """A whole small run, made by one command of the real Python."""
+    return tiny_run
 
 
 def test_run_directory_holds_everything(finished: Path) -> None:
@@ -98,19 +81,21 @@ def test_base_model_knows_both_modes_and_not_the_skill(finished: Path) -> None:
     assert base["non_thinking"]["mean_reasoning_tokens"] == 0
 
 
-def test_a_finished_run_is_not_done_again(finished: Path) -> None:
+def test_a_finished_run_is_not_done_again(pipeline_command: Command, tiny_run: Path, tmp_path: Path) -> None:
+    finished = shutil.copytree(tiny_run, tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("adapter_model.safetensors")}
     started = time.monotonic()
-    result = pipeline("run", "--output-dir", str(finished), "--json", *OVERRIDES)
+    result = pipeline_command("run", "--output-dir", str(finished), "--json", *OVERRIDES)
     assert json.loads(result.stdout) == json.loads((finished / "report.json").read_text(encoding="utf-8"))
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("adapter_model.safetensors")} == before
     assert "loading" not in result.stderr and time.monotonic() - started < 60
 
 
-def test_killed_training_goes_on_to_the_same_adapter(finished: Path, tmp_path: Path) -> None:
+def test_killed_training_goes_on_to_the_same_adapter(pipeline_command: Command, finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = ["train", "--output-dir", str(folder), *OVERRIDES]
-    process = subprocess.Popen(command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "pipeline", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
     while not (folder / "checkpoints" / "checkpoint-4" / "manifest.json").exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -124,10 +109,11 @@ def test_killed_training_goes_on_to_the_same_adapter(finished: Path, tmp_path: P
         shutil.copytree(folder / "checkpoints" / "checkpoint-4", copy)
     (half / "manifest.json").unlink(missing_ok=True)
     (damaged / "optimizer.pt").write_bytes(b"cut")
-    assert "add --resume" in pipeline(*arguments, code=2).stderr
+    assert "add --resume" in pipeline_command(*arguments, code=2).stderr
     changed = [*arguments, "--set", "training.learning_rate=0.001"]
-    assert "training.learning_rate is 0.003 there and 0.001 here" in pipeline(*changed, "--resume", code=2).stderr
-    resumed = pipeline(*arguments, "--resume")
+    refused = pipeline_command(*changed, "--resume", code=2).stderr
+    assert "training.learning_rate is 0.003 there and 0.001 here" in refused
+    resumed = pipeline_command(*arguments, "--resume")
     assert "checkpoint-10 cannot be used: optimizer.pt has 3 bytes" in resumed.stderr
     assert "checkpoint-9 cannot be used: it was not written to its end" in resumed.stderr
     assert sorted(p.name for p in (folder / "checkpoints").glob("*checkpoint-*")) == ["checkpoint-12", "checkpoint-8"]
@@ -136,67 +122,73 @@ def test_killed_training_goes_on_to_the_same_adapter(finished: Path, tmp_path: P
     assert adapter_bytes(folder) == adapter_bytes(finished)
 
 
-def test_an_exchanged_adapter_is_not_reported_with_the_evaluation_of_another(finished: Path, tmp_path: Path) -> None:
+def test_an_exchanged_adapter_is_not_reported_with_the_evaluation_of_another(
+    pipeline_command: Command, finished: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     path = folder / "adapter" / "adapter_model.safetensors"
     content = bytearray(path.read_bytes())
     content[-4:] = bytes(4)  # the last weight becomes 0
     path.write_bytes(content)
-    report = pipeline("report", "--output-dir", str(folder), code=2)
+    report = pipeline_command("report", "--output-dir", str(folder), code=2)
     assert "The evaluation of the tuned model" in report.stderr and "is of other weights" in report.stderr
-    again = pipeline("evaluate", "--which", "tuned", "--output-dir", str(folder), *OVERRIDES)
+    again = pipeline_command("evaluate", "--which", "tuned", "--output-dir", str(folder), *OVERRIDES)
     assert "is of other weights than those here; it is done again" in again.stderr
-    pipeline("report", "--output-dir", str(folder))
+    pipeline_command("report", "--output-dir", str(folder))
 
 
-def test_force_goes_on_under_other_settings_and_says_so(finished: Path, tmp_path: Path) -> None:
+def test_force_goes_on_under_other_settings_and_says_so(
+    pipeline_command: Command, finished: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     other = ["--resume", "--force", "--set", "training.learning_rate=0.001"]
-    refused = pipeline("run", "--output-dir", str(folder), *OVERRIDES, *other, code=2)
+    refused = pipeline_command("run", "--output-dir", str(folder), *OVERRIDES, *other, code=2)
     assert "is finished, and --force cannot change what it was trained with" in refused.stderr
     # As if it had been killed behind step 8.
     for name in ("training.json", "report.json"):
         (folder / name).unlink()
     for name in ("adapter", "checkpoints/checkpoint-12", "evaluation/tuned"):
         shutil.rmtree(folder / name)
-    done = pipeline("train", "--output-dir", str(folder), *OVERRIDES, *other, "--json")
+    done = pipeline_command("train", "--output-dir", str(folder), *OVERRIDES, *other, "--json")
     assert json.loads(done.stdout)["steps"] == 12
     notes = json.loads((folder / "run.json").read_text(encoding="utf-8"))["notes"]
     assert "training.learning_rate is 0.003 there and 0.001 here" in notes[0]
     assert "checkpoint-8" in notes[1] and "training.learning_rate was 0.003 and is 0.001" in notes[1]
     assert adapter_bytes(folder) != adapter_bytes(finished)
-    assert "needs --resume" in pipeline("train", "--output-dir", str(folder), "--force", code=2).stderr
+    assert "needs --resume" in pipeline_command("train", "--output-dir", str(folder), "--force", code=2).stderr
 
 
-def test_another_seed_gives_another_mix_and_adapter(finished: Path, tmp_path: Path) -> None:
+def test_another_seed_gives_another_mix_and_adapter(pipeline_command: Command, finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    pipeline("train", "--output-dir", str(folder), *OVERRIDES, "--set", "seed=7")
+    pipeline_command("train", "--output-dir", str(folder), *OVERRIDES, "--set", "seed=7")
     manifests = [json.loads((f / "mix" / "manifest.json").read_text(encoding="utf-8")) for f in (folder, finished)]
     assert manifests[0]["fingerprint"] != manifests[1]["fingerprint"]
     assert adapter_bytes(folder) != adapter_bytes(finished)
 
 
-def test_prequantised_model_trains_to_the_same_adapter(finished: Path, tmp_path: Path) -> None:
+def test_prequantised_model_trains_to_the_same_adapter(
+    pipeline_command: Command, finished: Path, tmp_path: Path
+) -> None:
     quantised = tmp_path / "bnb"
-    pipeline("embedded", "quantise", "--output-dir", str(quantised))
+    pipeline_command("embedded", "quantise", "--output-dir", str(quantised))
     assert "quantization_config" in json.loads((quantised / "config.json").read_text(encoding="utf-8"))
     folder = tmp_path / "run"
-    pipeline("train", "--output-dir", str(folder), *OVERRIDES, "--set", f"model.name={quantised}")
+    pipeline_command("train", "--output-dir", str(folder), *OVERRIDES, "--set", f"model.name={quantised}")
     assert adapter_bytes(folder) == adapter_bytes(finished)
 
 
-def test_early_stopping_stops(tmp_path: Path) -> None:
+def test_early_stopping_stops(pipeline_command: Command, tmp_path: Path) -> None:
     # A learning rate far too large: the validation loss jumps about, so some evaluation is worse than the one before.
     settings = {"early_stopping_patience": 1, "learning_rate": 0.5, "eval_steps": 1, "save_steps": 1}
     extra = [part for key, value in settings.items() for part in ("--set", f"training.{key}={value}")]
-    result = pipeline("train", "--output-dir", str(tmp_path / "run"), "--json", *OVERRIDES, *extra)
+    result = pipeline_command("train", "--output-dir", str(tmp_path / "run"), "--json", *OVERRIDES, *extra)
     assert json.loads(result.stdout)["steps"] < 12
 
 
-def test_wrong_target_module_is_named(tmp_path: Path) -> None:
-    result = pipeline(
+def test_wrong_target_module_is_named(pipeline_command: Command, tmp_path: Path) -> None:
+    result = pipeline_command(
         "train",
         "--output-dir",
         str(tmp_path / "run"),
@@ -208,31 +200,25 @@ def test_wrong_target_module_is_named(tmp_path: Path) -> None:
     assert "no module w_proj" in result.stderr
 
 
-def test_notebooks_give_what_the_modules_give(finished: Path, tmp_path: Path) -> None:
+def test_notebooks_give_what_the_modules_give(pipeline_command: Command, finished: Path, tmp_path: Path) -> None:
     """Contract 8: notebooks 03 and 04 end with the same data fingerprint and the same adapter weights as the commands."""
     folder = tmp_path / "course"
     arguments = ["course", "--output-dir", str(folder), "--only", "03", "--only", "04", *OVERRIDES]
-    pipeline(*arguments)
+    pipeline_command(*arguments)
     manifest = json.loads((folder / "run" / "mix" / "manifest.json").read_text(encoding="utf-8"))
     report = json.loads((finished / "report.json").read_text(encoding="utf-8"))
     assert manifest["fingerprint"] == report["run"]["data_fingerprint"]
     assert adapter_bytes(folder / "run") == adapter_bytes(finished)
     assert sorted(p.name for p in (folder / "notebooks").glob("*.html")) == ["03_mix.html", "04_finetune.html"]
-    again = pipeline(*arguments, "--json")
+    again = pipeline_command(*arguments, "--json")
     assert {entry["status"] for entry in json.loads(again.stdout)["notebooks"]} == {"done before"}
 
 
-def test_course_stops_at_the_first_failure_and_shows_the_cell(tmp_path: Path) -> None:
+def test_course_stops_at_the_first_failure_and_shows_the_cell(pipeline_command: Command, tmp_path: Path) -> None:
     arguments = ["course", "--output-dir", str(tmp_path / "c"), "--only", "03", "--only", "04"]
-    environment = {**os.environ, "PIPELINE_CACHE": str(tmp_path / "cache")}
-    result = subprocess.run(
-        command(*arguments, "--set", "mix.total=10000000", "--json"),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert result.returncode == 1
+    environment = {"PIPELINE_CACHE": str(tmp_path / "cache")}
+    arguments += ["--set", "mix.total=10000000", "--json"]
+    result = pipeline_command(*arguments, environment=environment, code=1)
     notebooks = json.loads(result.stdout)["notebooks"]
     assert [entry["status"] for entry in notebooks] == ["failed", "not run"]
     assert "03_mix.ipynb failed in code cell" in result.stderr and "short" in result.stderr

@@ -151,6 +151,7 @@ def test_a_stopped_run_goes_on_and_the_budget_holds(
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_both_sides_really_train_on_a_tiny_shape(tmp_path: Path) -> None:
     arguments = ["--steps", "2", "--warm-up", "1", "--length", "96", "--batch-size", "2", "--accumulation", "1"]
     done = subprocess.run(

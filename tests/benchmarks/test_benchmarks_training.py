@@ -127,9 +127,9 @@ def test_half_of_the_model_is_refused(name: str, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.slow
-def test_tiny_runs(tmp_path: Path) -> None:
+@pytest.mark.nightly
+def test_tiny_runs(warm_python: str, environment: dict[str, str], tmp_path: Path) -> None:
     """Each benchmark once, on the embedded model, as small as it goes."""
-    run = [sys.executable]
     outputs = {name: tmp_path / f"{name}.json" for name in ("estimate", "length_grouping", "unsloth_cpu")}
     commands = {
         "estimate": ["--models", "embedded", "--methods", "full", "--steps", "2", "--threads", "1"],
@@ -141,8 +141,8 @@ def test_tiny_runs(tmp_path: Path) -> None:
     }
     for name, options in commands.items():
         script = str(ROOT / "benchmarks" / f"{name}.py")
-        command = [*run, script, *options, "--output", str(outputs[name])]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        command = [warm_python, script, *options, "--output", str(outputs[name])]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert outputs[name].exists(), done.stderr[-3000:]
         result = json.loads(outputs[name].read_text(encoding="utf-8"))
         assert done.stdout.rstrip("\n").endswith(_load(name).table(result)), done.stdout[-2000:]

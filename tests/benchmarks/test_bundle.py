@@ -158,6 +158,7 @@ def test_too_much_is_an_error_and_what_is_left_out_is_said(
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_real_bitsandbytes_wheel(bundle: ModuleType, tmp_path: Path) -> None:
     """43 MB from the index; skipped where it cannot be had."""
     try:

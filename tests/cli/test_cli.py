@@ -39,6 +39,16 @@ def recipe(tmp_path: Path, source: dict[str, Any], **changes: Any) -> str:
     return str(path)
 
 
+def short_recipe(tmp_path: Path) -> str:
+    """The embedded recipe with 600 rows a source."""
+    data = yaml.safe_load((ROOT / "data_recipes" / "embedded.yaml").read_text(encoding="utf-8"))
+    for source in data["sources"]:
+        source["rows"] = 600
+    path = tmp_path / "short.yaml"
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    return str(path)
+
+
 def test_help_needs_no_heavy_library() -> None:
     code = (
         "import sys, pipeline, pipeline.cli.main\n"
@@ -138,11 +148,12 @@ def test_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path: Path, caps
     assert not folder.exists()
 
 
-def test_data_stats_marks_the_limit_in_force(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "stats", "--source", "math", "--set", "model.max_seq_length=100"]) == 0
+def test_data_stats_marks_the_limit_in_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["data", "stats", "--recipe", short_recipe(tmp_path), "--set", "model.max_seq_length=100"]
+    assert main([*arguments, "--source", "math"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("math, thinking: ") and "a limit of    100 costs" in text and "← the limit in force" in text
-    assert main(["data", "stats", "--json", "--set", "model.max_seq_length=100"]) == 0
+    assert main([*arguments, "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)
     assert [e["source"] for e in entries] == ["chat", "math"]
     cost = next(c for c in entries[1]["limits"] if c["limit"] == 100)
@@ -381,7 +392,7 @@ def test_how_to_go_on_names_only_options_that_there_are(
     def fail(*_: object) -> None:
         raise failures[0]
 
-    monkeypatch.setattr("pipeline.settings.load.load_profile", fail)
+    monkeypatch.setattr("pipeline.settings.load_profile", fail)
     monkeypatch.setattr("pipeline.studies.sweep.run_sweep", fail)
     arguments = [*command, "--output-dir", str(tmp_path / "new")]
     assert main(arguments) == 130
@@ -419,6 +430,7 @@ def test_data_needs_a_tokenizer_and_no_weights(
     shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = f"model.name={shared_data / 'qwen3_tokenizer'}"
-    assert main(["data", "stats", "--source", "math", "--set", tokenizer, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["rows"] == 9000
+    arguments = ["--recipe", short_recipe(tmp_path), "--source", "math", "--set", tokenizer, "--json"]
+    assert main(["data", "stats", *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["rows"] == 600
     assert "is no model folder" in fails(capsys, "train", "--output-dir", str(tmp_path / "r"), "--set", tokenizer)

@@ -93,7 +93,10 @@ except UserError as error:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["works", "first fails", "one fails inside", "one is killed"])
+@pytest.mark.parametrize(
+    "case",
+    ["works", pytest.param("first fails", marks=pytest.mark.nightly), "one fails inside", "one is killed"],
+)
 def test_two_processes(case: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT, encoding="utf-8")

@@ -144,7 +144,7 @@ def test_the_complete_list_agrees_with_the_direct_one() -> None:
 def test_checking_imports_nothing() -> None:
     done = _python(
         "import sys\n"
-        "from pipeline import versions\n"
+        "from pipeline.core import versions\n"
         "versions.check()\n"
         "print(sorted({'torch', 'unsloth', 'transformers', 'numpy'} & set(sys.modules)))"
     )
@@ -261,7 +261,7 @@ def test_unsloth_forbidden_to_use_the_cpu_is_explained() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     done = _python(
-        "from pipeline.core import errors; from pipeline import versions\n"
+        "from pipeline.core import errors; from pipeline.core import versions\n"
         "try:\n    versions.import_unsloth()\n"
         "except errors.UserError as error:\n    print(error)",
         UNSLOTH_DISABLE_CPU_FALLBACK="1",

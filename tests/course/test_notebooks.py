@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = ["training.max_steps=4", "evaluation.limit=4", "mix.total=200", "training.logging_steps=1"]
 TINY += [
     f"preference.{s}" for s in ("pairs.rows=60", "held_out.rows=16", "max_steps=2", "save_steps=2", "eval_steps=2")
@@ -31,12 +30,12 @@ WORDS = {
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("number", list(WORDS))
-def test_the_notebook_runs(number: str, tmp_path: Path) -> None:
-    sets = [part for text in TINY for part in ("--set", text)]
-    command = [sys.executable, "-m", "pipeline", "course", "--only", number, "--output-dir", str(tmp_path), "--json"]
-    done = subprocess.run([*command, *sets], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_the_notebook_runs(
+    number: str, pipeline_command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    done = pipeline_command("course", "--only", number, "--output-dir", str(tmp_path), "--json", sets=TINY)
     (notebook,) = json.loads(done.stdout)["notebooks"]
     assert notebook["status"] == "done"
     page = next((tmp_path / "notebooks").glob("*.html")).read_text(encoding="utf-8")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -196,11 +197,13 @@ def test_a_bad_table_is_an_error(tmp_path, text, message):
 
 
 def test_jieba_is_quiet_and_leaves_no_cache(tmp_path):
-    code = "from tests.test_augment import *\nassert copies(row('请列出三种鸟。'), EVERY_WORD) == ['请列举三种鸟。']"
+    code = (
+        "from tests.data.test_augment import *\nassert copies(row('请列出三种鸟。'), EVERY_WORD) == ['请列举三种鸟。']"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
-        env={"TMPDIR": str(tmp_path), "PATH": ""},
+        env={"TMPDIR": str(tmp_path), "PATH": "", "PYTHONPATH": str(ROOT / "tests")},
         capture_output=True,
         text=True,
     )
@@ -481,7 +484,7 @@ METHODS = [entry(rate=0.5, copies=2), entry("shuffle_sentences", copies=2, seed=
 AUGMENTER = Augmenter(METHODS)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(50))
 @given(TURNS, st.text(max_size=20))
 def test_only_user_turns_change(turns, identity):
     messages: list[dict[str, Any]] = [{"role": "system", "content": "Be kind."}]

@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ugly import CASES, GOOD, big_list, gzip_bomb, jsonl, long_element, long_line, zstd
@@ -392,7 +393,7 @@ def test_a_file_without_end_is_given_up(
 
 # --- anything at all ----------------------------------------------------------------------------------------------------
 
-quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=examples(40), suppress_health_check=[HealthCheck.function_scoped_fixture])
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.sampled_from(
     ['"', "\\", "[{", "},]", "a\nb", "\\u"]
 )
@@ -468,7 +469,7 @@ pieces = st.one_of(
 )
 
 
-@settings(parent=quick, max_examples=600)
+@settings(parent=quick, max_examples=examples(100))
 @given(
     name=st.sampled_from(NAMES), start=st.sampled_from(STARTS), data=st.lists(pieces, max_size=8), pack=st.booleans()
 )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from examples import examples
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
@@ -730,7 +731,7 @@ def _strings(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=examples(40))
 @given(conversation=conversations())
 @example(Conversation([user("\n"), assistant("\n x \n", "\n r \n")], "thinking", "random"))
 @example(Conversation([user("q"), assistant("\u0338", "\u0338")], "thinking", "random"))
@@ -778,7 +779,7 @@ def _tokenizers(embedded: PreTrainedTokenizerBase, request: pytest.FixtureReques
         return [embedded]
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=examples(25))
 @given(
     pieces=st.lists(st.sampled_from(LITERALS) | _TEXT, max_size=5),
     mode=st.sampled_from(MODES),

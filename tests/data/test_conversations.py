@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from examples import examples
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
@@ -652,7 +653,7 @@ def check_rejected(rejected: Rejected) -> None:
     assert 0 < len(rejected.detail) <= 200
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=examples(80))
 @given(damaged=_damaged_rows(), forced=st.sampled_from(["", "auto"] * 5 + sorted(FORMATS)))
 def test_any_json_row_converts_or_is_rejected(
     embedded_tokenizer: PreTrainedTokenizerBase, damaged: tuple[str, Row], forced: str
@@ -669,7 +670,7 @@ def test_any_json_row_converts_or_is_rejected(
     assert ChatFormat(embedded_tokenizer).example(got)  # what converts can be rendered
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=examples(80))
 @given(damaged=_damaged_rows(["preference", "preference", "messages"]))
 def test_any_json_row_is_a_preference_pair_or_rejected(
     embedded_tokenizer: PreTrainedTokenizerBase, damaged: tuple[str, Row]
@@ -708,7 +709,7 @@ _TURN = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=examples(80))
 @given(
     row=st.dictionaries(st.sampled_from(_COLUMNS), _JUNK | st.lists(_TURN, max_size=4), max_size=7),
     name=st.sampled_from(["auto", "auto", *sorted(FORMATS)]),

@@ -19,7 +19,7 @@ import pytest
 from pipeline.core.errors import UserError
 from pipeline.core.files import fingerprint
 from pipeline.core.modes import MODES
-from pipeline.data import corpora  # not `from pipeline.corpora import test_items`: pytest would take that for a test
+from pipeline.data import corpora  # not its test_items by name: pytest would take that for a test
 from pipeline.data.conversations import converter, preference_pair
 
 ROWS = 4000

@@ -592,11 +592,12 @@ def _count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return reads
 
 
-def test_fifty_thousand_rows_that_are_almost_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("n", [10_000, pytest.param(50_000, marks=pytest.mark.nightly)])
+def test_many_rows_that_are_almost_the_same(n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     near = settings()
     rng = np.random.default_rng(0)
-    rows = np.tile(rng.integers(0, 2**32, signature_width(near), np.uint32), (50_000, 1))
-    rows.view(np.uint8)[np.arange(50_000), rng.integers(0, near.permutations, 50_000)] += 1
+    rows = np.tile(rng.integers(0, 2**32, signature_width(near), np.uint32), (n, 1))
+    rows.view(np.uint8)[np.arange(n), rng.integers(0, near.permutations, n)] += 1
     rows[:, -1] = 0
     reads = _count_reads(monkeypatch)
     found = find_duplicates(NO_KEYS, write(tmp_path, rows), near)

@@ -129,7 +129,7 @@ def test_kill_minus_nine_in_the_middle_of_a_build(tmp_path: Path) -> None:
         "from pipeline.data.chat_format import ChatFormat\nfrom pipeline.settings import SourceSettings\n"
         "pools.SHARD = 250\n"
         "source = SourceSettings(name='chat', kind='chat', source='generated', path='finetome_like', format='sharegpt',\n"
-        "                        rows=6000, share=1.0)\n"
+        "                        rows=3000, share=1.0)\n"
         f"form = ChatFormat(AutoTokenizer.from_pretrained({str(ROOT / 'models/embedded')!r}))\n"
         "pools.build_pool(pools.Preparation(source, form, 256, signing=pools.NearDuplicates()), cache=Path(sys.argv[1]))\n",
         encoding="utf-8",

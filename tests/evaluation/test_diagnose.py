@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +31,7 @@ def calm(noise: float = 0.1, seed: int = 0, scale: float = 1.0) -> np.ndarray:
     return scale * course * (1 + noise * random.standard_normal(len(STEPS)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(30))
 @given(st.integers(0, 10_000), st.floats(0, 0.12), st.floats(1e-4, 1e3))
 def test_a_calm_run_of_any_scale_is_healthy(seed: int, noise: float, scale: float) -> None:
     run = entries(calm(noise, seed, scale))
@@ -38,7 +39,7 @@ def test_a_calm_run_of_any_scale_is_healthy(seed: int, noise: float, scale: floa
     assert diverged(run, PROFILE) is None
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(20))
 @given(st.integers(0, 10_000), st.floats(0.7, 1.5), st.floats(1e-3, 1e2))
 def test_swings_as_large_as_the_loss_are_found_at_any_scale(seed: int, size: float, scale: float) -> None:
     swing = size * np.where(np.arange(len(STEPS)) % 2, 1, -0.6)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,10 +24,9 @@ print("mapped", "models/embedded/model.safetensors" in Path("/proc/self/maps").r
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc here to see what a process has mapped")
-def test_the_checkpoint_is_not_held_beside_its_quantised_copy() -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def test_the_checkpoint_is_not_held_beside_its_quantised_copy(warm_python: str, environment: dict[str, str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", LOAD], cwd=ROOT, capture_output=True, text=True, env=environment, timeout=300
+        [warm_python, "-c", LOAD], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-2:] == ["tied True", "mapped False"]

@@ -5,9 +5,8 @@ Everything that trains does so in one process of its own, as Unsloth has to be i
 
 from __future__ import annotations
 
-import json
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +131,7 @@ def logits(model):
         return model(input_ids=ids).logits[:, -len(ids[0]):].float()
 
 
-for method in METHODS:
+for method in sys.argv[2:]:
     profile = load_profile("embedded", [f"method={method}", *tiny])
     mix = mix or build_profile_mix(profile)
     place = folder / method
@@ -160,7 +159,10 @@ for method in METHODS:
         "decoding_is_the_forward_pass": float((whole.max(-1).values - whole.gather(1, torch.tensor(reply)[:, None])[:, 0]).max()),
     }
 
-# An adapter on another base.
+"""
+
+# An adapter on another base, LoRA+ and NEFTune: with the first script's names and what it has trained.
+BESIDES = """
 from transformers import AutoConfig, AutoModelForCausalLM
 
 errors = {}
@@ -208,25 +210,46 @@ def first_loss(*overrides):
 
 variants = {"plain": first_loss(), "plus": first_loss("lora.plus_lr_ratio=16"),
             "noise": first_loss("training.neftune_noise_alpha=15")}
-print("RESULT" + json.dumps({"methods": out, "errors": errors, "variants": variants}))
+out |= {"errors": errors, "variants": variants}
+"""
+END = """
+print("RESULT" + json.dumps(out))
 """
 
 
+CORE: tuple[Method, ...] = ("full", "lora", "lora_attention_full", "adapter")  # one of each kind; the others by night
+ALL = [pytest.param(method, marks=() if method in CORE else pytest.mark.nightly) for method in METHODS]
+Trained = Callable[[Method], tuple[Path, dict[str, Any]]]
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("methods")
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, json.loads(done.stdout.split("RESULT")[-1])
+def trained(
+    once: Callable[[str, Callable[[Path], object]], Path], warm_python: str, environment: dict[str, str]
+) -> Trained:
+    """Where a method was trained, with the others of its group, and what came of it."""
+
+    def of(method: Method) -> tuple[Path, dict[str, Any]]:
+        core = method in CORE
+
+        def make(folder: Path) -> None:
+            script, methods = (
+                (SCRIPT + BESIDES + END, CORE) if core else (SCRIPT + END, [m for m in METHODS if m not in CORE])
+            )
+            command = [warm_python, "-c", script, str(folder), *methods]
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+            assert done.returncode == 0, done.stderr[-3000:]
+            (folder / "result.json").write_text(done.stdout.split("RESULT")[-1], encoding="utf-8")
+
+        folder = once("methods_core" if core else "methods_others", make)
+        return folder, read_json(folder / "result.json")
+
+    return of
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-def test_a_method_trains_saves_resumes_and_loads(trained: tuple[Path, dict[str, Any]], method: Method) -> None:
-    result = trained[1]
-    got = result["methods"][method]
+@pytest.mark.parametrize("method", ALL)
+def test_a_method_trains_saves_resumes_and_loads(trained: Trained, method: Method) -> None:
+    got = trained(method)[1][method]
     assert got["steps"] == 4 and got["method"] == method
     assert got["trainable_parameters"] == TRAINED[method]
     inside = method in ("full", "lora_attention_full")
@@ -244,9 +267,9 @@ def test_a_method_trains_saves_resumes_and_loads(trained: tuple[Path, dict[str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-def test_what_is_on_disk(trained: tuple[Path, dict[str, Any]], method: Method) -> None:
-    adapter = trained[0] / method / "adapter"
+@pytest.mark.parametrize("method", ALL)
+def test_what_is_on_disk(trained: Trained, method: Method) -> None:
+    adapter = trained(method)[0] / method / "adapter"
     # Trained matrices of the base are 16 bit on disk, everything else 32.
     base_part = {"full": TRAINED["full"], "lora_attention_full": TRAINED[method] - lora(set(SHAPES) - set(ATTENTION))}
     expected = 4 * TRAINED[method] - 2 * base_part.get(method, 0)
@@ -260,8 +283,8 @@ def test_what_is_on_disk(trained: tuple[Path, dict[str, Any]], method: Method) -
 
 
 @pytest.mark.slow
-def test_an_adapter_of_another_base_is_refused(trained: tuple[Path, dict[str, Any]]) -> None:
-    errors = trained[1]["errors"]
+def test_an_adapter_of_another_base_is_refused(trained: Trained) -> None:
+    errors = trained("lora")[1]["errors"]
     for method in ("lora", "full", "adapter"):
         assert "with a vocabulary of 1024; this one has a vocabulary of 1100" in errors[f"vocabulary/{method}"]
         assert "another base of the same shape" in errors[f"weights/{method}"]
@@ -272,8 +295,8 @@ def test_an_adapter_of_another_base_is_refused(trained: tuple[Path, dict[str, An
 
 
 @pytest.mark.slow
-def test_lora_plus_and_neftune_act(trained: tuple[Path, dict[str, Any]]) -> None:
-    variants = trained[1]["variants"]
+def test_lora_plus_and_neftune_act(trained: Trained) -> None:
+    variants = trained("lora")[1]["variants"]
     assert variants["plain"]["rates"] == pytest.approx([0.01])
     assert variants["plus"]["rates"] == pytest.approx([0.01, 0.16])
     # Adam's first step moves a weight by the learning rate. B is zero, so A has no gradient yet.

@@ -147,7 +147,7 @@ def test_the_ends_of_a_curve() -> None:
 
 # --- training -----------------------------------------------------------------------------------------------------------
 
-TINY = ["mix.total=200", "training.max_steps=4", "training.eval_steps=4", "evaluation.limit=4"]
+TINY = ["evaluation.limit=4"]
 TINY += [f"grpo.{s}" for s in ("prompts.rows=20", "max_steps=2", "save_steps=1", "num_generations=2")]
 TINY += ["grpo.prompts_per_step=4", "grpo.thinking_share=0.5", "grpo.beta=0.01"]
 
@@ -162,10 +162,9 @@ def weights(folder: Path) -> bytes:
 
 
 @pytest.mark.slow
-def test_two_steps_and_a_cut_between_them(command: Command, tmp_path: Path) -> None:
-    run, folder, cut = tmp_path / "run", tmp_path / "out", tmp_path / "cut"
-    command("train", "--output-dir", str(run))
-    result = json.loads(command("grpo", "--run", str(run), "--output-dir", str(folder), "--json").stdout)
+def test_two_steps_and_a_cut_between_them(command: Command, tiny_run: Path, tmp_path: Path) -> None:
+    folder, cut = tmp_path / "out", tmp_path / "cut"
+    result = json.loads(command("grpo", "--run", str(tiny_run), "--output-dir", str(folder), "--json").stdout)
     assert result == json.loads((folder / "grpo.json").read_text(encoding="utf-8"))
     assert [e["step"] for e in result["training"]["curve"]] == [1, 2]
     for entry in result["training"]["curve"]:
@@ -183,6 +182,6 @@ def test_two_steps_and_a_cut_between_them(command: Command, tmp_path: Path) -> N
         (cut / name).unlink()
     record = json.loads((cut / "stage.json").read_text(encoding="utf-8"))
     write_json(cut / "stage.json", record | {"finished": None})
-    again = json.loads(command("grpo", "--run", str(run), "--output-dir", str(cut), "--resume", "--json").stdout)
+    again = json.loads(command("grpo", "--run", str(tiny_run), "--output-dir", str(cut), "--resume", "--json").stdout)
     assert again["training"]["resumed_from"] == 1
     assert weights(cut) == weights(folder)

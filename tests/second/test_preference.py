@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from examples import examples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -49,7 +50,7 @@ PIECES = st.characters(exclude_categories=["Cs"]) | st.sampled_from(
     ["<think>", "</think>", "<|im_end|>", " ", "\n", "好"]
 )
 TEXT = st.lists(PIECES, min_size=1, max_size=20).map("".join).filter(str.strip)  # control tokens in a text stay text
-slowly = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+slowly = settings(max_examples=examples(30), suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def think(reasoning: str, answer: str) -> str:
@@ -349,7 +350,7 @@ def test_a_run_without_an_adapter_or_with_one_of_another_base(tmp_path: Path) ->
 
 # --- trainings ----------------------------------------------------------------------------------------------------------
 
-TINY = ["mix.total=200", "training.max_steps=4", "training.eval_steps=4", "evaluation.limit=4"]
+TINY = ["evaluation.limit=4"]
 TINY += [
     f"preference.{s}" for s in ("pairs.rows=60", "held_out.rows=24", "max_steps=4", "save_steps=2", "eval_steps=2")
 ]
@@ -365,14 +366,6 @@ def weights(folder: Path) -> bytes:
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.fixture(scope="module")
-def run(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small run to start from, trained but not evaluated."""
-    folder = tmp_path_factory.mktemp("start") / "run"
-    command("train", "--output-dir", str(folder))
-    return folder
-
-
 ARMS = """question: Which method?
 arms:
   dpo: {set: [preference.method=dpo]}
@@ -383,16 +376,16 @@ arms:
 
 @pytest.mark.slow
 def test_all_methods_train_and_a_cut_off_one_goes_on_to_the_same_adapter(
-    command: Command, run: Path, tmp_path: Path
+    command: Command, tiny_run: Path, tmp_path: Path
 ) -> None:
     arms = tmp_path / "arms.yaml"
     arms.write_text(ARMS, encoding="utf-8")
     folder = tmp_path / "out"
-    done = command("preference", "--run", str(run), "--arms", str(arms), "--output-dir", str(folder), "--json")
+    done = command("preference", "--run", str(tiny_run), "--arms", str(arms), "--output-dir", str(folder), "--json")
     result = json.loads(done.stdout)
     assert result == json.loads((folder / "preference.json").read_text(encoding="utf-8"))
     assert [arm["name"] for arm in result["arms"]] == ["dpo", "orpo", "kto"]
-    adapters = {weights(run)}
+    adapters = {weights(tiny_run)}
     for arm in result["arms"]:
         assert [e["step"] for e in arm["training"]["curve"]] == [1, 2, 3, 4]
         assert [e["step"] for e in arm["training"]["eval_curve"]] == [2, 4]
@@ -423,7 +416,7 @@ def test_all_methods_train_and_a_cut_off_one_goes_on_to_the_same_adapter(
         (cut / name).unlink()
     record = json.loads((cut / "stage.json").read_text(encoding="utf-8"))
     write_json(cut / "stage.json", record | {"finished": None})
-    arguments = ["preference", "--run", str(run), "--method", "dpo", "--output-dir", str(cut)]
+    arguments = ["preference", "--run", str(tiny_run), "--method", "dpo", "--output-dir", str(cut)]
     assert "add --resume" in command(*arguments, code=2).stderr
     again = json.loads(command(*arguments, "--resume", "--json").stdout)
     assert again["training"]["resumed_from"] == 2
@@ -432,8 +425,8 @@ def test_all_methods_train_and_a_cut_off_one_goes_on_to_the_same_adapter(
 
 
 @pytest.mark.slow
-def test_a_bad_loss_stops_with_the_settings_to_change(command: Command, run: Path, tmp_path: Path) -> None:
+def test_a_bad_loss_stops_with_the_settings_to_change(command: Command, tiny_run: Path, tmp_path: Path) -> None:
     sets = [*TINY, "preference.learning_rate=1e30", "preference.max_grad_norm=1e30", "preference.warmup_steps=0"]
-    result = command("preference", "--run", str(run), "--output-dir", str(tmp_path / "x"), sets=sets, code=2)
+    result = command("preference", "--run", str(tiny_run), "--output-dir", str(tmp_path / "x"), sets=sets, code=2)
     assert "Lower preference.learning_rate" in result.stderr
     assert not (tmp_path / "x" / "adapter").exists()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,18 +78,17 @@ def test_an_unknown_method_names_the_nearest(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.slow
-def test_two_methods_and_one_that_fails(tmp_path: Path) -> None:
+def test_two_methods_and_one_that_fails(
+    pipeline_command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
     tiny = ["training.max_steps=4", "training.eval_steps=4", "evaluation.limit=4", "mix.total=120"]
     (tmp_path / "arms.yaml").write_text(
         "question: Which?\narms:\n  prompt: {set: [method=prompt]}\n  adapter: {set: [method=adapter]}\n"
         "  full: {set: [method=full, training.learning_rate=1e30]}\n",
         encoding="utf-8",
     )
-    command = [sys.executable, "-m", "pipeline", "methods", "--arms", str(tmp_path / "arms.yaml"), "--json"]
-    command += ["--output-dir", str(tmp_path / "m"), *(part for text in tiny for part in ("--set", text))]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr[-3000:]
+    arguments = ["--arms", str(tmp_path / "arms.yaml"), "--output-dir", str(tmp_path / "m"), "--json"]
+    done = pipeline_command("methods", *arguments, sets=tiny, code=1)
     found = json.loads(done.stdout)
     assert [m["name"] for m in found["methods"]] == ["prompt", "adapter"]
     (failed,) = found["sweep"]["failed"]

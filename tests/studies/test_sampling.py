@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,6 @@ from pipeline.settings import load_profile
 from pipeline.studies.sampling import TABLE, _verdict, rows_of_study, run_sampling, text
 from pipeline.studies.switches import CASES, form_of, items, run_switches
 from pipeline.studies.switches import text as switches_text
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished, tiny run."""
-    folder = tmp_path_factory.mktemp("study") / "run"
-    sets = ["training.max_steps=4", "training.eval_steps=4", "evaluation.limit=3", "mix.total=200"]
-    arguments = [part for text in sets for part in ("--set", text)]
-    assert main(["run", "--output-dir", str(folder), *arguments]) == 0
-    return folder
-
 
 # --- sampling -----------------------------------------------------------------------------------------------------------
 
@@ -61,9 +51,10 @@ def test_the_verdict_is_paired_and_needs_an_interval(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_of_a_run(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "study"
-    command = ["sampling", "--run", str(run), "--output-dir", str(folder), "--temperatures", "0.1", "1.3", "--json"]
+    command = ["sampling", "--run", str(tiny_run), "--output-dir", str(folder), "--temperatures", "0.1", "1.3"]
+    command += ["--limit", "3", "--json"]
     assert main(command) == 0
     result = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in result["rows"]] == [TABLE, "0.1", "1.3"]
@@ -76,21 +67,18 @@ def test_a_study_of_a_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(command) == 0 and json.loads(capsys.readouterr().out) == result
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/*/cell.json")} == before  # nothing is repeated
     with pytest.raises(UserError, match="another model or other items"):
-        run_sampling(run, folder, [0.1], "base")
+        run_sampling(tiny_run, folder, [0.1], "base", 3)
 
 
-def test_bad_runs(tmp_path: Path, run: Path) -> None:
+def test_bad_runs(tmp_path: Path, tiny_run: Path) -> None:
     with pytest.raises(UserError, match="is no run directory"):
         run_sampling(tmp_path / "none", tmp_path / "out")
-    hidden = run / "adapter"
-    hidden.rename(run / "away")
-    try:
-        with pytest.raises((UserError, FileNotFoundError)):
-            run_sampling(run, tmp_path / "out", [0.1])
-        with pytest.raises(UserError, match="holds no adapter"):
-            run_switches(run, tmp_path / "switches", 2)
-    finally:
-        (run / "away").rename(hidden)
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.rmtree(run / "adapter")
+    with pytest.raises((UserError, FileNotFoundError)):
+        run_sampling(run, tmp_path / "out", [0.1])
+    with pytest.raises(UserError, match="holds no adapter"):
+        run_switches(run, tmp_path / "switches", 2)
 
 
 # --- soft switches ------------------------------------------------------------------------------------------------------
@@ -131,8 +119,8 @@ def test_prompts_hold_their_switches_and_are_held_out() -> None:
 
 
 @pytest.mark.slow
-def test_switches_of_a_run(run: Path, tmp_path: Path) -> None:
-    result: dict[str, Any] = run_switches(run, tmp_path / "switches", 6)
+def test_switches_of_a_run(tiny_run: Path, tmp_path: Path) -> None:
+    result: dict[str, Any] = run_switches(tiny_run, tmp_path / "switches", 6)
     by = {entry["case"]: entry for entry in result["cases"]}
     assert len(by) == len(CASES) and all(entry["n"] == 6 for entry in by.values())
     # Four steps of tuning change nothing: the shipped base thinks unless it is told otherwise.

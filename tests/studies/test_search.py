@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -289,13 +287,12 @@ def test_losses_are_read_from_checkpoints_and_from_the_record(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_killed_worker_s_trial_is_run_again(tmp_path: Path) -> None:
+def test_a_killed_worker_s_trial_is_run_again(warm_python: str, environment: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "study"
     sets = [part for text in [*TINY, *ONE] for part in ("--set", text)]
-    command = [sys.executable, "-c", "import pipeline.studies.search as s, sys; s.HEARTBEAT_SECONDS, s.GRACE_SECONDS = 1, 3\n"
-               "from pipeline.cli.main.main import main; sys.exit(main(sys.argv[1:]))"]  # fmt: skip
+    command = [warm_python, "-c", "import pipeline.studies.search as s, sys; s.HEARTBEAT_SECONDS, s.GRACE_SECONDS = 1, 3\n"
+               "from pipeline.cli.main import main; sys.exit(main(sys.argv[1:]))"]  # fmt: skip
     command += ["search", "--trials", "2", "--output-dir", str(folder), "--json", *sets]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
     while not list(folder.glob("trials/*/pid")):  # the first trial's run has begun

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import unsloth  # noqa: F401  (before transformers)
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,7 +57,7 @@ def test_a_whole_checkpoint_is_whole(tmp_path: Path) -> None:
     assert manifest["identity"] == WHO and manifest["progress"] == {"tokens": 100}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(30))
 @given(st.data())
 def test_any_damage_is_found_and_the_checkpoint_before_is_used(data: st.DataObject) -> None:
     import tempfile
@@ -224,8 +225,13 @@ def trained(profile: Any, mix: Any, folder: Path, resume: bool = False) -> tuple
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes(), section
 
 
+CORE = ("grouped by length, accumulation, dropout", "random order, several epochs", "early stopping")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", [pytest.param(name, marks=() if name in CORE else pytest.mark.nightly) for name in VARIANTS]
+)
 def test_from_every_checkpoint_training_goes_on_to_the_same_adapter(variant: str, tmp_path: Path) -> None:
     """As after a kill at any step: what a kill leaves is a checkpoint, and nothing of the memory."""
     from pipeline.data.describe import build_profile_mix

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from launcher import torchrun
 
 ROOT = Path(__file__).resolve().parents[2]
+Command = Callable[..., subprocess.CompletedProcess[str]]
 SETTINGS = {
     "mix.total": 400,
     "training.max_steps": 10,
@@ -30,6 +31,7 @@ TOLERANCE = 0.01
 # What `train` does, with a callback that writes what each process has ended with.
 RANKS = """
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from safetensors.torch import save_file
 from pipeline.core.processes import rank, together
@@ -51,29 +53,26 @@ with together():
 """
 
 
-def alone(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pipeline", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment)
-
-
 def adapter(folder: Path) -> bytes:
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("two") / "run"
-    result = torchrun("-m", "pipeline", "train", "--output-dir", str(folder), *OVERRIDES, *HALF, "--json", timeout=600)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert json.loads(result.stdout) == json.loads((folder / "training.json").read_text(encoding="utf-8"))
-    return folder
+def two(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    def make(folder: Path) -> None:
+        arguments = ["train", "--output-dir", str(folder), *OVERRIDES, *HALF, "--json"]
+        result = torchrun("-m", "pipeline", *arguments, timeout=600)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert json.loads(result.stdout) == json.loads((folder / "training.json").read_text(encoding="utf-8"))
+
+    return once("two_processes", make)
 
 
 @pytest.mark.slow
-def test_loss_curve_is_that_of_one_process_with_the_same_global_batch(two: Path, tmp_path: Path) -> None:
-    result = alone("train", "--output-dir", str(tmp_path / "one"), *OVERRIDES, "--json")
-    assert result.returncode == 0, result.stderr[-3000:]
+def test_loss_curve_is_that_of_one_process_with_the_same_global_batch(
+    pipeline_command: Command, two: Path, tmp_path: Path
+) -> None:
+    result = pipeline_command("train", "--output-dir", str(tmp_path / "one"), *OVERRIDES, "--json")
     one: dict[str, Any] = json.loads(result.stdout)
     both: dict[str, Any] = json.loads((two / "training.json").read_text(encoding="utf-8"))
     assert [e["step"] for e in both["loss"]] == [e["step"] for e in one["loss"]] == list(range(1, 11))
@@ -88,7 +87,9 @@ def test_loss_curve_is_that_of_one_process_with_the_same_global_batch(two: Path,
 
 
 @pytest.mark.slow
-def test_two_processes_resume_and_end_with_the_same_weights(two: Path, tmp_path: Path) -> None:
+def test_two_processes_resume_and_end_with_the_same_weights(
+    pipeline_command: Command, warm_python: str, environment: dict[str, str], two: Path, tmp_path: Path
+) -> None:
     from safetensors.torch import load_file
 
     folder = tmp_path / "run"
@@ -96,12 +97,13 @@ def test_two_processes_resume_and_end_with_the_same_weights(two: Path, tmp_path:
     for name in ("adapter", "checkpoints/checkpoint-10"):
         shutil.rmtree(folder / name)
     (folder / "training.json").unlink()
-    refused = alone("train", "--output-dir", str(folder), *OVERRIDES, *HALF, "--resume")
-    assert refused.returncode == 2 and "was written by 2 process(es) and 1 would go on" in refused.stderr
+    refused = pipeline_command("train", "--output-dir", str(folder), *OVERRIDES, *HALF, "--resume", code=2)
+    assert "was written by 2 process(es) and 1 would go on" in refused.stderr
     script = tmp_path / "ranks.py"
     script.write_text(RANKS, encoding="utf-8")
     settings = [part for part in [*OVERRIDES, *HALF] if part != "--set"]
-    result = torchrun(str(script), str(folder), *settings, timeout=600)
+    command = [str(script), str(folder), *settings]
+    result = torchrun(*command, timeout=600, python=warm_python, environment=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     assert adapter(folder) == adapter(two)
     ends = [load_file(folder / f"rank_{rank}.safetensors") for rank in (0, 1)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -205,7 +206,7 @@ def jobs(**fixed: Any) -> st.SearchStrategy[Job]:
     return st.builds(Job, **(options | fixed))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(30))
 @given(jobs(), st.integers(1, 50), st.sampled_from(list(SIZES)))
 def test_more_never_takes_less(job: Job, more: int, name: str) -> None:
     size = SIZES[name]
@@ -217,7 +218,7 @@ def test_more_never_takes_less(job: Job, more: int, name: str) -> None:
     )["total"] + 2 * 4 * job.tokens * (size.hidden_size * size.layers)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(30))
 @given(jobs(method=st.just("lora"), bf16=st.just(True)))
 def test_methods_and_sizes_stand_in_order(job: Job) -> None:
     sizes = list(SIZES.values())
@@ -229,7 +230,7 @@ def test_methods_and_sizes_stand_in_order(job: Job) -> None:
     assert totals == sorted(totals)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(30))
 @given(jobs())
 def test_parts_add_up_and_none_is_negative(job: Job) -> None:
     parts = memory(SMALL, job)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -289,18 +289,10 @@ PLANTED = {
 }
 
 
-def pipeline_(*arguments: str, environment: dict[str, str]) -> None:
-    sets = [part for key, value in TINY.items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "pipeline", *arguments, *sets]
-    result = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | environment, timeout=600
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert not [value for value in PLANTED.values() if value in result.stdout + result.stderr]
-
-
 @pytest.mark.slow
-def test_a_whole_run_with_all_trackers_and_planted_secrets(tmp_path: Path) -> None:
+def test_a_whole_run_with_all_trackers_and_planted_secrets(
+    pipeline_command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
     import yaml
 
     recipe = yaml.safe_load((ROOT / "data_recipes" / "embedded.yaml").read_text(encoding="utf-8"))
@@ -308,10 +300,11 @@ def test_a_whole_run_with_all_trackers_and_planted_secrets(tmp_path: Path) -> No
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     folder, plain = tmp_path / "run", tmp_path / "plain"
-    own = ["--set", f"recipe={path}"]
-    report_to = ["--set", f"training.report_to=[{','.join(ALL)}]"]
-    pipeline_("run", "--output-dir", str(folder), *own, *report_to, environment=PLANTED)
-    pipeline_("train", "--output-dir", str(plain), *own, environment={})
+    own = [*(f"{key}={value}" for key, value in TINY.items()), f"recipe={path}"]
+    tracked = [*own, f"training.report_to=[{','.join(ALL)}]"]
+    done = pipeline_command("run", "--output-dir", str(folder), sets=tracked, environment=PLANTED)
+    assert not [value for value in PLANTED.values() if value in done.stdout + done.stderr]
+    pipeline_command("train", "--output-dir", str(plain), sets=own)
     adapters = [(f / "adapter" / "adapter_model.safetensors").read_bytes() for f in (folder, plain)]
     assert adapters[0] == adapters[1]  # trackers change nothing
     assert not (plain / "trackers").exists()
@@ -340,5 +333,4 @@ def test_a_whole_run_with_all_trackers_and_planted_secrets(tmp_path: Path) -> No
         assert b"planted" not in content, file
 
     # The masked settings are still those of this run.
-    command = [sys.executable, "-m", "pipeline", "report", "--output-dir", str(folder)]
-    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=300).returncode == 0
+    pipeline_command("report", "--output-dir", str(folder))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import unsloth  # noqa: F401  (before transformers)
+from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import TrainerCallback
@@ -25,7 +26,7 @@ from pipeline.training.trainer import (
 LENGTHS = st.lists(st.integers(1, 300), max_size=700)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(30))
 @given(LENGTHS, st.integers(1, 16), st.integers(0, 5))
 def test_every_example_comes_once_an_epoch(lengths: list[int], batch: int, seed: int) -> None:
     sampler = LengthGroupedSampler(lengths, batch, seed)

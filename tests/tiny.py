@@ -1,0 +1,10 @@
+"""The settings of the tiny run that the tests share (fixture ``tiny_run``)."""
+
+SETTINGS = [
+    "mix.total=400",
+    "training.max_steps=12",
+    "training.eval_steps=4",
+    "training.save_steps=4",
+    "training.logging_steps=1",
+    "evaluation.limit=6",
+]
