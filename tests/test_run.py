@@ -205,10 +205,10 @@ def test_notebooks_give_what_the_modules_give(pipeline_command: Command, finishe
     folder = tmp_path / "course"
     arguments = ["course", "--output-dir", str(folder), "--only", "03", "--only", "04", *OVERRIDES]
     pipeline_command(*arguments)
-    manifest = json.loads((folder / "run" / "mix" / "manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads((folder / "main" / "mix" / "manifest.json").read_text(encoding="utf-8"))
     report = json.loads((finished / "report.json").read_text(encoding="utf-8"))
     assert manifest["fingerprint"] == report["run"]["data_fingerprint"]
-    assert adapter_bytes(folder / "run") == adapter_bytes(finished)
+    assert adapter_bytes(folder / "main") == adapter_bytes(finished)
     assert sorted(p.name for p in (folder / "notebooks").glob("*.html")) == ["03_mix.html", "04_finetune.html"]
     again = pipeline_command(*arguments, "--json")
     assert {entry["status"] for entry in json.loads(again.stdout)["notebooks"]} == {"done before"}

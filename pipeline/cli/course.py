@@ -12,6 +12,7 @@ def register(group: Any) -> None:
     """Add the commands of this module."""
     course = command(group, "course", "execute the notebooks in order with papermill")
     course.add_argument("--only", type=word, action="append", metavar="NN", help="only these notebooks, e.g. --only 01")
+    course.add_argument("--workers", type=positive, default=2, metavar="N", help="notebooks at a time (default: 2)")
     course.add_argument("--chat-share", type=float, metavar="X", help="passed to the notebooks")
     course.set_defaults(do=_course)
 
@@ -41,7 +42,12 @@ def _course(args: argparse.Namespace) -> int:
     profile = load(args)
     name = profile_path(args)
     result = execute_course(
-        name, args.output_dir, chat_share=profile.mix.chat_share, overrides=args.set, only=args.only
+        name,
+        args.output_dir,
+        chat_share=profile.mix.chat_share,
+        overrides=args.set,
+        only=args.only,
+        workers=args.workers,
     )
     show(args, result, "\n".join(f"{n['name']}: {n['status']} ({n['seconds']:.0f} s)" for n in result["notebooks"]))
     return 0 if result["ok"] else 1

@@ -1,17 +1,22 @@
-"""Execute the notebooks in order with papermill, in batch, as a workshop leader or CI would.
+"""Execute the notebooks with papermill, in batch, as a workshop leader or CI would.
 
-In: a profile and an output directory. Out: executed notebooks and HTML pages in ``DIR/notebooks``, the run that they make
-together in ``DIR/run``, and ``DIR/course.json`` with what was done. It stops at the first notebook that fails and says
-which cell, with its error, on one screen. Called again, it goes on after the last notebook that succeeded.
+In: a profile and an output directory. Out: executed notebooks and HTML pages in ``DIR/notebooks``, the run that they share in
+``DIR/main`` (that of the main job, where it is there already), and ``DIR/course.json`` with what was done. Notebooks that do not
+need each other run at the same time. It stops at the first one that fails and says which cell, with its error, on one screen.
+Called again, it goes on with what has not succeeded yet.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
+from collections.abc import Collection, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.console import duration, say
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_path, file_sha256, fingerprint, read_json, write_json, write_text
 from pipeline.core.place import ROOT
@@ -21,6 +26,8 @@ if TYPE_CHECKING:
 
 
 NOTEBOOKS = ROOT / "notebooks"
+# What has to be done before a notebook: the mix of 03 is trained on in 04, evaluated in 05, and built upon from there.
+NEEDS = {"04": {"03"}, "05": {"04"}, "06": {"05"}, "07": {"05"}, "08": {"05"}, "09": {"05"}}
 ERROR_LINES = 18  # of source and of error, so that a failure fits on one screen
 
 
@@ -59,14 +66,52 @@ def _to_html(executed: Path) -> None:
     write_text(executed.with_suffix(".html"), body)
 
 
+def ready(waiting: Sequence[Path], finished: Collection[str]) -> list[Path]:
+    """The notebooks whose needs are met: finished, or not among those that are asked for.
+
+    Args:
+        finished: names (stems) of notebooks.
+    """
+    open_ = {notebook.name[:2] for notebook in waiting}
+    done = {name[:2] for name in finished}
+    return [notebook for notebook in waiting if not (NEEDS.get(notebook.name[:2], set()) & open_ - done)]
+
+
+def _execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Run one notebook; its entry in the result."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    started = time.monotonic()
+    entry: dict[str, Any] = {"name": notebook.stem, "status": "done"}
+    with atomic_path(executed) as temporary:
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                str(temporary),
+                parameters=parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                autosave_cell_every=0,
+            )
+        except PapermillExecutionError as error:
+            entry |= {"status": "failed", "error": failure_text(notebook, error)}
+    _to_html(executed)
+    return entry | {"seconds": round(time.monotonic() - started, 1)}
+
+
 def execute_course(
     profile: str,
     output_dir: Path,
     chat_share: float | None = None,
     overrides: list[str] | None = None,
     only: list[str] | None = None,
+    workers: int = 2,
 ) -> dict[str, Any]:
     """Run the notebooks; see the module's docstring.
+
+    Args:
+        workers: notebooks at a time.
 
     Returns:
         ``{"ok": bool, "notebooks": [{"name", "status", "seconds"[, "error"]}]}`` with status ``done``, ``done before``,
@@ -75,14 +120,10 @@ def execute_course(
     Raises:
         UserError: the directory belongs to a course with other parameters.
     """
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-    from rich.console import Console
-
-    console = Console(stderr=True, highlight=False)
+    output_dir = output_dir.resolve()
     parameters = {
         "profile": profile,
-        "output_dir": str((output_dir / "run").resolve()),
+        "output_dir": str(output_dir / "main"),
         "chat_share": chat_share,
         "overrides": list(overrides or []),
     }
@@ -95,48 +136,43 @@ def execute_course(
             raise UserError(
                 f"{output_dir} holds a course with other parameters. Choose another --output-dir; nothing was changed."
             )
-    results: list[dict[str, Any]] = []
-    failed = False
-    for notebook in course_notebooks(only):
-        if failed:
-            results.append({"name": notebook.stem, "status": "not run", "seconds": 0.0})
-            continue
-        digest = file_sha256(notebook)
-        if record["finished"].get(notebook.stem, {}).get("sha256") == digest:
-            results.append(
-                {
-                    "name": notebook.stem,
-                    "status": "done before",
-                    "seconds": record["finished"][notebook.stem]["seconds"],
-                }
-            )
-            continue
-        console.print(f"executing {notebook.name}")
-        executed = output_dir / "notebooks" / notebook.name
-        started = time.monotonic()
-        entry: dict[str, Any] = {"name": notebook.stem}
-        with atomic_path(executed) as temporary, warnings.catch_warnings():
-            # papermill's, of the name that the notebook has until it is whole
-            warnings.filterwarnings("ignore", "The specified file .* does not end in")
-            try:
-                papermill.execute_notebook(
-                    str(notebook),
-                    str(temporary),
-                    parameters=parameters,
-                    kernel_name="python3",
-                    cwd=str(NOTEBOOKS),
-                    progress_bar=False,
-                    autosave_cell_every=0,
-                )
-                entry["status"] = "done"
-            except PapermillExecutionError as error:
-                failed = True
-                entry |= {"status": "failed", "error": failure_text(notebook, error)}
-                console.print(entry["error"], markup=False)
-        entry["seconds"] = round(time.monotonic() - started, 1)
-        _to_html(executed)
-        results.append(entry)
-        if not failed:
-            record["finished"][notebook.stem] = {"sha256": digest, "seconds": entry["seconds"]}
-            write_json(record_path, record)
-    return {"ok": not failed, "notebooks": results}
+    notebooks = course_notebooks(only)
+    digests = {notebook.stem: file_sha256(notebook) for notebook in notebooks}
+    entries: dict[str, dict[str, Any]] = {}
+    for name, digest in digests.items():
+        before = record["finished"].get(name, {})
+        if before.get("sha256") == digest:
+            entries[name] = {"name": name, "status": "done before", "seconds": before["seconds"]}
+    waiting = [notebook for notebook in notebooks if notebook.stem not in entries]
+    running: dict[Future[dict[str, Any]], Path] = {}
+    # The working folder belongs to the whole process: papermill, given one for each notebook, would mix them up.
+    with (
+        contextlib.chdir(NOTEBOOKS),
+        warnings.catch_warnings(),
+        ThreadPoolExecutor(workers, thread_name_prefix="notebook") as pool,
+    ):
+        # papermill's, of the name that the notebook has until it is whole
+        warnings.filterwarnings("ignore", "The specified file .* does not end in")
+        failed = False
+        while running or (waiting and not failed):
+            free = [] if failed else ready(waiting, [n for n, e in entries.items() if e["status"] != "failed"])
+            for notebook in free[: workers - len(running)]:
+                waiting.remove(notebook)
+                say(f"executing {notebook.name} ({len(entries) + len(running) + 1} of {len(notebooks)})")
+                executed = output_dir / "notebooks" / notebook.name
+                running[pool.submit(_execute, notebook, executed, parameters)] = notebook
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                notebook, entry = running.pop(future), future.result()
+                entries[notebook.stem] = entry
+                if entry["status"] == "failed":
+                    failed = True
+                    say(entry["error"])
+                    if running:
+                        say(f"waiting for {', '.join(other.name for other in running.values())} to end")
+                else:
+                    say(f"{notebook.name}: {duration(entry['seconds'])}")
+                    record["finished"][notebook.stem] = {"sha256": digests[notebook.stem], "seconds": entry["seconds"]}
+                    write_json(record_path, record)
+    unrun = {notebook.stem: {"name": notebook.stem, "status": "not run", "seconds": 0.0} for notebook in waiting}
+    return {"ok": not failed, "notebooks": [(entries | unrun)[notebook.stem] for notebook in notebooks]}

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 COURSE = [path for path in NOTEBOOKS if re.match(r"\d\d_", path.name)]
-PARAMETERS = {"profile": "embedded", "output_dir": "../outputs/course/run", "chat_share": None, "overrides": []}
+PARAMETERS = {"profile": "embedded", "output_dir": "../outputs/course/main", "chat_share": None, "overrides": []}
 CLEAN: dict[str, Any] = {
     "score": {"at_least": 3},
     "broken_reasoning": True,

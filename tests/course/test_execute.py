@@ -1,0 +1,78 @@
+"""The order of the notebooks: what needs nothing runs side by side, a failure stops what has not begun, and it resumes."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from pipeline.core.files import read_json
+from pipeline.course import execute
+from pipeline.course.execute import NEEDS, course_notebooks, execute_course, ready
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Notebooks of one cell that need no pipeline."""
+    books = tmp_path / "notebooks"
+    books.mkdir()
+    for number in ("00", "01", "03", "04", "05", "06"):
+        cell = nbformat.v4.new_code_cell("output_dir = ''", metadata={"tags": ["parameters"]})
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
+        book = nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell("1 + 1")], metadata=kernel)
+        nbformat.write(book, books / f"{number}_x.ipynb")
+    monkeypatch.setattr(execute, "NOTEBOOKS", books)
+    return tmp_path
+
+
+def test_the_needs_name_notebooks_of_the_course() -> None:
+    numbers = {notebook.name[:2] for notebook in course_notebooks()}
+    assert {*NEEDS, *(need for needs in NEEDS.values() for need in needs)} <= numbers
+
+
+def test_what_is_ready(folder: Path) -> None:
+    names = lambda found: [notebook.name[:2] for notebook in found]  # noqa: E731
+    every = course_notebooks()
+    assert names(ready(every, [])) == ["00", "01", "03"]
+    assert names(ready(every[3:], ["03_x"])) == ["04"]
+    assert names(ready(every[5:], [])) == ["06"]  # asked for alone: what it needs is on disk, or it makes it
+
+
+def test_two_at_a_time_in_the_order_of_their_needs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[str] = []
+    ended: list[str] = []
+    both = threading.Barrier(2, timeout=20)
+
+    def run(notebook: Path, executed: Path, parameters: dict) -> dict:
+        for need in NEEDS.get(notebook.name[:2], set()):
+            assert f"{need}_x" in ended
+        began.append(notebook.stem)
+        if notebook.stem in ("00_x", "01_x"):
+            both.wait()  # neither ends before the other has begun
+        ended.append(notebook.stem)
+        return {"name": notebook.stem, "status": "done", "seconds": 1.0}
+
+    monkeypatch.setattr(execute, "_execute", run)
+    result = execute_course("embedded", folder / "out")
+    assert result["ok"] and [n["name"][:2] for n in result["notebooks"]] == ["00", "01", "03", "04", "05", "06"]
+    assert len(began) == 6
+    again = execute_course("embedded", folder / "out")
+    assert {n["status"] for n in again["notebooks"]} == {"done before"}
+
+
+def test_a_failure_stops_what_has_not_begun(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "notebooks" / "03_x.ipynb"
+    book = json.loads(path.read_text())
+    book["cells"][1]["source"] = "1 / 0"
+    path.write_text(json.dumps(book))
+    result = execute_course("embedded", folder / "out", workers=1)
+    status = {n["name"][:2]: n["status"] for n in result["notebooks"]}
+    assert status == {"00": "done", "01": "done", "03": "failed", "04": "not run", "05": "not run", "06": "not run"}
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert set(read_json(folder / "out" / "course.json")["finished"]) == {"00_x", "01_x"}
+    book["cells"][1]["source"] = "1 / 1"
+    path.write_text(json.dumps(book))
+    assert execute_course("embedded", folder / "out")["ok"]
