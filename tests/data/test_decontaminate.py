@@ -246,7 +246,7 @@ def test_it_travels_to_another_process(decontaminator):
 
 def test_hashes_do_not_depend_on_the_process():
     code = (
-        "from tests.test_decontaminate import *\n"
+        "from tests.data.test_decontaminate import *\n"
         "d = Decontaminator(BENCHMARKS, config())\n"
         "print(d.key, d._sorted[:3].tolist(), len(d._sorted))"
     )
