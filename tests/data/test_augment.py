@@ -196,7 +196,9 @@ def test_a_bad_table_is_an_error(tmp_path, text, message):
 
 
 def test_jieba_is_quiet_and_leaves_no_cache(tmp_path):
-    code = "from tests.data.test_augment import *\nassert copies(row('请列出三种鸟。'), EVERY_WORD) == ['请列举三种鸟。']"
+    code = (
+        "from tests.data.test_augment import *\nassert copies(row('请列出三种鸟。'), EVERY_WORD) == ['请列举三种鸟。']"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
