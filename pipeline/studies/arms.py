@@ -88,7 +88,7 @@ def load_arms(path: str) -> Arms:
 
 
 @dataclass
-class Cell:
+class SweepCell:
     """One value with one seed."""
 
     number: int
@@ -121,7 +121,7 @@ def resolve(profile: str, overrides: list[str]) -> tuple[Profile, Recipe]:
     return settings, recipe
 
 
-def plan(
+def plan_axis(
     profile: str,
     overrides: list[str],
     axis: str,
@@ -129,7 +129,7 @@ def plan(
     seeds: int,
     folder: Path,
     cells_folder: Path | None = None,
-) -> tuple[str, list[Cell]]:
+) -> tuple[str, list[SweepCell]]:
     """All cells of an axis, checked: every value fits its setting.
 
     Args:
@@ -156,7 +156,7 @@ def plan(
 
 def plan_arms(
     profile: str, overrides: list[str], arms: Arms, seeds: int, folder: Path, cells_folder: Path | None = None
-) -> list[Cell]:
+) -> list[SweepCell]:
     """All cells of a file of arms, checked.
 
     Raises:
@@ -173,10 +173,10 @@ def plan_arms(
 
 def _cells(
     resolved: Sequence[tuple[Any, Profile, Recipe]], seeds: int, folder: Path, cells_folder: Path | None
-) -> list[Cell]:
+) -> list[SweepCell]:
     if not resolved or seeds < 1:
         raise UserError("A sweep needs at least one value and one seed.")
-    cells: list[Cell] = []
+    cells: list[SweepCell] = []
     for number, (value, settings, recipe) in enumerate(resolved):
         for add in range(seeds):
             one = settings.model_copy(update={"seed": settings.seed + add}, deep=True)
@@ -185,7 +185,7 @@ def _cells(
                 path = cells_folder / identity[:16]
             else:
                 path = folder / "cells" / f"{number:02d}-seed{one.seed}"
-            cells.append(Cell(len(cells), value, one.seed, one, recipe, path))
+            cells.append(SweepCell(len(cells), value, one.seed, one, recipe, path))
     return cells
 
 
