@@ -244,7 +244,7 @@ def test_every_value_is_measured_against_its_own_base(tmp_path: Path) -> None:
     assert other["modes"]["thinking"]["benchmarks"]["skill"]["p"] < 0.001
     text = sweep_table(result)
     assert "| base of 0.0 |" in text and "| base of 1.0 |" in text and "| base of 1.0 |" in fidelity_table(result)
-    same, _ = fabricate(tmp_path / "same", {k: RATES[k] for k in (-1, 0.0, 0.5)})
+    same, _ = fabricate(tmp_path / "same", {k: RATES[k] for k in (-1, 0.0)}, seeds=1)
     assert sweep_table(summarise_sweep("x", same, tmp_path / "same")).count("| base |") == 1
 
 
