@@ -23,6 +23,9 @@ from pipeline.settings import (
     read_yaml,
 )
 
+ITEM_KEYS = ("benchmarks", "limit", "seed")  # of evaluation: which items are asked
+
+
 # --- axes and cells -----------------------------------------------------------------------------------------------------
 
 
@@ -136,7 +139,8 @@ def plan_axis(
         cells_folder: where cells are kept by their settings, to be shared with other sweeps; None: in ``folder``.
 
     Raises:
-        UserError: unknown axis, a value of the wrong type, fewer than one value or seed, a value given twice.
+        UserError: unknown axis, a value of the wrong type, fewer than one value or seed, a value given twice, or values that
+            change which items are asked.
     """
     key = axis_key(axis)
     resolved: list[tuple[Any, Profile, Recipe]] = []
@@ -160,7 +164,8 @@ def plan_arms(
     """All cells of a file of arms, checked.
 
     Raises:
-        UserError: a setting that does not exist, or a value of the wrong type (names the arm).
+        UserError: a setting that does not exist, a value of the wrong type (names the arm), or arms that are asked different
+            items.
     """
     resolved = []
     for name, arm in arms.arms.items():
@@ -176,6 +181,11 @@ def _cells(
 ) -> list[SweepCell]:
     if not resolved or seeds < 1:
         raise UserError("A sweep needs at least one value and one seed.")
+    for key in ITEM_KEYS:
+        if len({str(getattr(settings.evaluation, key)) for _, settings, _ in resolved}) > 1:
+            raise UserError(
+                f"evaluation.{key} decides which items are asked; a sweep compares answers to the same items."
+            )
     cells: list[SweepCell] = []
     for number, (value, settings, recipe) in enumerate(resolved):
         for add in range(seeds):

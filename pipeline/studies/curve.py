@@ -68,41 +68,24 @@ def _estimate(value: float, ends: Sequence[float]) -> Estimate:
     return {"value": float(value), "ci95": [float(end) for end in ends]}
 
 
-def _read_items(cell: SweepCell, side: str) -> dict[str, tuple[list[Any], np.ndarray]]:
-    """ "mode/benchmark" → keys of its items, and their ``score`` and ``faithful`` as an array [2, items]."""
-    result: dict[str, tuple[list[Any], np.ndarray]] = {}
+def _read_items(cell: SweepCell, side: str) -> dict[str, np.ndarray]:
+    """By "mode/benchmark": ``score`` and ``faithful`` [2, items], in the order of the items."""
+    result: dict[str, np.ndarray] = {}
     for mode in MODES:
         rows = read_jsonl(cell.folder / "run" / "evaluation" / side / mode / "predictions.jsonl")
         for name in dict.fromkeys(row["benchmark"] for row in rows):
             own = sorted((r for r in rows if r["benchmark"] == name), key=lambda r: (r["subset"], r["index"]))
-            arrays = np.array([[float(r[kind]) for r in own] for kind in ("score", "faithful")])
-            result[f"{mode}/{name}"] = [(r["subset"], r["index"]) for r in own], arrays
+            result[f"{mode}/{name}"] = np.array([[float(r[kind]) for r in own] for kind in ("score", "faithful")])
     return result
 
 
 def load_scores(values: Sequence[Any], cells: Sequence[SweepCell]) -> tuple[ItemScores, ItemScores]:
-    """Item scores of cells that are done, and whether each reply was faithful to its mode.
-
-    Raises:
-        UserError: cells that were asked different items cannot be compared.
-    """
+    """Item scores of cells that are done, and whether each reply was faithful to its mode; every value needs the same seeds."""
     groups = [[cell for cell in cells if cell.value == value] for value in values]
-    asked: dict[str, list[Any]] = {}
-
-    def read_group(group: Sequence[SweepCell], side: str) -> list[dict[str, np.ndarray]]:
-        result = []
-        for cell in group:
-            items = _read_items(cell, side)
-            keys = {name: own for name, (own, _) in items.items()}
-            if keys != (asked or keys):
-                raise UserError(f"{cell.name} was asked other items than {groups[0][0].name}; they cannot be compared.")
-            asked.update(keys)
-            result.append({name: array for name, (_, array) in items.items()})
-        return result
-
-    read = [[read_group(group, side) for group in groups] for side in ("base", "tuned")]
+    read = [[[_read_items(cell, side) for cell in group] for group in groups] for side in ("base", "tuned")]
+    names = list(read[BASE][0][0])
     # [2, values, seeds, kinds, items] by name
-    arrays = {name: np.array([[[found[name] for found in group] for group in side] for side in read]) for name in asked}
+    arrays = {name: np.array([[[found[name] for found in group] for group in side] for side in read]) for name in names}
     score, faithful = ({name: array[..., kind, :] for name, array in arrays.items()} for kind in (0, 1))
     return _with_draws(score), _with_draws(faithful)
 
@@ -168,7 +151,7 @@ def summarise_sweep(key: str, cells: Sequence[SweepCell], folder: Path, question
     Values of which a seed is missing are left out of the curve and named in ``failed``.
 
     Raises:
-        UserError: no value is complete, or the cells were asked different items.
+        UserError: no value is complete.
     """
     failed = _failures(cells)
     missing = [f["value"] for f in failed]

@@ -248,12 +248,11 @@ def test_every_value_is_measured_against_its_own_base(tmp_path: Path) -> None:
     assert sweep_table(summarise_sweep("x", same, tmp_path / "same")).count("| base |") == 1
 
 
-def test_cells_that_were_asked_other_items_are_refused(tmp_path: Path) -> None:
-    cells, _ = fabricate(tmp_path, {k: RATES[k] for k in (-1, 0.0, 0.5)}, seeds=1)
-    path = cells[1].folder / "run" / "evaluation" / "tuned" / "thinking" / "predictions.jsonl"
-    path.write_text("".join(path.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
-    with pytest.raises(UserError, match="0.5 .seed 0. was asked other items"):
-        summarise_sweep("mix.chat_share", cells, tmp_path)
+def test_values_that_are_asked_other_items_are_refused(tmp_path: Path) -> None:
+    for axis, values in (("evaluation.limit", ["6", "7"]), ("evaluation.seed", ["1", "2"])):
+        with pytest.raises(UserError, match=f"{axis} decides which items are asked"):
+            plan_axis("embedded", [], axis, values, 1, tmp_path)
+    assert plan_axis("embedded", [], "evaluation.limit", ["6"], 2, tmp_path)[0] == "evaluation.limit"
 
 
 # --- for real -----------------------------------------------------------------------------------------------------------
