@@ -14,7 +14,7 @@ from pipeline.core.files import read_json, read_jsonl, write_json
 from pipeline.core.modes import MODES
 from pipeline.core.statistics import bootstrap, difference_interval95, interval95, paired_permutation, rate_interval95
 from pipeline.studies.arms import SweepCell
-from pipeline.studies.results import Estimate, Failure, ModeRates, Point, Rate, Sweep
+from pipeline.studies.results import Estimate, Failure, ModeRates, Point, SweepRate, Sweep
 
 FIDELITY_FLOOR = 0.95  # of the recommended range, in both modes
 KNOWN = 0.5  # a benchmark that the base solves so often was known before
@@ -54,10 +54,10 @@ class ItemScores:
         """[2, repeats, names, values]."""
         return np.stack([array.swapaxes(0, 1) for array in self.draws.values()], axis=2)
 
-    def rate(self, name: str, side: int, value: int) -> Rate:
+    def rate(self, name: str, side: int, value: int) -> SweepRate:
         """Mean and interval of one value, and the difference of its tuned model from that of the first value."""
         own, drawn = self.items[name][side], self.draws[name][:, side]
-        result: Rate = {**_estimate(own[value].mean(), rate_interval95(own[value], drawn[:, value]))}
+        result: SweepRate = {**_estimate(own[value].mean(), rate_interval95(own[value], drawn[:, value]))}
         if side == TUNED and value > 0:
             ends = difference_interval95(own[0], own[value], drawn[:, value] - drawn[:, 0])
             result["from_first"] = _estimate(own[value].mean() - own[0].mean(), ends)
@@ -276,7 +276,7 @@ def sweep_table(result: Sweep) -> str:
     heads = [result["axis"], *(f"{name.removeprefix('embedded_')} ({short[mode]})" for mode, name in benchmarks)]
     heads += [f"fidelity ({short[mode]})" for mode in MODES]
 
-    def entries(modes: Mapping[str, ModeRates]) -> list[Rate]:
+    def entries(modes: Mapping[str, ModeRates]) -> list[SweepRate]:
         return [modes[mode]["benchmarks"][name] for mode, name in benchmarks] + [
             modes[mode]["mode_fidelity"] for mode in MODES
         ]
@@ -318,7 +318,7 @@ def _lines(heads: list[str], rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows]]
 
 
-def _difference(entry: Rate) -> str:
+def _difference(entry: SweepRate) -> str:
     difference = entry["from_first"]
     low, high = difference["ci95"]
     return f"{difference['value']:+.3f} [{low:+.3f}, {high:+.3f}]" + ("" if low <= 0 <= high else " *")

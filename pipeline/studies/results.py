@@ -38,25 +38,25 @@ class Estimate(TypedDict):
     ci95: list[float]  # [low, high]
 
 
-class Rate(Estimate):
+class SweepRate(Estimate):
     """A mean over seeds and items."""
 
     from_first: NotRequired[Estimate]  # paired difference from the tuned model of the first value
 
 
-class BenchmarkRate(Rate):
+class BenchmarkRate(SweepRate):
     """The score of one benchmark in one mode."""
 
     n: int  # items × seeds
     p: float | None  # paired permutation test against the value's own base; None: this is a base
-    mode_fidelity: Rate
+    mode_fidelity: SweepRate
 
 
 class ModeRates(TypedDict):
     """All of one mode."""
 
     benchmarks: dict[str, BenchmarkRate]
-    mode_fidelity: Rate
+    mode_fidelity: SweepRate
 
 
 class Point(TypedDict):
@@ -199,7 +199,7 @@ class CountedRate(Estimate):
     n: int
 
 
-class BenchmarkScore(TypedDict):
+class SamplingBenchmark(TypedDict):
     """Of one benchmark, as evaluation writes it."""
 
     score: float
@@ -214,7 +214,7 @@ class SamplingMode(TypedDict):
     mode_fidelity: CountedRate
     truncated: CountedRate
     repetition: CountedRate
-    benchmarks: dict[str, BenchmarkScore]
+    benchmarks: dict[str, SamplingBenchmark]
 
 
 class SamplingRow(TypedDict):

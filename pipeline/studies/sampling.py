@@ -23,10 +23,10 @@ from pipeline.studies.results import CountedRate, SamplingMode, SamplingRow, Sam
 
 TEMPERATURES = (0.1, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3)
 REPEATED_NGRAM, REPEATED_PART = 8, 0.3  # words; above it a reply counts as going in circles, as in cleaning
-Which = Literal["base", "tuned"]
+Side = Literal["base", "tuned"]
 TABLE = "as recommended"
 Shown = Literal["accuracy", "mode_fidelity", "truncated", "repetition"]
-COLOURS: dict[Shown, str] = {
+RATE_COLOURS: dict[Shown, str] = {
     "accuracy": "#0072b2",
     "mode_fidelity": "#009e73",
     "truncated": "#e69f00",
@@ -56,7 +56,7 @@ def run_sampling(
     run_folder: Path,
     folder: Path,
     temperatures: Sequence[float] = TEMPERATURES,
-    which: Which = "tuned",
+    which: Side = "tuned",
     limit: int | None = None,
 ) -> SamplingStudy:
     """Evaluate the run's model at each temperature; finished rows are read, not repeated.
@@ -138,7 +138,7 @@ def _verdict(folder: Path, names: list[str], mode: str) -> Verdict:
 def sampling_text(result: SamplingStudy) -> str:
     """``sampling.json`` for a terminal."""
     short = {"thinking": "think", "non_thinking": "direct"}
-    names = tuple(COLOURS)
+    names = tuple(RATE_COLOURS)
     heads = ["temperature", *(f"{name.replace('_', ' ')} ({short[mode]})" for mode in MODES for name in names)]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for row in result["rows"]:
@@ -167,7 +167,7 @@ def draw_sampling(result: SamplingStudy, path: Path) -> None:
     rows = sorted((row for row in result["rows"] if row["name"] != TABLE), key=lambda row: float(row["name"]))
     for axes, mode in zip(figure.subplots(1, 2, sharey=True), MODES, strict=True):
         x = [float(row["name"]) for row in rows]
-        for name, colour in COLOURS.items():
+        for name, colour in RATE_COLOURS.items():
             own = [row["modes"][mode][name] for row in rows]
             axes.plot(x, [e["value"] for e in own], "o-", color=colour, label=name.replace("_", " "))
             low, high = zip(*(e["ci95"] for e in own), strict=True)
