@@ -14,7 +14,7 @@ from pipeline.core.files import read_json, read_jsonl, write_json
 from pipeline.core.modes import MODES
 from pipeline.core.statistics import bootstrap, difference_interval95, interval95, paired_permutation, rate_interval95
 from pipeline.studies.arms import SweepCell
-from pipeline.studies.results import Estimate, Failure, ModeRates, Point, SweepRate, Sweep
+from pipeline.studies.results import Estimate, Failure, ModeRates, Point, Sweep, SweepRate
 
 FIDELITY_FLOOR = 0.95  # of the recommended range, in both modes
 KNOWN = 0.5  # a benchmark that the base solves so often was known before
