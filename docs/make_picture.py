@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from pipeline.core.files import read_json
-from pipeline.studies.curve import draw
+from pipeline.studies.curve import draw_sweep
 
 DOCS = Path(__file__).resolve().parent
 NAMES = {
@@ -58,7 +58,7 @@ def two_modes(result: dict[str, Any], path: Path) -> None:
 def main() -> None:
     result = read_json(DOCS / "results" / "chat_share.json")
     two_modes(result, DOCS / "two_modes.png")
-    draw(result, DOCS / "ratio.png")
+    draw_sweep(result, DOCS / "ratio.png")
 
 
 if __name__ == "__main__":

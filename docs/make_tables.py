@@ -1,7 +1,7 @@
 """Write the tables of the docs from ``docs/results``:  python docs/make_tables.py [--check]
 
 In a Markdown file, what stands between ``<!-- results:NAME -->`` and ``<!-- end -->`` is the table of docs/results/NAME.json,
-made by the ``table`` function of the module that wrote the file. ``NAME:PART`` is one of several views of it. ``--check``
+made by the table function of the module that wrote the file. ``NAME:PART`` is one of several views of it. ``--check``
 changes nothing and says which file is behind its results (exit code 1).
 """
 
@@ -29,7 +29,7 @@ def _sweep(result: dict[str, Any], part: str | None) -> str:
 
     if part in WORDS:
         return _ends(result, WORDS[part])
-    views = {"recommended": curve.recommendation, "fidelity": curve.fidelity_table, None: curve.table}
+    views = {"recommended": curve.recommendation, "fidelity": curve.fidelity_table, None: curve.sweep_table}
     return views[part](result)
 
 
@@ -88,21 +88,21 @@ def _benchmark(path: str) -> Callable[[dict[str, Any], str | None], str]:
 def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
     """Name of a result → what makes its table; every other result is a sweep's."""
     from pipeline.second import grpo, preference
-    from pipeline.studies import methods as method_study
-    from pipeline.studies import sampling as sampling_study
-    from pipeline.studies import search
-    from pipeline.studies import switches as soft_switches
+    from pipeline.studies.methods import methods_table
+    from pipeline.studies.sampling import sampling_text
+    from pipeline.studies.search_result import search_table
+    from pipeline.studies.switches import switches_text
 
     scripts = ("estimate", "length_grouping", "processes", "resume", "unsloth_cpu")
     return {
         **{name: _benchmark(f"{name}.py") for name in scripts},
         **{name: _benchmark("sweep.py") for name in ("sweep_cells", "workers")},
-        "methods": method_study.table,
+        "methods": methods_table,
         "preference": lambda result, _: preference.table(result),
         "grpo": lambda result, _: grpo.table(result),
-        "search": lambda result, _: search.table(result),
-        "sampling": lambda result, _: sampling_study.text(result),
-        "switches": lambda result, _: soft_switches.text(result),
+        "search": lambda result, _: search_table(result),
+        "sampling": lambda result, _: sampling_text(result),
+        "switches": lambda result, _: switches_text(result),
     }
 
 

@@ -490,3 +490,17 @@ def _compare(theirs: Any, mine: Any, prefix: str) -> list[str]:
         keys = list(dict.fromkeys([*theirs, *mine]))
         return [d for k in keys for d in _compare(theirs.get(k), mine.get(k), f"{prefix}{k}.")]
     return [] if theirs == mine else [f"{prefix.rstrip('.')} is {theirs!r} there and {mine!r} here"]
+
+
+def open_run(folder: Path) -> Run:
+    """A run directory with the settings that it was made with.
+
+    Raises:
+        UserError: it is none.
+    """
+    paths = folder / "profile.yaml", folder / "recipe.yaml"
+    if not all(path.exists() for path in paths):
+        raise UserError(f"{folder} is no run directory (it has no profile.yaml and recipe.yaml).")
+    profile = parse(Profile, read_yaml(paths[0]), str(paths[0]))
+    recipe = parse(Recipe, read_yaml(paths[1]), str(paths[1]))
+    return Run.open(profile, folder, resume=True, recipe=recipe)

@@ -86,7 +86,7 @@ def register(group: Any) -> None:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from pipeline.studies.curve import table
+    from pipeline.studies.curve import sweep_table
     from pipeline.studies.sweep import run_sweep
 
     values = list(chain.from_iterable(args.values))
@@ -96,12 +96,12 @@ def _sweep(args: argparse.Namespace) -> int:
     cells = args.cells.resolve() if args.cells else None
     folder = args.output_dir.resolve()
     result = run_sweep(name, args.axis, values, args.seeds, folder, list(args.set), args.workers, args.arms, cells)
-    show(args, result, f"{table(result)}\n\npicture: {args.output_dir / 'sweep.png'}")
+    show(args, result, f"{sweep_table(result)}\n\npicture: {args.output_dir / 'sweep.png'}")
     return 1 if result["failed"] else 0
 
 
 def _methods(args: argparse.Namespace) -> int:
-    from pipeline.studies.methods import ARMS, run_methods, table
+    from pipeline.studies.methods import ARMS, methods_table, run_methods
 
     quiet()
     name = profile_path(args)
@@ -115,31 +115,32 @@ def _methods(args: argparse.Namespace) -> int:
         args.arms or ARMS,
         args.cells.resolve() if args.cells else None,
     )
-    show(args, result, f"{table(result)}\n\npicture: {args.output_dir / 'methods.png'}")
+    show(args, result, f"{methods_table(result)}\n\npicture: {args.output_dir / 'methods.png'}")
     return 1 if result["sweep"]["failed"] else 0
 
 
 def _sampling(args: argparse.Namespace) -> int:
-    from pipeline.studies.sampling import TEMPERATURES, run_sampling, text
+    from pipeline.studies.sampling import TEMPERATURES, run_sampling, sampling_text
 
     quiet()
     temperatures = args.temperatures or TEMPERATURES
     result = run_sampling(args.run, args.output_dir, temperatures, args.which, args.limit)
-    show(args, result, f"{text(result)}\n\npicture: {args.output_dir / 'sampling.png'}")
+    show(args, result, f"{sampling_text(result)}\n\npicture: {args.output_dir / 'sampling.png'}")
     return 0
 
 
 def _switches(args: argparse.Namespace) -> int:
-    from pipeline.studies.switches import run_switches, text
+    from pipeline.studies.switches import run_switches, switches_text
 
     quiet()
     result = run_switches(args.run, args.output_dir, args.limit or 150)
-    show(args, result, text(result))
+    show(args, result, switches_text(result))
     return 0
 
 
 def _search(args: argparse.Namespace) -> int:
-    from pipeline.studies.search import run_search, table
+    from pipeline.studies.search import run_search
+    from pipeline.studies.search_result import search_table
 
     name = profile_path(args)
     result = run_search(
@@ -155,5 +156,5 @@ def _search(args: argparse.Namespace) -> int:
         floor=args.fidelity_floor,
         prune=not args.no_pruning,
     )
-    show(args, result, f"{table(result)}\n\npicture: {args.output_dir / 'search.png'}")
+    show(args, result, f"{search_table(result)}\n\npicture: {args.output_dir / 'search.png'}")
     return 0 if result["best"] else 1

@@ -31,9 +31,8 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import fingerprint, read_json, write_json, write_text
 from pipeline.core.modes import MODES
 from pipeline.core.versions import installed
-from pipeline.run import Run, _compare, _now
+from pipeline.run import Run, _compare, _now, open_run
 from pipeline.settings import Profile, RowsSettings, SecondStageSettings, load_profile, load_recipe, read_yaml
-from pipeline.studies.sampling import open_run
 from pipeline.training.trackers import Trackers
 
 if TYPE_CHECKING:

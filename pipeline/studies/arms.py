@@ -23,6 +23,9 @@ from pipeline.settings import (
     read_yaml,
 )
 
+ITEM_KEYS = ("benchmarks", "limit", "seed")  # of evaluation: which items are asked
+
+
 # --- axes and cells -----------------------------------------------------------------------------------------------------
 
 
@@ -88,7 +91,7 @@ def load_arms(path: str) -> Arms:
 
 
 @dataclass
-class Cell:
+class SweepCell:
     """One value with one seed."""
 
     number: int
@@ -121,7 +124,7 @@ def resolve(profile: str, overrides: list[str]) -> tuple[Profile, Recipe]:
     return settings, recipe
 
 
-def plan(
+def plan_axis(
     profile: str,
     overrides: list[str],
     axis: str,
@@ -129,14 +132,15 @@ def plan(
     seeds: int,
     folder: Path,
     cells_folder: Path | None = None,
-) -> tuple[str, list[Cell]]:
+) -> tuple[str, list[SweepCell]]:
     """All cells of an axis, checked: every value fits its setting.
 
     Args:
         cells_folder: where cells are kept by their settings, to be shared with other sweeps; None: in ``folder``.
 
     Raises:
-        UserError: unknown axis, a value of the wrong type, fewer than one value or seed, a value given twice.
+        UserError: unknown axis, a value of the wrong type, fewer than one value or seed, a value given twice, or values that
+            change which items are asked.
     """
     key = axis_key(axis)
     resolved: list[tuple[Any, Profile, Recipe]] = []
@@ -156,11 +160,12 @@ def plan(
 
 def plan_arms(
     profile: str, overrides: list[str], arms: Arms, seeds: int, folder: Path, cells_folder: Path | None = None
-) -> list[Cell]:
+) -> list[SweepCell]:
     """All cells of a file of arms, checked.
 
     Raises:
-        UserError: a setting that does not exist, or a value of the wrong type (names the arm).
+        UserError: a setting that does not exist, a value of the wrong type (names the arm), or arms that are asked different
+            items.
     """
     resolved = []
     for name, arm in arms.arms.items():
@@ -173,10 +178,15 @@ def plan_arms(
 
 def _cells(
     resolved: Sequence[tuple[Any, Profile, Recipe]], seeds: int, folder: Path, cells_folder: Path | None
-) -> list[Cell]:
+) -> list[SweepCell]:
     if not resolved or seeds < 1:
         raise UserError("A sweep needs at least one value and one seed.")
-    cells: list[Cell] = []
+    for key in ITEM_KEYS:
+        if len({str(getattr(settings.evaluation, key)) for _, settings, _ in resolved}) > 1:
+            raise UserError(
+                f"evaluation.{key} decides which items are asked; a sweep compares answers to the same items."
+            )
+    cells: list[SweepCell] = []
     for number, (value, settings, recipe) in enumerate(resolved):
         for add in range(seeds):
             one = settings.model_copy(update={"seed": settings.seed + add}, deep=True)
@@ -185,7 +195,7 @@ def _cells(
                 path = cells_folder / identity[:16]
             else:
                 path = folder / "cells" / f"{number:02d}-seed{one.seed}"
-            cells.append(Cell(len(cells), value, one.seed, one, recipe, path))
+            cells.append(SweepCell(len(cells), value, one.seed, one, recipe, path))
     return cells
 
 

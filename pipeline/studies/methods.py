@@ -12,7 +12,7 @@ In: a profile and a file of arms, one a method (``ablations/methods.yaml``). Out
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from pipeline.core.errors import UserError, nearest
 from pipeline.core.files import atomic_path, file_sha256, fingerprint, read_json, write_json
 from pipeline.core.modes import MODES
 from pipeline.model.methods import disk_bytes, load_adapter, weights_files
-from pipeline.studies.arms import Cell, load_arms, plan_arms
-from pipeline.studies.curve import table as sweep_table
+from pipeline.studies.arms import SweepCell, load_arms, plan_arms
+from pipeline.studies.curve import sweep_table
+from pipeline.studies.results import Latency, MethodCosts, Methods
 from pipeline.studies.sweep import run_sweep
 
 ARMS = "ablations/methods.yaml"
@@ -48,7 +49,7 @@ def run_methods(
     workers: int | None = None,
     arms: str = ARMS,
     cells_folder: Path | None = None,
-) -> dict[str, Any]:
+) -> Methods:
     """Run what is not done, measure, summarise; see the module's docstring.
 
     Args:
@@ -75,19 +76,21 @@ def run_methods(
     for point in swept["points"]:
         own = [cell for cell in cells if cell.value == point["value"]]
         entries.append(_entry(point["value"], own, compared.arms[point["value"]].why, bases))
-    result = {"how": HOW.format(rounds=ROUNDS - 1, tokens=TOKENS), "methods": entries, "sweep": swept}
+    result: Methods = {"how": HOW.format(rounds=ROUNDS - 1, tokens=TOKENS), "methods": entries, "sweep": swept}
     write_json(folder / "methods.json", result)
-    draw(result, folder / "methods.png")
+    draw_methods(result, folder / "methods.png")
     return result
 
 
-def _entry(name: str, cells: Sequence[Cell], why: str, bases: dict[str, Any]) -> dict[str, Any]:
+def _entry(name: str, cells: Sequence[SweepCell], why: str, bases: dict[str, Any]) -> MethodCosts:
     """The costs of one arm: means over its seeds; the latency is that of the first."""
     sections = [read_json(cell.folder / "run" / "training.json") for cell in cells]
 
-    def mean(key: str) -> float | None:
-        values = [section.get(key) for section in sections]
-        return None if None in values else float(np.mean(values))
+    def mean(key: str) -> float:
+        return float(np.mean([section[key] for section in sections]))
+
+    def mean_if_measured(key: str) -> float | None:
+        return None if any(section.get(key) is None for section in sections) else mean(key)
 
     first = cells[0]
     return {
@@ -101,8 +104,8 @@ def _entry(name: str, cells: Sequence[Cell], why: str, bases: dict[str, Any]) ->
         "total_parameters": sections[0]["total_parameters"],
         "tokens_per_second": mean("tokens_per_second"),
         "training_seconds": mean("training_seconds"),
-        "peak_memory_bytes": mean("peak_memory_bytes"),
-        "memory_above_base_bytes": mean("memory_above_base_bytes"),
+        "peak_memory_bytes": mean_if_measured("peak_memory_bytes"),
+        "memory_above_base_bytes": mean_if_measured("memory_above_base_bytes"),
         "disk_bytes": disk_bytes(first.folder / "run" / "adapter"),
         "latency": _latency(first, bases),
     }
@@ -111,7 +114,7 @@ def _entry(name: str, cells: Sequence[Cell], why: str, bases: dict[str, Any]) ->
 # --- latency ------------------------------------------------------------------------------------------------------------
 
 
-def _latency(cell: Cell, bases: dict[str, Any]) -> dict[str, Any]:
+def _latency(cell: SweepCell, bases: dict[str, Any]) -> Latency:
     """Measure a cell's added latency, or read it where that is done. ``bases`` keeps the bare bases of this process."""
     from pipeline.core.versions import import_unsloth
     from pipeline.model.load import load_model
@@ -119,7 +122,8 @@ def _latency(cell: Cell, bases: dict[str, Any]) -> dict[str, Any]:
     adapter, record = cell.folder / "run" / "adapter", cell.folder / "latency.json"
     identity = fingerprint([ROUNDS, TOKENS, *(file_sha256(path) for path in weights_files(adapter))])
     if record.exists() and read_json(record)["identity"] == identity:
-        return dict(read_json(record)["latency"])
+        known: Latency = read_json(record)["latency"]
+        return known
     say(f"latency of {cell.name}")
     import_unsloth()  # before transformers
     from pipeline.data.chat_format import ChatFormat
@@ -137,7 +141,7 @@ def _latency(cell: Cell, bases: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def compare_latency(base: Any, tuned: Any, tokenizer: Any, prompt: Sequence[int]) -> dict[str, Any]:
+def compare_latency(base: Any, tuned: Any, tokenizer: Any, prompt: Sequence[int]) -> Latency:
     """Milliseconds a token of two models, decoded in turn, and of their paired difference with its 95 % interval."""
     from pipeline.model.decode import seconds_a_token
 
@@ -159,7 +163,7 @@ def compare_latency(base: Any, tuned: Any, tokenizer: Any, prompt: Sequence[int]
 # --- showing ------------------------------------------------------------------------------------------------------------
 
 
-def table(result: Mapping[str, Any], part: str | None = None) -> str:
+def methods_table(result: Methods, part: str | None = None) -> str:
     """``methods.json`` as Markdown.
 
     Args:
@@ -169,20 +173,20 @@ def table(result: Mapping[str, Any], part: str | None = None) -> str:
     return texts[part] if part else "\n\n".join(texts.values())
 
 
-def _costs(result: Mapping[str, Any]) -> str:
+def _costs(result: Methods) -> str:
     heads = "method,base,learning rate,trained parameters,of all,above the base (MiB),whole process (MiB),tokens/s,"
     heads += "training (s),on disk (KiB),added latency (ms a token),of the base's"
     lines = ["| " + " | ".join(heads.split(",")) + " |", "|---|---|" + "--:|" * (heads.count(",") - 1)]
     for m in result["methods"]:
-        latency, above = m["latency"], m["memory_above_base_bytes"]
+        latency = m["latency"]
         cells = [
             m["name"],
             m["precision"],
             f"{m['learning_rate']:g}",
             f"{m['trainable_parameters']:,}",
             f"{m['trainable_parameters'] / m['total_parameters']:.2%}",
-            "not measured" if above is None else f"{above / 2**20:,.0f}",
-            f"{m['peak_memory_bytes'] / 2**20:,.0f}",
+            _mib(m["memory_above_base_bytes"]),
+            _mib(m["peak_memory_bytes"]),
             f"{m['tokens_per_second']:,.0f}",
             f"{m['training_seconds']:.0f}",
             f"{m['disk_bytes'] / 2**10:,.0f}",
@@ -193,7 +197,11 @@ def _costs(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", result["how"]])
 
 
-def draw(result: Mapping[str, Any], path: Path) -> None:
+def _mib(size: float | None) -> str:
+    return "not measured" if size is None else f"{size / 2**20:,.0f}"
+
+
+def draw_methods(result: Methods, path: Path) -> None:
     """Scores by method in both modes with 95 % intervals, and parameters, memory, speed and latency as bars."""
     from matplotlib.figure import Figure
 

@@ -17,27 +17,21 @@ from pipeline.core.files import fingerprint, make_folder, read_json, read_jsonl,
 from pipeline.core.modes import MODES
 from pipeline.core.statistics import bootstrap, difference_interval95, wilson
 from pipeline.data.cleaning.repetition import repeated_part
-from pipeline.run import Run
-from pipeline.settings import EvaluationSettings, Profile, Recipe, Sampling, parse, read_yaml
+from pipeline.run import open_run
+from pipeline.settings import EvaluationSettings, Sampling
+from pipeline.studies.results import CountedRate, SamplingMode, SamplingRow, SamplingStudy, Verdict
 
 TEMPERATURES = (0.1, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3)
 REPEATED_NGRAM, REPEATED_PART = 8, 0.3  # words; above it a reply counts as going in circles, as in cleaning
-Which = Literal["base", "tuned"]
+Side = Literal["base", "tuned"]
 TABLE = "as recommended"
-
-
-def open_run(folder: Path) -> Run:
-    """A run directory with the settings that it was made with.
-
-    Raises:
-        UserError: it is none.
-    """
-    paths = folder / "profile.yaml", folder / "recipe.yaml"
-    if not all(path.exists() for path in paths):
-        raise UserError(f"{folder} is no run directory (it has no profile.yaml and recipe.yaml).")
-    profile = parse(Profile, read_yaml(paths[0]), str(paths[0]))
-    recipe = parse(Recipe, read_yaml(paths[1]), str(paths[1]))
-    return Run.open(profile, folder, resume=True, recipe=recipe)
+Shown = Literal["accuracy", "mode_fidelity", "truncated", "repetition"]
+RATE_COLOURS: dict[Shown, str] = {
+    "accuracy": "#0072b2",
+    "mode_fidelity": "#009e73",
+    "truncated": "#e69f00",
+    "repetition": "#d55e00",
+}
 
 
 def rows_of_study(table: EvaluationSettings, temperatures: Sequence[float]) -> dict[str, EvaluationSettings]:
@@ -62,9 +56,9 @@ def run_sampling(
     run_folder: Path,
     folder: Path,
     temperatures: Sequence[float] = TEMPERATURES,
-    which: Which = "tuned",
+    which: Side = "tuned",
     limit: int | None = None,
-) -> dict[str, Any]:
+) -> SamplingStudy:
     """Evaluate the run's model at each temperature; finished rows are read, not repeated.
 
     Args:
@@ -86,35 +80,38 @@ def run_sampling(
         raise UserError(f"{folder} holds a study of another model or other items. Choose another --output-dir.")
     write_json(record, {"identity": identity})
     model, tokenizer = run.model(which)
-    entries = []
+    entries: list[SamplingRow] = []
     for name, settings in rows.items():
         cells = evaluate_model(
             model, tokenizer, f"{run.identity(which)}-{name}", settings, folder / name, progress=False
         )
         entries.append({"name": name, "modes": {mode: _entry(cells[mode], folder / name / mode) for mode in MODES}})
-    result = {
+    result: SamplingStudy = {
         "model": which,
         "table": table.sampling.model_dump(),
         "rows": entries,
         "verdict": {mode: _verdict(folder, list(rows), mode) for mode in MODES},
     }
     write_json(folder / "sampling.json", result)
-    draw(result, folder / "sampling.png")
+    draw_sampling(result, folder / "sampling.png")
     return result
 
 
-def _entry(cell: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _entry(cell: dict[str, Any], folder: Path) -> SamplingMode:
     replies = read_jsonl(folder / "predictions.jsonl")
     n = len(replies)
     circles = sum(repeated_part(row["reply"], REPEATED_NGRAM) > REPEATED_PART for row in replies)
-    rates = {
-        "accuracy": sum(row["score"] for row in replies) / n,
-        "mode_fidelity": cell["mode_fidelity"],
-        "truncated": cell["truncated"],
-        "repetition": circles / n,
+
+    def counted(rate: float) -> CountedRate:
+        return {"value": rate, "ci95": wilson(rate * n, n), "n": n}
+
+    return {
+        "accuracy": counted(sum(row["score"] for row in replies) / n),
+        "mode_fidelity": counted(cell["mode_fidelity"]),
+        "truncated": counted(cell["truncated"]),
+        "repetition": counted(circles / n),
+        "benchmarks": cell["benchmarks"],
     }
-    own = {name: {"value": rate, "ci95": wilson(rate * n, n), "n": n} for name, rate in rates.items()}
-    return own | {"benchmarks": cell["benchmarks"]}
 
 
 def _scores(folder: Path, mode: str) -> np.ndarray:
@@ -123,7 +120,7 @@ def _scores(folder: Path, mode: str) -> np.ndarray:
     return np.array([[row["score"] for row in ordered]])
 
 
-def _verdict(folder: Path, names: list[str], mode: str) -> dict[str, Any]:
+def _verdict(folder: Path, names: list[str], mode: str) -> Verdict:
     """The recommended row against the best one of the others, on the same items."""
     scores = {name: _scores(folder / name, mode) for name in names}
     table = scores.pop(TABLE)
@@ -138,10 +135,10 @@ def _verdict(folder: Path, names: list[str], mode: str) -> dict[str, Any]:
     }
 
 
-def text(result: dict[str, Any]) -> str:
+def sampling_text(result: SamplingStudy) -> str:
     """``sampling.json`` for a terminal."""
     short = {"thinking": "think", "non_thinking": "direct"}
-    names = ("accuracy", "mode_fidelity", "truncated", "repetition")
+    names = tuple(RATE_COLOURS)
     heads = ["temperature", *(f"{name.replace('_', ' ')} ({short[mode]})" for mode in MODES for name in names)]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for row in result["rows"]:
@@ -160,18 +157,17 @@ def text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
+def draw_sampling(result: SamplingStudy, path: Path) -> None:
     """Accuracy, fidelity, truncation and repetition by temperature, a panel a mode."""
     from matplotlib.figure import Figure
 
     from pipeline.core.files import atomic_path
 
     figure = Figure(figsize=(10, 3.6), layout="constrained")
-    colours = {"accuracy": "#0072b2", "mode_fidelity": "#009e73", "truncated": "#e69f00", "repetition": "#d55e00"}
     rows = sorted((row for row in result["rows"] if row["name"] != TABLE), key=lambda row: float(row["name"]))
     for axes, mode in zip(figure.subplots(1, 2, sharey=True), MODES, strict=True):
         x = [float(row["name"]) for row in rows]
-        for name, colour in colours.items():
+        for name, colour in RATE_COLOURS.items():
             own = [row["modes"][mode][name] for row in rows]
             axes.plot(x, [e["value"] for e in own], "o-", color=colour, label=name.replace("_", " "))
             low, high = zip(*(e["ci95"] for e in own), strict=True)

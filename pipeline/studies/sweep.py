@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 import yaml
@@ -30,9 +29,12 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import fingerprint, read_json, require_folder, write_json, write_text
 from pipeline.core.place import ROOT
 from pipeline.run import Run
-from pipeline.settings import load_profile
-from pipeline.studies.arms import Cell, load_arms, plan, plan_arms
-from pipeline.studies.curve import summarise
+from pipeline.settings import (
+    load_profile,
+)
+from pipeline.studies.arms import SweepCell, load_arms, plan_arms, plan_axis
+from pipeline.studies.curve import summarise_sweep
+from pipeline.studies.results import Sweep
 
 PROGRESS_BAR = re.compile(r"\d+%\|.*\| *\d+/\d+ \[")  # tqdm's
 
@@ -51,20 +53,20 @@ def run_sweep(
     arms: str | None = None,
     cells_folder: Path | None = None,
     only: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Run all cells that are not done, then summarise; see the module's docstring.
+) -> Sweep:
+    """Run all cells that are not done, then summarise_sweep; see the module's docstring.
 
     Args:
         workers: runs at a time; None: as many as the cores allow at the profile's number of threads.
         arms: a file of arms, instead of axis and values.
-        cells_folder: see ``plan``.
+        cells_folder: see ``plan_axis``.
         only: names of arms to run; none: all.
 
     Returns:
         What ``sweep.json`` holds; ``failed`` names cells without a result, with the reason.
 
     Raises:
-        UserError: see ``plan``; or the directory belongs to another sweep; or every cell failed.
+        UserError: see ``plan_axis``; or the directory belongs to another sweep; or every cell failed.
     """
     question = ""
     if arms:
@@ -74,7 +76,7 @@ def run_sweep(
         key, question, values = Path(arms).stem, compared.question, list(compared.arms)
         cells = plan_arms(profile, overrides or [], compared, seeds, folder, cells_folder)
     else:
-        key, cells = plan(profile, overrides or [], axis, values, seeds, folder, cells_folder)
+        key, cells = plan_axis(profile, overrides or [], axis, values, seeds, folder, cells_folder)
     require_folder(folder)
     if cells_folder:
         require_folder(cells_folder)
@@ -91,10 +93,10 @@ def run_sweep(
     threads = cells[0].profile.model.cpu_threads or os.cpu_count() or 1
     at_once = workers or max(1, (os.cpu_count() or 1) // threads)
     _run_all([cell for cell in cells if not cell.report.exists()], at_once, cells_folder or folder)
-    return summarise(key, cells, folder, question)
+    return summarise_sweep(key, cells, folder, question)
 
 
-def write_inputs(cell: Cell) -> None:
+def write_inputs(cell: SweepCell) -> None:
     """The cell's own profile and recipe as files, so that its run can be repeated by hand."""
     recipe = cell.folder / "recipe.yaml"
     data = cell.profile.model_dump() | {"recipe": str(recipe), "mix": {}, "sweep": {}}
@@ -102,13 +104,13 @@ def write_inputs(cell: Cell) -> None:
         write_text(cell.folder / name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
-def _base_folder(cell: Cell, folder: Path) -> Path:
+def _base_folder(cell: SweepCell, folder: Path) -> Path:
     """Where the base evaluation that this cell shares with others lies."""
     same = {"model": cell.profile.model.model_dump(), "evaluation": cell.profile.evaluation.model_dump()}
     return folder / "base" / fingerprint(same)[:16]
 
 
-def _command(cell: Cell, *command: str) -> list[str]:
+def _command(cell: SweepCell, *command: str) -> list[str]:
     arguments = ["--profile", str(cell.folder / "profile.yaml"), "--output-dir", str(cell.folder / "run")]
     return [sys.executable, "-m", "pipeline", *command, *arguments, "--resume"]
 
@@ -129,7 +131,7 @@ class _Orphan:
         self.process.wait()
 
 
-def _alive(cell: Cell) -> _Orphan | None:
+def _alive(cell: SweepCell) -> _Orphan | None:
     """The process that a killed sweep left at work on this cell: two at once would spoil it, so it is waited for."""
     path = cell.folder / "pid"
     try:
@@ -139,7 +141,7 @@ def _alive(cell: Cell) -> _Orphan | None:
         return None
 
 
-def start(cell: Cell, folder: Path) -> subprocess.Popen[bytes] | _Orphan:
+def start(cell: SweepCell, folder: Path) -> subprocess.Popen[bytes] | _Orphan:
     """Start the cell's run; it finds the base evaluation of its kind where another cell has made it."""
     orphan = _alive(cell)
     if orphan:
@@ -160,8 +162,8 @@ def start(cell: Cell, folder: Path) -> subprocess.Popen[bytes] | _Orphan:
     return process
 
 
-def _run_all(cells: list[Cell], at_once: int, folder: Path) -> None:
-    waiting, running = list(cells), dict[int, tuple[Cell, subprocess.Popen[bytes] | _Orphan]]()
+def _run_all(cells: list[SweepCell], at_once: int, folder: Path) -> None:
+    waiting, running = list(cells), dict[int, tuple[SweepCell, subprocess.Popen[bytes] | _Orphan]]()
     done = 0
     try:
         share_bases(waiting, folder)
@@ -184,7 +186,7 @@ def _run_all(cells: list[Cell], at_once: int, folder: Path) -> None:
             process.wait()
 
 
-def share_bases(cells: list[Cell], folder: Path) -> None:
+def share_bases(cells: list[SweepCell], folder: Path) -> None:
     """Evaluate the base once for each kind of model and evaluation among the cells, and give it to all of them."""
     for cell in cells:
         base = _base_folder(cell, folder)
@@ -219,7 +221,7 @@ def log_failure(text: str) -> str | None:
     return next((line for line in reversed(lines) if line and not PROGRESS_BAR.search(line)), None)
 
 
-def cell_failure(cell: Cell, code: int) -> str:
+def cell_failure(cell: SweepCell, code: int) -> str:
     """Why a cell has no result: the error that its run noted or printed, or the signal that ended it; in ``failed.json``."""
     noted = cell.folder / "run" / "failure.json"
     if noted.exists():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from pipeline.core.modes import Mode
 from pipeline.core.statistics import paired_permutation, wilson
 from pipeline.data import corpora
 from pipeline.data.conversations import Message
-from pipeline.studies.sampling import open_run
+from pipeline.run import open_run
+from pipeline.studies.results import Estimate, SwitchCase, Switches
 
 Form = Literal["thinks", "empty", "direct"]
 Item = tuple[str, str, str]  # an earlier question, its answer, the question
@@ -87,7 +88,7 @@ def items(count: int, seed: int) -> list[Item]:
     return [(*earlier[n % len(earlier)], question) for n, (question, _) in enumerate(single[:count])]
 
 
-def run_switches(run_folder: Path, folder: Path, limit: int = 150) -> dict[str, Any]:
+def run_switches(run_folder: Path, folder: Path, limit: int = 150) -> Switches:
     """Ask base and tuned model all cases.
 
     Args:
@@ -119,22 +120,32 @@ def run_switches(run_folder: Path, folder: Path, limit: int = 150) -> dict[str, 
                 for item, reply, found in zip(asked, replies, forms, strict=True)
             ]
         write_jsonl(folder / f"{which}.jsonl", rows)
-    entries = []
+    entries: list[SwitchCase] = []
     for case in CASES:
-        entry: dict[str, Any] = {"case": case.name, "expected": case.expected, "n": len(asked)}
-        for which, hits in obeyed[case.name].items():
-            entry[which] = {"value": float(hits.mean()), "ci95": wilson(hits.sum(), len(hits))}
-        entry["p"] = paired_permutation(obeyed[case.name]["base"], obeyed[case.name]["tuned"])
-        entries.append(entry)
-    result = {"cases": entries}
+        base, tuned = (obeyed[case.name][which] for which in ("base", "tuned"))
+        entries.append(
+            {
+                "case": case.name,
+                "expected": case.expected,
+                "n": len(asked),
+                "base": _share(base),
+                "tuned": _share(tuned),
+                "p": paired_permutation(base, tuned),
+            }
+        )
+    result: Switches = {"cases": entries}
     write_json(folder / "switches.json", result)
     return result
 
 
-def text(result: dict[str, Any]) -> str:
+def _share(hits: np.ndarray) -> Estimate:
+    return {"value": float(hits.mean()), "ci95": wilson(hits.sum(), len(hits))}
+
+
+def switches_text(result: Switches) -> str:
     """``switches.json`` for a terminal."""
     lines = ["| prompt | asks for | n | base | tuned | p |", "| --- | --- | --: | --- | --- | --: |"]
     for e in result["cases"]:
-        base, tuned = ("{:.3f} [{:.3f}, {:.3f}]".format(e[w]["value"], *e[w]["ci95"]) for w in ("base", "tuned"))
+        base, tuned = ("{:.3f} [{:.3f}, {:.3f}]".format(s["value"], *s["ci95"]) for s in (e["base"], e["tuned"]))
         lines.append(f"| {e['case']} | {e['expected']} | {e['n']} | {base} | {tuned} | {e['p']:.4f} |")
     return "\n".join(lines)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.cli.main import _parser
-from pipeline.studies.arms import plan
+from pipeline.studies.arms import plan_axis
 from pipeline.training.embedded import BuildSettings, build_settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +54,7 @@ def test_every_command_is_one_that_the_pipeline_takes(two_sizes: ModuleType, tmp
         for stage, count in (("ratio", 6), ("empty_think", 3)):
             args = parsed[stage]
             values = [value for group in args.values for value in group]
-            _, cells = plan(args.profile, args.set, args.axis, values, args.seeds, args.output_dir, args.cells)
+            _, cells = plan_axis(args.profile, args.set, args.axis, values, args.seeds, args.output_dir, args.cells)
             assert len(cells) == count * 3 and {cell.profile.model.name for cell in cells} == {str(base)}
 
 

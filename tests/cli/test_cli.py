@@ -96,7 +96,7 @@ def test_sweep_takes_its_values_with_or_without_spaces(tmp_path: Path, monkeypat
         return {"failed": []}
 
     monkeypatch.setattr("pipeline.studies.sweep.run_sweep", record)
-    monkeypatch.setattr("pipeline.studies.curve.table", lambda result: "")
+    monkeypatch.setattr("pipeline.studies.curve.sweep_table", lambda result: "")
     for values in (["0,0.5,1"], ["0,", "0.5,", "1"], ["0, 0.5 ,1"], ["0", "0.5", "1"]):
         assert main(["sweep", "--output-dir", str(tmp_path / "s"), "--values", *values]) == 0
     assert taken == [["0", "0.5", "1"]] * 4

@@ -14,7 +14,7 @@ from pipeline.cli.main import main
 from pipeline.core.errors import UserError
 from pipeline.settings import METHODS
 from pipeline.studies.arms import load_arms, plan_arms
-from pipeline.studies.methods import ARMS, draw, run_methods, table
+from pipeline.studies.methods import ARMS, draw_methods, methods_table, run_methods
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,7 +45,7 @@ def result() -> dict[str, Any]:
 
 
 def test_tables_and_picture(tmp_path: Path) -> None:
-    text = table(result(), "cost")
+    text = methods_table(result(), "cost")
     row = text.splitlines()[2]
     for shown in (
         "| lora | 16 bit | 0.0045 | 409,600 | 23.79% | 140 | 2,048 | 5,000 | 61 | 1,607 |",
@@ -54,11 +54,11 @@ def test_tables_and_picture(tmp_path: Path) -> None:
         assert shown in row
     assert "+50%" in row and text.endswith("How it was measured.")
     assert len({line.count("|") for line in text.splitlines()[:3]}) == 1
-    assert "0.800 [0.750, 0.850]" in table(result(), "quality") and table(result()).startswith(text)
+    assert "0.800 [0.750, 0.850]" in methods_table(result(), "quality") and methods_table(result()).startswith(text)
     unmeasured = result()
     unmeasured["methods"][0]["memory_above_base_bytes"] = None
-    assert "not measured" in table(unmeasured)
-    draw(result(), tmp_path / "methods.png")
+    assert "not measured" in methods_table(unmeasured)
+    draw_methods(result(), tmp_path / "methods.png")
     assert (tmp_path / "methods.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -12,9 +12,8 @@ from pipeline.cli.main import main
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_jsonl
 from pipeline.settings import load_profile
-from pipeline.studies.sampling import TABLE, _verdict, rows_of_study, run_sampling, text
-from pipeline.studies.switches import CASES, form_of, items, run_switches
-from pipeline.studies.switches import text as switches_text
+from pipeline.studies.sampling import TABLE, _verdict, rows_of_study, run_sampling, sampling_text
+from pipeline.studies.switches import CASES, form_of, items, run_switches, switches_text
 
 # --- sampling -----------------------------------------------------------------------------------------------------------
 
@@ -61,7 +60,7 @@ def test_a_study_of_a_run(tiny_run: Path, tmp_path: Path, capsys: pytest.Capture
     entry = result["rows"][0]["modes"]["thinking"]
     assert entry["accuracy"]["n"] == 9 and set(entry) >= {"mode_fidelity", "truncated", "repetition"}
     assert (folder / "sampling.png").read_bytes().startswith(b"\x89PNG")
-    shown = text(result)
+    shown = sampling_text(result)
     assert "0.6/0.95/20" in shown and "0.7/0.8/20" in shown and "n = 9, paired" in shown
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/*/cell.json")}
     assert main(command) == 0 and json.loads(capsys.readouterr().out) == result

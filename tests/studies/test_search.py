@@ -7,28 +7,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import yaml
 
 from pipeline.cli.main import main
 from pipeline.core.errors import UserError
+from pipeline.core.files import write_jsonl
+from pipeline.core.modes import MODES
 from pipeline.settings import PROFILES, apply_overrides, load_profile, parse, read_yaml
 from pipeline.studies import search as module
-from pipeline.studies.arms import load_arms, plan_arms
-from pipeline.studies.search import (
-    SPACE,
-    SearchSpace,
-    constraints,
-    load_space,
-    make_search,
-    open_study,
-    run_search,
-    summarise,
-    table,
-    take_point,
-    validation_losses,
-)
+from pipeline.studies.arms import SweepCell, load_arms, plan_arms
+from pipeline.studies.search import constraints, open_study, run_search, take_point, validation_losses
+from pipeline.studies.search_result import loss_agreement, measure_trial, search_table, summarise_search, trial_balance
+from pipeline.studies.search_space import SPACE, Search, SearchSpace, load_space, make_search
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["training.max_steps=4", "training.logging_steps=1", "evaluation.limit=4", "mix.total=200"]
@@ -121,36 +114,43 @@ def test_given_settings_are_not_searched(tmp_path: Path) -> None:
         make_search("embedded", ["training.lerning_rate=1"], tmp_path)
 
 
-def fabricated(folder: Path, outcomes: list[tuple[float, list[float]]]) -> Any:
-    """A study with finished trials of these (score, mode fidelity)."""
-    import optuna
+def set_measured(trial: Any, balance: float, fidelity: list[float]) -> None:
+    """The attributes that a finished trial leaves."""
+    measured = {"balance": balance, "learnt": balance, "kept": 1.0, "score": 0.5, "mode_fidelity": fidelity}
+    base = {"balance": 0.0, "score": 0.62, "mode_fidelity": [0.99, 1.0]}
+    measured |= {"ci95": [balance - 0.1, balance + 0.1], "base": base, "seconds": 1.0, "folder": "trials/0"}
+    for key, value in measured.items():
+        trial.set_user_attr(key, value)
 
+
+def fabricated(folder: Path, outcomes: list[tuple[float, list[float]]]) -> tuple[Search, optuna.Study]:
+    """A study with finished trials of these (balance, mode fidelity)."""
     search = make_search("embedded", [*TINY, *ONE], folder)
     study = open_study(search, None, "search", "tpe", 0)
-    for index, (score, fidelity) in enumerate(outcomes):
+    for index, (balance, fidelity) in enumerate(outcomes):
         trial = optuna.trial.create_trial(
-            value=score,
+            value=balance,
             params={"training.learning_rate": 1e-3 * (index + 1)},
             distributions={"training.learning_rate": optuna.distributions.FloatDistribution(5e-4, 1e-2, log=True)},
-            user_attrs={"mode_fidelity": fidelity, "folder": f"trials/{index}", "seconds": 1.0},
+            intermediate_values={4: balance - 1},  # the loss, negated
         )
+        set_measured(trial, balance, fidelity)
         study.add_trial(trial)
-        for mode in ("thinking", "non_thinking"):
-            from pipeline.core.files import write_jsonl
-
-            rows = [{"benchmark": "b", "score": float(i < score * 50)} for i in range(50)]
-            write_jsonl(folder / f"trials/{index}/run/evaluation/tuned/{mode}/predictions.jsonl", rows)
     return search, study
 
 
+def summarised(search: Search, study: optuna.Study) -> Any:
+    return summarise_search(study, search.space, search.floor, search.folder)
+
+
 def test_the_best_trial_keeps_both_modes(tmp_path: Path) -> None:
-    search, study = fabricated(tmp_path, [(0.6, [0.99, 1.0]), (0.9, [0.5, 1.0]), (0.7, [0.96, 0.95]), (0.8, [1, 0.94])])
-    result = summarise(search, study)
+    outcomes = [(0.6, [0.99, 1.0]), (0.9, [0.5, 1.0]), (0.7, [0.96, 0.95]), (0.8, [1, 0.94])]
+    search, study = fabricated(tmp_path, outcomes)
+    result = summarised(search, study)
     assert result["best"]["number"] == 2 and [t["feasible"] for t in result["trials"]] == [True, False, True, False]
-    low, high = result["best"]["ci95"]
-    assert low < 0.7 < high and high - low < 0.3
-    text = table(result)
-    assert "best: trial 2" in text and text.count("below the floor") == 2 and "at least 0.95 in each mode" in text
+    text = search_table(result)
+    assert "best: trial 2, balance 0.700 [0.600, 0.800]" in text
+    assert text.count("below the floor") == 2 and "at least 0.95 in each mode" in text
     assert (tmp_path / "search.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "search.json").read_text(encoding="utf-8"))["best"] == result["best"]
     violated = constraints(0.95)(study.trials[1])
@@ -158,9 +158,95 @@ def test_the_best_trial_keeps_both_modes(tmp_path: Path) -> None:
 
 
 def test_no_trial_keeps_both_modes(tmp_path: Path) -> None:
-    search, study = fabricated(tmp_path, [(0.9, [0.5, 1.0])])
-    result = summarise(search, study)
-    assert result["best"] is None and "nothing can be recommended" in table(result)
+    result = summarised(*fabricated(tmp_path, [(0.9, [0.5, 1.0])]))
+    assert result["best"] is None and "nothing can be recommended" in search_table(result)
+
+
+def test_the_base_stands_in_the_table(tmp_path: Path) -> None:
+    result = summarised(*fabricated(tmp_path, [(0.6, [0.99, 1.0])]))
+    assert result["base"] == {"balance": 0.0, "score": 0.62, "mode_fidelity": [0.99, 1.0]}
+    row = search_table(result).splitlines()[2]
+    assert row.startswith("| base |") and "| 0.000 | 0.000 | 1.000 | 0.620 | 0.990, 1.000 | not tuned |" in row
+    (tmp_path / "none").mkdir()
+    assert summarised(*fabricated(tmp_path / "none", []))["base"] is None
+
+
+# --- the objective ------------------------------------------------------------------------------------------------------
+
+RATES = {"chat": 1.0, "skill": 0.0}
+
+
+def trial_cell(folder: Path, tuned: dict[str, float], base: dict[str, float] = RATES) -> SweepCell:
+    """A finished run of 100 items a benchmark; the rates are those of thinking, and non-thinking learns no skill."""
+    for which, rates in (("base", base), ("tuned", tuned)):
+        for mode in MODES:
+            own = {**rates, "skill": base["skill"]} if mode == "non_thinking" else rates
+            rows = [
+                {"benchmark": name, "subset": "s", "index": i, "score": float(i < 100 * rate), "faithful": True}
+                for name, rate in own.items()
+                for i in range(100)
+            ]
+            write_jsonl(folder / "run" / "evaluation" / which / mode / "predictions.jsonl", rows)
+    return SweepCell(0, "trial 0", 0, None, None, folder)  # type: ignore[arg-type]
+
+
+def test_a_trial_that_learns_nothing_loses_against_one_that_learns_and_keeps(tmp_path: Path) -> None:
+    nothing = measure_trial(trial_cell(tmp_path / "a", RATES))
+    learns = measure_trial(trial_cell(tmp_path / "b", {"skill": 0.3, "chat": 0.8}))
+    forgets = measure_trial(trial_cell(tmp_path / "c", {"skill": 0.9, "chat": 0.1}))
+    # By the mean score, which a search once maximised, the order is the other way round.
+    assert nothing["score"] > learns["score"]
+    assert learns["balance"] == pytest.approx(0.3) and learns["ci95"][0] > 0.15
+    assert nothing["balance"] == 0 == nothing["base"]["balance"] and nothing["kept"] == 1
+    assert forgets["balance"] == pytest.approx(0.1) and forgets["learnt"] == pytest.approx(0.9)
+    assert nothing["base"]["score"] == pytest.approx(0.5) and learns["mode_fidelity"] == [1.0, 1.0]
+
+
+def test_what_was_learnt_is_a_part_of_the_room_above_the_base() -> None:
+    names = ["thinking/a", "non_thinking/a", "thinking/b", "non_thinking/b"]
+    base, tuned = np.array([0.2, 0.0, 0.4, 0.8]), np.array([0.6, 0.1, 0.4, 0.6])
+    known = base >= 0.5
+    # a: half of the room in thinking mode, its better one; b: nothing in the mode where it was not known
+    assert trial_balance(names, base, tuned, known) == pytest.approx([0.25, 0.75, 0.25])
+    assert trial_balance(names, base, base, known) == pytest.approx([0, 1, 0])
+    assert trial_balance(names, base, base - 0.1, known)[0] == 0  # to fall is not to learn less than nothing
+    everything = np.ones(4, bool)  # the base knows all: any rise counts
+    high = np.array([0.8, 0.9, 1.0, 1.0])
+    assert trial_balance(names, high, np.array([0.9, 0.9, 1.0, 1.0]), everything) == pytest.approx([0.25, 1, 0.25])
+
+
+def finished_trials(losses: list[float], balances: list[float]) -> Any:
+    pairs = zip(losses, balances, strict=True)
+    return [{"state": "complete", "validation_loss": {"1": 9.0, "2": loss}, "balance": b} for loss, b in pairs]
+
+
+def test_how_far_the_validation_loss_agrees_is_said_in_numbers() -> None:
+    losses, balances = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.6, 0.4, 0.5, 0.3, 0.2, 0.1]
+    found = loss_agreement(finished_trials(losses, balances))
+    assert found["spearman"] == pytest.approx(1 - 6 * 2 / (6 * 35)) and found["n"] == 6
+    low, high = found["ci95"] or []
+    assert -0.2 < low < 0.6 < found["spearman"] < high < 1
+    opposite = loss_agreement(finished_trials(losses, balances[::-1]))
+    assert opposite["spearman"] == pytest.approx(-found["spearman"])
+    perfect = loss_agreement(finished_trials(losses, losses[::-1]))
+    assert perfect["spearman"] == pytest.approx(1) and perfect["ci95"][0] < 0.9  # type: ignore[index]
+    pruned = [{"state": "pruned", "validation_loss": {"1": 9.0}, "balance": None}]
+    assert loss_agreement([*finished_trials(losses, balances), *pruned]) == found  # type: ignore[list-item]
+    for few in (finished_trials(losses[:3], balances[:3]), finished_trials(losses, [0.5] * 6), []):
+        assert loss_agreement(few)["spearman"] is None
+
+
+def test_the_table_says_how_far_the_loss_agrees(tmp_path: Path) -> None:
+    result = summarised(*fabricated(tmp_path, [(b, [1.0, 1.0]) for b in (0.1, 0.2, 0.3, 0.4, 0.5)]))
+    assert result["loss_agreement"]["n"] == 5 and result["loss_agreement"]["spearman"] == pytest.approx(1)
+    assert "higher balance: +1.00 [" in search_table(result) and "5 finished trials" in search_table(result)
+
+
+def test_a_search_does_not_change_the_base(tmp_path: Path) -> None:
+    data = read_yaml(SPACE)
+    data["space"]["model.load_in_4bit"] = {"choices": [True, False], "grid": [True], "source": "nowhere at all"}
+    with pytest.raises(UserError, match="model.load_in_4bit would give trials different bases"):
+        parse(SearchSpace, data, "space")
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------------
@@ -201,34 +287,23 @@ def test_a_failed_trial_is_marked_and_the_study_goes_on(tmp_path: Path, monkeypa
     def run(search: Any, trial: Any, settings: list[str], lock: Any) -> float:
         if trial.number == 1:
             raise UserError("The loss became nan at step 7.")
-        trial.set_user_attr("mode_fidelity", [1.0, 1.0])
-        trial.set_user_attr("folder", fabricate_cell(search.folder, trial.number))
+        set_measured(trial, 0.5, [1.0, 1.0])
         return float(settings[0].partition("=")[2]) * 10
 
     monkeypatch.setattr(module, "run_trial", run)
     result = run_search("embedded", tmp_path, 4, [*TINY, *ONE])
     assert [t["state"] for t in result["trials"]] == ["complete", "fail", "complete", "complete"]
-    assert result["trials"][1]["reason"] == "The loss became nan at step 7." and "step 7" in table(result)
+    assert result["trials"][1]["reason"] == "The loss became nan at step 7." and "step 7" in search_table(result)
     again = run_search("embedded", tmp_path, 4, [*TINY, *ONE])
     assert len(again["trials"]) == 4  # four were asked for, four are there
     more = run_search("embedded", tmp_path, 6, [*TINY, *ONE])
     assert len(more["trials"]) == 6 and more["trials"][:4] == again["trials"]
 
 
-def fabricate_cell(folder: Path, number: int) -> str:
-    from pipeline.core.files import write_jsonl
-
-    for mode in ("thinking", "non_thinking"):
-        path = folder / f"trials/{number}/run/evaluation/tuned/{mode}/predictions.jsonl"
-        write_jsonl(path, [{"benchmark": "b", "score": 1.0}, {"benchmark": "b", "score": 0.0}])
-    return f"trials/{number}"
-
-
 def test_one_and_two_workers_on_a_grid_give_the_same_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(search: Any, trial: Any, settings: list[str], lock: Any) -> float:
         rate = float(settings[0].partition("=")[2])
-        trial.set_user_attr("mode_fidelity", [1.0, 1.0])
-        trial.set_user_attr("folder", fabricate_cell(search.folder, trial.number))
+        set_measured(trial, 0.5, [1.0, 1.0])
         time.sleep(0.05)
         return rate
 
@@ -236,7 +311,7 @@ def test_one_and_two_workers_on_a_grid_give_the_same_results(tmp_path: Path, mon
     sets = []
     for workers in (1, 2):
         result = run_search("embedded", tmp_path / str(workers), 99, [*TINY, *ONE], sampler="grid", workers=workers)
-        sets.append(sorted((t["params"]["training.learning_rate"], t["score"]) for t in result["trials"]))
+        sets.append(sorted((t["params"]["training.learning_rate"], t["balance"]) for t in result["trials"]))
     assert sets[0] == sets[1] and len(sets[0]) == 3
 
 
@@ -245,8 +320,7 @@ def test_the_last_points_of_a_grid_are_not_tried_twice(tmp_path: Path, monkeypat
 
     def run(search: Any, trial: Any, settings: list[str], lock: Any) -> float:
         ran.append(settings[0])
-        trial.set_user_attr("mode_fidelity", [1.0, 1.0])
-        trial.set_user_attr("folder", fabricate_cell(search.folder, trial.number))
+        set_measured(trial, 0.5, [1.0, 1.0])
         time.sleep(0.1 if len(ran) < 3 else 2)  # the other worker asks again while the last point is being tried
         return 0.5
 

@@ -16,8 +16,8 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import write_json, write_jsonl
 from pipeline.core.modes import MODES
 from pipeline.run import Run
-from pipeline.studies.arms import Arm, Arms, Cell, axis_key, load_arms, plan, plan_arms
-from pipeline.studies.curve import balance, fidelity_table, pareto, summarise, table
+from pipeline.studies.arms import Arm, Arms, SweepCell, axis_key, load_arms, plan_arms, plan_axis
+from pipeline.studies.curve import balance, fidelity_table, pareto, summarise_sweep, sweep_table
 from pipeline.studies.sweep import cell_failure, log_failure, run_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,25 +51,25 @@ def test_an_axis_that_does_not_exist_names_the_nearest() -> None:
 
 def test_values_are_checked_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="mix.chat_share.*much"):
-        plan("embedded", [], "chat_share", ["0.1", "much"], 1, tmp_path)
+        plan_axis("embedded", [], "chat_share", ["0.1", "much"], 1, tmp_path)
     with pytest.raises(UserError, match="given twice"):
-        plan("embedded", [], "chat_share", ["0.5", "0.50"], 1, tmp_path)
+        plan_axis("embedded", [], "chat_share", ["0.5", "0.50"], 1, tmp_path)
     with pytest.raises(UserError, match="at least one value and one seed"):
-        plan("embedded", [], "chat_share", [], 1, tmp_path)
+        plan_axis("embedded", [], "chat_share", [], 1, tmp_path)
     with pytest.raises(UserError, match="on_shortage"):
-        plan("embedded", [], "on_shortage", ["panic"], 1, tmp_path)
+        plan_axis("embedded", [], "on_shortage", ["panic"], 1, tmp_path)
     assert not any(tmp_path.iterdir())
 
 
 def test_cells_differ_in_value_and_seed_alone(tmp_path: Path) -> None:
-    key, cells = plan("embedded", ["seed=5"], "chat_share", ["0", "0.5"], 2, tmp_path)
+    key, cells = plan_axis("embedded", ["seed=5"], "chat_share", ["0", "0.5"], 2, tmp_path)
     assert key == "mix.chat_share"
     assert [(c.value, c.seed, c.recipe.sources[0].share) for c in cells] == [
         (0.0, 5, 0.0), (0.0, 6, 0.0), (0.5, 5, 0.5), (0.5, 6, 0.5),
     ]  # fmt: skip
     plain = [c.profile.model_copy(update={"seed": 0, "mix": None}) for c in cells]
     assert all(p == plain[0] for p in plain)
-    _, cells = plan("embedded", [], "recipe.on_shortage", ["error", "repeat"], 1, tmp_path)
+    _, cells = plan_axis("embedded", [], "recipe.on_shortage", ["error", "repeat"], 1, tmp_path)
     assert [c.recipe.on_shortage for c in cells] == ["error", "repeat"]
 
 
@@ -79,19 +79,22 @@ ITEMS = 60
 
 
 def fabricate(
-    folder: Path, rates: dict[float, dict[str, float]], seeds: int = 2
-) -> tuple[list[Cell], dict[Any, float]]:
-    """Cells with predictions drawn at the given rates (the base's stand under -1), and each one's true mean."""
-    cells: list[Cell] = []
+    folder: Path,
+    rates: dict[float, dict[str, float]],
+    seeds: int = 2,
+    bases: dict[float, dict[str, float]] | None = None,
+) -> tuple[list[SweepCell], dict[Any, float]]:
+    """Cells with predictions drawn at the given rates (the base's stand under -1, or in ``bases``), and each one's true mean."""
+    cells: list[SweepCell] = []
     means: dict[Any, list[float]] = {}
     rng = np.random.default_rng(0)
     for value, of in rates.items():
         if value < 0:
             continue
         for seed in range(seeds):
-            cell = Cell(len(cells), value, seed, None, None, folder / f"{value}-{seed}")  # type: ignore[arg-type]
+            cell = SweepCell(len(cells), value, seed, None, None, folder / f"{value}-{seed}")  # type: ignore[arg-type]
             cells.append(cell)
-            for which, own in (("base", rates[-1]), ("tuned", of)):
+            for which, own in (("base", bases[value] if bases else rates[-1]), ("tuned", of)):
                 random = np.random.default_rng(9) if which == "base" else rng  # every cell has the same base
                 for mode in MODES:
                     rows = []
@@ -121,7 +124,7 @@ RATES = {
 
 def test_the_curve_and_its_recommendation(tmp_path: Path) -> None:
     cells, means = fabricate(tmp_path, RATES)
-    result = summarise("mix.chat_share", cells, tmp_path)
+    result = summarise_sweep("mix.chat_share", cells, tmp_path)
     assert [p["value"] for p in result["points"]] == [0.0, 0.5, 0.9, 1.0]
     for point in [{"value": None, "modes": result["base"]}, *result["points"]]:
         for mode in MODES:
@@ -139,7 +142,7 @@ def test_the_curve_and_its_recommendation(tmp_path: Path) -> None:
     assert falls["p"] < 0.001 < 0.05 < stays["p"] and falls["ci95"][1] < stays["ci95"][0]
     assert json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8")) == result
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
-    text = table(result)
+    text = sweep_table(result)
     assert "recommended: 0.5" in text and "120 replies a cell over 2 seed(s)" in text and result["rule"] in text
 
 
@@ -147,14 +150,14 @@ def test_failed_cells_are_named_and_the_rest_counts(tmp_path: Path) -> None:
     cells, _ = fabricate(tmp_path, {k: RATES[k] for k in (-1, 0.0, 0.5)})
     cells[0].report.unlink()
     write_json(cells[0].folder / "failed.json", {"reason": "The loss became nan at step 7."})
-    result = summarise("mix.chat_share", cells, tmp_path)
+    result = summarise_sweep("mix.chat_share", cells, tmp_path)
     assert [p["value"] for p in result["points"]] == [0.5]
     assert result["failed"] == [{"value": 0.0, "seed": 0, "reason": "The loss became nan at step 7."}]
-    assert "failed: 0.0 (seed 0): The loss became nan" in table(result)
+    assert "failed: 0.0 (seed 0): The loss became nan" in sweep_table(result)
     for cell in cells:
         cell.report.unlink(missing_ok=True)
     with pytest.raises(UserError, match="No value of the sweep is complete.*nan at step 7"):
-        summarise("mix.chat_share", cells, tmp_path)
+        summarise_sweep("mix.chat_share", cells, tmp_path)
 
 
 BAR = "\r 50%|█████     | 2/4 [00:00<00:00,  5.12it/s]"
@@ -176,7 +179,7 @@ def test_the_reason_is_found_whatever_the_progress_bar_does(log: str, reason: st
 
 
 def test_the_reason_of_a_cell_is_what_its_run_noted_else_the_signal_else_the_log(tmp_path: Path) -> None:
-    cell = Cell(0, 1e30, 0, None, None, tmp_path / "cell")  # type: ignore[arg-type]
+    cell = SweepCell(0, 1e30, 0, None, None, tmp_path / "cell")  # type: ignore[arg-type]
     write_json(cell.folder / "run" / "failure.json", {"command": "run", "error": "The loss became inf at step 2."})
     (cell.folder / "log.txt").write_text(f"{BAR}error: something{BAR}", encoding="utf-8")
     assert cell_failure(cell, 2) == "The loss became inf at step 2."
@@ -203,19 +206,52 @@ def test_values_that_are_no_numbers_are_drawn_too(tmp_path: Path) -> None:
     cells, _ = fabricate(tmp_path, {k: RATES[k] for k in (-1, 0.0, 0.5)}, seeds=1)
     for cell in cells:
         cell.value = {0.0: "rows", 0.5: "tokens"}[cell.value]
-    result = summarise("mix.unit", cells, tmp_path)
+    result = summarise_sweep("mix.unit", cells, tmp_path)
     assert [p["value"] for p in result["points"]] == ["rows", "tokens"] and (tmp_path / "sweep.png").exists()
 
 
 def test_pareto_and_balance() -> None:
     assert pareto([0.9, 0.8, 0.8, 0.1], [0.3, 0.9, 0.8, 1.0]) == [0, 1, 3]
     assert pareto([0.5, 0.5], [0.5, 0.5]) == [0, 1]
-    means = {"a": np.array([0.0, 0.4, 0.8]), "b": np.array([1.0, 0.9, 0.6]), "c": np.array([0.5, 0.5, 0.6])}
-    gain, keep, both = balance(means, ["a"], ["b", "c"])
+    base = np.array([[0.0, 0.0], [1.0, 1.0], [0.5, 0.5]])  # [names, values]
+    tuned = np.array([[0.4, 0.8], [0.9, 0.6], [0.5, 0.6]])
+    learnt, known = np.array([True, False, False]), np.array([[False] * 2, [True] * 2, [True] * 2])
+    gain, keep, both = balance(base, tuned, learnt, known)
     assert gain.tolist() == [0.4, 0.8] and keep.tolist() == [0.9, 0.6] and both.tolist() == [0.5, 0.6]
-    lost = {"a": np.array([0.0, 0.4, 0.8]), "b": np.array([0.0, 0.0, 0.5])}
-    assert balance(lost, ["a"], ["b"])[1].tolist() == [1.0, 1.0]  # a draw in which the base knows nothing
-    assert balance(means, [], ["b"])[2].tolist() == [0.9, 0.6]  # nothing was learnt anywhere: what is kept decides
+    lost = base * [[1], [0], [0]]  # a draw in which the base knows nothing
+    assert balance(lost, tuned, learnt, known)[1].tolist() == [1.0, 1.0]
+    none = np.zeros(3, bool)  # nothing was learnt anywhere: what is kept decides
+    assert balance(base, tuned, none, known)[2].tolist() == [0.9, 0.6]
+    draws = balance(np.stack([base, lost]), np.stack([tuned, tuned]), learnt, known)
+    assert draws.shape == (2, 3, 2) and draws[0].tolist() == [gain.tolist(), keep.tolist(), both.tolist()]
+
+
+def test_every_value_is_measured_against_its_own_base(tmp_path: Path) -> None:
+    """As where an axis changes the model: one base knows chat well, the other half as well; both lose nothing."""
+    weak = {"thinking/chat": 0.6, "thinking/skill": 0.5, "non_thinking/chat": 0.6, "non_thinking/skill": 0.5}
+    tuned = {"4bit": weak | {"thinking/skill": 0.9}, "16bit": BASE | {"thinking/skill": 0.4}}
+    cells, _ = fabricate(tmp_path, {0.0: tuned["16bit"], 1.0: tuned["4bit"]}, bases={0.0: BASE, 1.0: weak})
+    result = summarise_sweep("model.load_in_4bit", cells, tmp_path)
+    strong, other = result["points"]
+    skill = [p["modes"]["thinking"]["benchmarks"]["skill"]["value"] for p in (strong, other)]
+    bases = [p["base"]["thinking"]["benchmarks"]["skill"]["value"] for p in (strong, other)]
+    assert bases[0] == 0 and bases[1] > 0.35 and result["base"] == strong["base"]
+    assert [strong["gain"]["value"], other["gain"]["value"]] == pytest.approx([skill[0], skill[1] - bases[1]])
+    # Against the first value's base, a third of what the second one's base knew would seem to be lost.
+    assert other["keep"]["value"] > 0.85 and other["keep"]["ci95"][1] > 0.9
+    assert other["modes"]["non_thinking"]["benchmarks"]["chat"]["p"] > 0.05
+    assert other["modes"]["thinking"]["benchmarks"]["skill"]["p"] < 0.001
+    text = sweep_table(result)
+    assert "| base of 0.0 |" in text and "| base of 1.0 |" in text and "| base of 1.0 |" in fidelity_table(result)
+    same, _ = fabricate(tmp_path / "same", {k: RATES[k] for k in (-1, 0.0)}, seeds=1)
+    assert sweep_table(summarise_sweep("x", same, tmp_path / "same")).count("| base |") == 1
+
+
+def test_values_that_are_asked_other_items_are_refused(tmp_path: Path) -> None:
+    for axis, values in (("evaluation.limit", ["6", "7"]), ("evaluation.seed", ["1", "2"])):
+        with pytest.raises(UserError, match=f"{axis} decides which items are asked"):
+            plan_axis("embedded", [], axis, values, 1, tmp_path)
+    assert plan_axis("embedded", [], "evaluation.limit", ["6"], 2, tmp_path)[0] == "evaluation.limit"
 
 
 # --- for real -----------------------------------------------------------------------------------------------------------
@@ -292,7 +328,7 @@ def test_every_ablation_is_valid_and_its_arms_differ(path: Path, tmp_path: Path)
 
 
 def test_sweeps_share_cells_by_their_settings(tmp_path: Path) -> None:
-    _, axis = plan("embedded", [], "chat_share", ["0.25", "0.5"], 2, tmp_path / "a", tmp_path / "cells")
+    _, axis = plan_axis("embedded", [], "chat_share", ["0.25", "0.5"], 2, tmp_path / "a", tmp_path / "cells")
     arms = Arms.model_validate({"arms": {"ours": {}, "large": {"set": ["lora.rank=64"]}}})
     named = plan_arms("embedded", [], arms, 2, tmp_path / "b", tmp_path / "cells")
     same = {cell.folder for cell in axis} & {cell.folder for cell in named}
@@ -301,9 +337,9 @@ def test_sweeps_share_cells_by_their_settings(tmp_path: Path) -> None:
 
 
 def test_cells_are_shorter_as_the_profile_says_unless_told_otherwise(tmp_path: Path) -> None:
-    _, cells = plan("embedded", [], "chat_share", ["0.5"], 1, tmp_path)
+    _, cells = plan_axis("embedded", [], "chat_share", ["0.5"], 1, tmp_path)
     assert cells[0].profile.training.max_steps == 400
-    _, cells = plan("embedded", ["training.max_steps=1400"], "chat_share", ["0.5"], 1, tmp_path)
+    _, cells = plan_axis("embedded", ["training.max_steps=1400"], "chat_share", ["0.5"], 1, tmp_path)
     assert cells[0].profile.training.max_steps == 1400
 
 
@@ -326,7 +362,7 @@ def test_bad_arms(tmp_path: Path) -> None:
 
 def test_differences_are_taken_from_the_first_arm(tmp_path: Path) -> None:
     cells, _ = fabricate(tmp_path, {-1: BASE, 0.5: RATES[0.5], 0.0: RATES[0.0]})
-    result = summarise("arms", cells, tmp_path, "Does it forget?")
+    result = summarise_sweep("arms", cells, tmp_path, "Does it forget?")
     first, second = result["points"]
     assert "from_first" not in first["modes"]["thinking"]["mode_fidelity"]
     chat = second["modes"]["thinking"]["benchmarks"]["chat"]
@@ -335,5 +371,5 @@ def test_differences_are_taken_from_the_first_arm(tmp_path: Path) -> None:
     assert 0 <= chat["mode_fidelity"]["ci95"][0] <= chat["mode_fidelity"]["value"] <= 1
     by_benchmark = fidelity_table(result)
     assert "chat (think)" in by_benchmark and f"{chat['mode_fidelity']['value']:.3f} [" in by_benchmark
-    text = table(result)
+    text = sweep_table(result)
     assert text.startswith("Does it forget?") and f"{fell:+.3f} [" in text and "] *" in text

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.course.exercises import exercise
 
-# (mean score, fidelity thinking, fidelity non-thinking) of trials, as a search might leave them.
+# (balance, fidelity thinking, fidelity non-thinking) of trials, as a search might leave them.
 PRACTICE_TRIALS: tuple[tuple[float, float, float], ...] = (
     (0.71, 0.99, 1.00),
     (0.84, 0.62, 1.00),
@@ -35,7 +35,7 @@ def log_scale(answer: Any) -> None:
 def best_feasible_trial(answer: Any) -> None:
     """Position (from 0) of the best of PRACTICE_TRIALS whose fidelity is at least 0.95 in both modes."""
     assert isinstance(answer, int) and not isinstance(answer, bool), "The answer should be a position, counted from 0."
-    assert answer != 1, "Its score is the highest, but four in ten of its thinking-mode answers do not think."
+    assert answer != 1, "Its balance is the highest, but four in ten of its thinking-mode answers do not think."
     feasible = [i for i, (_, *fidelity) in enumerate(PRACTICE_TRIALS) if min(fidelity) >= 0.95]
     assert answer in feasible, "The constraint holds for each mode by itself, not for their mean."
     assert answer == max(feasible, key=lambda i: PRACTICE_TRIALS[i][0]), (
