@@ -184,7 +184,7 @@ def new_tokens(profile: Profile, mode: Mode) -> int:
 # --- the trainer --------------------------------------------------------------------------------------------------------
 
 
-def make_trainer(
+def make_grpo_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     profile: Profile,
@@ -203,7 +203,7 @@ def make_trainer(
     from pipeline.second.trainers import GRPO
 
     g = profile.grpo
-    rows = check_settings(profile)
+    rows = check_grpo(profile)
     ends = end_tokens(model, tokenizer)
 
     def read(ids: list[int]) -> tuple[str, bool]:
@@ -260,7 +260,7 @@ def make_trainer(
     )
 
 
-def check_settings(profile: Profile) -> int:
+def check_grpo(profile: Profile) -> int:
     """Replies that are trained on at a time.
 
     Raises:
@@ -330,7 +330,7 @@ def run_grpo(profile: Profile, folder: Path, run_folder: Path | None = None, res
     Raises:
         UserError: see ``Stage.open``, ``read_questions``, ``Stage.train``.
     """
-    check_settings(profile)
+    check_grpo(profile)
     stage = Stage.open("grpo", profile, folder, run_folder, resume)
     g = profile.grpo
     say(f"[1/{STAGES}] questions")
@@ -340,7 +340,7 @@ def run_grpo(profile: Profile, folder: Path, run_folder: Path | None = None, res
     say(f"[3/{STAGES}] GRPO, {g.max_steps} steps of {g.prompts_per_step} prompts × {g.num_generations} replies")
 
     def trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoints: Path) -> Any:
-        return make_trainer(model, tokenizer, profile, questions.kept, checkpoints)
+        return make_grpo_trainer(model, tokenizer, profile, questions.kept, checkpoints)
 
     training = stage.train(trainer, METRICS)
     gc.collect()
@@ -357,15 +357,15 @@ def run_grpo(profile: Profile, folder: Path, run_folder: Path | None = None, res
         "evaluation": {"before": before, "after": after},
     }
     write_json(folder / "grpo.json", result)
-    draw(result, folder / "grpo.png")
+    draw_grpo(result, folder / "grpo.png")
     return result
 
 
-def plan(profile: Profile) -> dict[str, Any]:
+def grpo_plan(profile: Profile) -> dict[str, Any]:
     """What a training would do, without doing it: questions, steps, replies to generate."""
     from pipeline.model.load import load_tokenizer
 
-    rows = check_settings(profile)
+    rows = check_grpo(profile)
     questions = read_questions(profile, ChatFormat(load_tokenizer(profile.model)))
     g, limit, rates = profile.grpo, profile.evaluation.limit, profile.estimate
     replies = g.max_steps * rows * g.gradient_accumulation_steps
@@ -384,8 +384,8 @@ def plan(profile: Profile) -> dict[str, Any]:
     }
 
 
-def plan_text(result: Mapping[str, Any]) -> str:
-    """``plan`` for a terminal."""
+def grpo_plan_text(result: Mapping[str, Any]) -> str:
+    """``grpo_plan`` for a terminal."""
     q, seconds = result["questions"], result["estimated_seconds_of_generation"]
     modes = ", ".join(f"{n:,} {mode.replace('_', '-')}" for mode, n in q["modes"].items())
     left_out = ", ".join(f"{n:,} {reason}" for reason, n in q["rejected"].items())
@@ -404,7 +404,7 @@ def plan_text(result: Mapping[str, Any]) -> str:
 # --- showing it ---------------------------------------------------------------------------------------------------------
 
 
-def table(result: Mapping[str, Any]) -> str:
+def grpo_table(result: Mapping[str, Any]) -> str:
     """``grpo.json`` as Markdown tables: the rewards at both ends, and the 2×2 before and after."""
     n = result["settings"]["prompts_per_step"] * result["settings"]["num_generations"]
     steps = result["rewards"]["reward"]["steps"]
@@ -416,7 +416,7 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", evaluation_table([{"name": "GRPO", **result}])])
 
 
-def draw(result: Mapping[str, Any], path: Path) -> None:
+def draw_grpo(result: Mapping[str, Any], path: Path) -> None:
     """Rewards, and length and entropy of the replies, over the steps."""
     from matplotlib.figure import Figure
 

@@ -295,7 +295,7 @@ def as_dataset(pairs: Iterable[Pair]) -> Dataset:
 # --- the trainer --------------------------------------------------------------------------------------------------------
 
 
-def make_trainer(
+def make_preference_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     profile: Profile,
@@ -313,7 +313,7 @@ def make_trainer(
     from pipeline.second.trainers import DPO, KTO, ORPO, unpaired
 
     p = profile.preference
-    check_settings(profile)
+    check_preference(profile)
     arguments = training_arguments(profile, p, output_dir, evaluate=True)
     rows = p.per_device_train_batch_size
     arguments |= {"beta": p.beta, "eval_steps": p.eval_steps, "max_length": None}
@@ -334,7 +334,7 @@ def make_trainer(
     )
 
 
-def check_settings(profile: Profile) -> None:
+def check_preference(profile: Profile) -> None:
     """Refuse what would do nothing, or something else than it says.
 
     Raises:
@@ -482,7 +482,7 @@ def run_preference(
     Raises:
         UserError: see ``Stage.open``, ``prepare``, ``Stage.train``.
     """
-    check_settings(profile)
+    check_preference(profile)
     stage = Stage.open("preference", profile, folder, run_folder, resume)
     p = profile.preference
     say(f"[1/{STAGES}] pairs")
@@ -492,7 +492,7 @@ def run_preference(
     say(f"[3/{STAGES}] {p.method.upper()}, {p.max_steps} steps of {p.per_device_train_batch_size} pairs")
 
     def trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoints: Path) -> Any:
-        return make_trainer(model, tokenizer, profile, prepared.train, prepared.held_out, checkpoints)
+        return make_preference_trainer(model, tokenizer, profile, prepared.train, prepared.held_out, checkpoints)
 
     training = stage.train(trainer, METRICS)
     gc.collect()
@@ -512,7 +512,7 @@ def run_preference(
         "evaluation": {"before": before, "after": after},
     }
     write_json(folder / "preference.json", result)
-    draw(result, folder / "preference.png")
+    draw_preference(result, folder / "preference.png")
     return result
 
 
@@ -546,7 +546,7 @@ def run_arms(
         for name, arm in arms.arms.items()
     }
     for profile in planned.values():
-        check_settings(profile)
+        check_preference(profile)
     results = []
     first: Path | None = None
     for name, profile in planned.items():
@@ -559,7 +559,7 @@ def run_arms(
         results.append({"name": name, "why": arms.arms[name].why, "set": [*arms.set, *arms.arms[name].set], **result})
     summary = {"question": arms.question, "arms": results}
     write_json(folder / "preference.json", summary)
-    draw(summary, folder / "preference.png")
+    draw_preference(summary, folder / "preference.png")
     return summary
 
 
@@ -579,7 +579,7 @@ def _share_before(first: Path, target: Path, profile: Profile, run_folder: Path 
         (target / "evaluation" / "before" / "log_probabilities.json").unlink()
 
 
-def plan(profile: Profile) -> dict[str, Any]:
+def preference_plan(profile: Profile) -> dict[str, Any]:
     """What a training would do, without doing it: pairs, steps, tokens, and an estimate of time and memory.
 
     A step of DPO and KTO is a pass forward and back for the model, and one forward for the reference: 4/3 of a step of
@@ -588,7 +588,7 @@ def plan(profile: Profile) -> dict[str, Any]:
     from pipeline.model.load import load_tokenizer
     from pipeline.training.estimate import DEVICES, memory, profile_job, profile_sizes
 
-    check_settings(profile)
+    check_preference(profile)
     p = profile.preference
     manifest = prepare(profile, ChatFormat(load_tokenizer(profile.model))).manifest
     tokens = round(
@@ -617,8 +617,8 @@ def plan(profile: Profile) -> dict[str, Any]:
     }
 
 
-def plan_text(result: Mapping[str, Any]) -> str:
-    """``plan`` for a terminal."""
+def preference_plan_text(result: Mapping[str, Any]) -> str:
+    """``preference_plan`` for a terminal."""
     seconds, replies = result["estimated_seconds"], result["replies_to_generate"]
     return "\n".join(
         [
@@ -643,7 +643,7 @@ def _arms_of(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return list(result["arms"]) if "arms" in result else [{"name": result["method"], **result}]
 
 
-def table(result: Mapping[str, Any]) -> str:
+def preference_table(result: Mapping[str, Any]) -> str:
     """``preference.json`` as Markdown tables: wins on held-out pairs, by kind of defect, and the 2×2 before and after."""
     arms = _arms_of(result)
     lines = [
@@ -669,7 +669,7 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", evaluation_table(arms)])
 
 
-def draw(result: Mapping[str, Any], path: Path) -> None:
+def draw_preference(result: Mapping[str, Any], path: Path) -> None:
     """Margin and accuracy over the steps: lines for training, dots for held-out pairs."""
     from matplotlib.figure import Figure
 

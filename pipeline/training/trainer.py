@@ -151,6 +151,29 @@ class StopsInTime:
         """Token ids of a batch, [rows, tokens]; None where they are not to be had."""
         return inputs["input_ids"]
 
+    def train(self: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)  # type: ignore[misc]
+        except UserError:
+            # An error behind a bar that is still drawn is hard to read.
+            for callback in self.callback_handler.callbacks:
+                bar = getattr(callback, "training_bar", None)
+                if bar is not None:
+                    bar.close()
+            raise
+
+    def take(self: Any, checkpoint: Path) -> None:
+        """Take weights and history of a checkpoint at which the training was over, as ``train`` would have left them.
+
+        ``train`` itself would do one step more.
+        """
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best is not None:
+            self.state.best_model_checkpoint = str(checkpoint.with_name(Path(best).name))
+            self._load_best_model()
+
     def training_step(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._batch = inputs
         with self._memory_explained(inputs, "training"):
@@ -308,28 +331,8 @@ class Trainer(StopsInTime, SFTTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         length = getattr(self.model, "max_seq_length", None)
-        try:
-            with written_out_attention(self.model) if length and length <= SHORT else contextlib.nullcontext():
-                return super().train(*args, **kwargs)
-        except UserError:
-            # An error behind a bar that is still drawn is hard to read.
-            for callback in self.callback_handler.callbacks:
-                bar = getattr(callback, "training_bar", None)
-                if bar is not None:
-                    bar.close()
-            raise
-
-    def take(self, checkpoint: Path) -> None:
-        """Take weights and history of a checkpoint at which the training was over, as ``train`` would have left them.
-
-        ``train`` itself would do one step more.
-        """
-        self._load_from_checkpoint(str(checkpoint))
-        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        best = self.state.best_model_checkpoint
-        if self.args.load_best_model_at_end and best is not None:
-            self.state.best_model_checkpoint = str(checkpoint.with_name(Path(best).name))
-            self._load_best_model()
+        with written_out_attention(self.model) if length and length <= SHORT else contextlib.nullcontext():
+            return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         if self.example_lengths is None:

@@ -16,13 +16,13 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import write_json, write_jsonl
 from pipeline.data.chat_format import EMPTY_THINK, ChatFormat
 from pipeline.second.grpo import (
-    check_settings,
+    check_grpo,
     correct_reward,
     ends,
     form_reward,
+    grpo_table,
     read_questions,
     reward_functions,
-    table,
 )
 from pipeline.settings import Profile, RowsSettings, load_profile
 
@@ -130,11 +130,11 @@ def test_rows_without_question_or_answer_are_counted(
 
 
 def test_settings_that_cannot_be() -> None:
-    assert check_settings(load_profile("embedded", ["grpo.gradient_accumulation_steps=4"])) == 16
+    assert check_grpo(load_profile("embedded", ["grpo.gradient_accumulation_steps=4"])) == 16
     with pytest.raises(UserError, match="does not divide"):
-        check_settings(load_profile("embedded", ["grpo.gradient_accumulation_steps=5"]))
+        check_grpo(load_profile("embedded", ["grpo.gradient_accumulation_steps=5"]))
     with pytest.raises(UserError, match="nothing would be learnt"):
-        check_settings(load_profile("embedded", ["grpo.correct_weight=0", "grpo.form_weight=0"]))
+        check_grpo(load_profile("embedded", ["grpo.correct_weight=0", "grpo.form_weight=0"]))
 
 
 def test_the_ends_of_a_curve() -> None:
@@ -173,7 +173,7 @@ def test_two_steps_and_a_cut_between_them(command: Command, tmp_path: Path) -> N
         assert entry["reward"] == pytest.approx(entry["correct"] + 0.25 * entry["form"], abs=1e-5)
     assert set(result["questions"]["modes"]) == {"thinking", "non_thinking"}
     assert not list(folder.rglob("ref"))
-    assert "| correct |" in table(result) and "after GRPO" in table(result)
+    assert "| correct |" in grpo_table(result) and "after GRPO" in grpo_table(result)
     assert (folder / "grpo.png").read_bytes().startswith(b"\x89PNG")
 
     shutil.copytree(folder, cut)

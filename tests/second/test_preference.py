@@ -27,12 +27,12 @@ from pipeline.data.corpora import preference_like
 from pipeline.second.preference import (
     Pair,
     as_examples,
-    check_settings,
+    check_preference,
     describe,
+    preference_table,
     prepare,
     read_pairs,
     share_of_modes,
-    table,
     tokenise,
     win_rates,
 )
@@ -264,8 +264,8 @@ def test_settings_that_would_do_nothing_are_refused() -> None:
         (["data.empty_think=trained"], "always prompt"),
     ):
         with pytest.raises(UserError, match=words):
-            check_settings(load_profile("embedded", sets))
-    check_settings(load_profile("embedded", ["data.loss_on=everything", "preference.method=orpo"]))
+            check_preference(load_profile("embedded", sets))
+    check_preference(load_profile("embedded", ["data.loss_on=everything", "preference.method=orpo"]))
 
 
 # --- win rates ----------------------------------------------------------------------------------------------------------
@@ -411,7 +411,7 @@ def test_all_methods_train_and_a_cut_off_one_goes_on_to_the_same_adapter(
     # DPO's first step starts exactly at its reference: no margin yet, and a loss of log 2.
     first = result["arms"][0]["training"]["curve"][0]
     assert first["margin"] == 0 and first["loss"] == pytest.approx(np.log(2), abs=1e-4)
-    assert "| dpo, all |" in table(result) and "after orpo" in table(result)
+    assert "| dpo, all |" in preference_table(result) and "after orpo" in preference_table(result)
     assert (folder / "preference.png").read_bytes().startswith(b"\x89PNG")
 
     # What a kill after step 2 would have left behind.
