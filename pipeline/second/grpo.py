@@ -228,14 +228,15 @@ def make_grpo_trainer(
                 repetition_penalty=1.0,
                 max_new_tokens=new_tokens(profile, mode),
             )
-            made = generate(
-                trainer.accelerator.unwrap_model(trainer.model),
-                tokenizer,
-                [asked[i].prompt_ids for i in places],
-                sampling,
-                profile.evaluation.batch_size,
-                profile.seed + 1 + trainer.state.global_step,
-            )
+            with trainer.replies_explained(profile.evaluation.batch_size):
+                made = generate(
+                    trainer.accelerator.unwrap_model(trainer.model),
+                    tokenizer,
+                    [asked[i].prompt_ids for i in places],
+                    sampling,
+                    profile.evaluation.batch_size,
+                    profile.seed + 1 + trainer.state.global_step,
+                )
             for place, reply in zip(places, made, strict=True):
                 completions[place] = reply.token_ids
         return {"prompt_ids": [q.prompt_ids for q in asked], "completion_ids": completions, "logprobs": None}

@@ -319,19 +319,23 @@ def make_preference_trainer(
     arguments |= {"beta": p.beta, "eval_steps": p.eval_steps, "max_length": None}
     arguments |= {"per_device_train_batch_size": rows, "per_device_eval_batch_size": rows}
     sides = {"train_dataset": as_dataset(train), "eval_dataset": as_dataset(held_out[:EVAL_PAIRS])}
+    trainer: Any
     if p.method == "dpo":
-        return DPO(model=model, processing_class=tokenizer, args=DPOConfig(**arguments), **sides)
-    if p.method == "kto":  # a row is an answer: twice as many, so that a step sees as much
+        trainer = DPO(model=model, processing_class=tokenizer, args=DPOConfig(**arguments), **sides)
+    elif p.method == "kto":  # a row is an answer: twice as many, so that a step sees as much
         arguments |= {"per_device_train_batch_size": 2 * rows, "per_device_eval_batch_size": 2 * rows}
         sides = {name: unpaired(side, 2 * rows, profile.seed) for name, side in sides.items()}
-        return KTO(model=model, processing_class=tokenizer, args=KTOConfig(**arguments), **sides)
-    from trl.experimental.orpo import ORPOConfig
+        trainer = KTO(model=model, processing_class=tokenizer, args=KTOConfig(**arguments), **sides)
+    else:
+        from trl.experimental.orpo import ORPOConfig
 
-    arguments |= {"max_length": profile.length_limit, "remove_unused_columns": False}
-    on_prompt = profile.data.loss_on == "everything"
-    return ORPO(
-        model=model, processing_class=tokenizer, args=ORPOConfig(**arguments), loss_on_prompt=on_prompt, **sides
-    )
+        arguments |= {"max_length": profile.length_limit, "remove_unused_columns": False}
+        on_prompt = profile.data.loss_on == "everything"
+        trainer = ORPO(
+            model=model, processing_class=tokenizer, args=ORPOConfig(**arguments), loss_on_prompt=on_prompt, **sides
+        )
+    trainer.length_limit = profile.model.max_seq_length
+    return trainer
 
 
 def check_preference(profile: Profile) -> None:
@@ -355,13 +359,21 @@ def check_preference(profile: Profile) -> None:
 # --- which answer the model finds likelier ------------------------------------------------------------------------------
 
 
+LOGIT_BYTES = 64 * 2**20  # of the logits that exist at a time, in float32
+
+
 def log_probabilities(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int
 ) -> dict[str, list[float]]:
-    """Summed log-probability (nats) of both answers of each pair, given the prompt: {"chosen": [...], "rejected": [...]}."""
+    """Summed log-probability (nats) of both answers of each pair, given the prompt: {"chosen": [...], "rejected": [...]}.
+
+    Raises:
+        UserError: a batch does not fit into memory; says what to lower.
+    """
     import torch
 
     from pipeline.model.decode import inference_mode_of
+    from pipeline.training.trainer import memory_explained
 
     sequences = [(p.prompt_ids, ids) for p in pairs for ids in (p.chosen_ids, p.rejected_ids)]
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]) + len(sequences[i][1]))
@@ -379,11 +391,34 @@ def log_probabilities(
                 mask[row, :end] = 1
                 answer[row, len(prompt) : end] = True
             tokens, mask, answer = (t.to(model.device) for t in (tokens, mask, answer))
-            logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-            each = torch.log_softmax(logits, -1).gather(-1, tokens[:, 1:, None])[..., 0]
-            for i, value in zip(order[start : start + batch_size], (each * answer[:, 1:]).sum(1).tolist(), strict=True):
+            advice = [f"evaluation.batch_size={batch_size // 2}"] if batch_size > 1 else []
+            advice.append(f"model.max_seq_length={width // 2} (longer pairs are dropped and counted)")
+            with memory_explained(f"the log-probabilities of {len(batch)} answers of {width} tokens", advice.copy):
+                values = _answer_sums(model, tokens, mask, answer[:, 1:])
+            for i, value in zip(order[start : start + batch_size], values, strict=True):
                 sums[i] = value
     return {"chosen": sums[0::2], "rejected": sums[1::2]}
+
+
+def _answer_sums(model: Any, tokens: Any, mask: Any, answer: Any) -> list[float]:
+    """Summed log-probability of the answer of each row; the logits exist for a few tokens at a time (``LOGIT_BYTES``).
+
+    Args:
+        tokens, mask: [rows, width]. answer: [rows, width − 1], which of the tokens from the second on are the answer.
+    """
+    import torch
+
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    states = whole.base_model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
+    head, each = whole.get_output_embeddings(), torch.zeros(answer.shape, device=tokens.device)
+    states, targets = states[answer], tokens[:, 1:][answer]  # [tokens of answers, hidden], [tokens of answers]
+    count = max(1, LOGIT_BYTES // (4 * head.weight.shape[0]))
+    parts = []
+    for some, wanted in zip(states.split(count), targets.split(count), strict=True):
+        logits = head(some).float()
+        parts.append(logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1))
+    each[answer] = torch.cat(parts)
+    return [float(value) for value in each.sum(1)]
 
 
 def _rate(hits: np.ndarray) -> dict[str, Any]:
