@@ -124,7 +124,7 @@ def prepare(case: dict[str, Any], folder: Path, output_dir: Path) -> Any:
     import torch
     from datasets import Dataset
 
-    from pipeline.training.train import make_trainer
+    from pipeline.training.train import make_sft_trainer
 
     profile = case_profile(case, folder)
     model, tokenizer = load(case, folder, profile)
@@ -136,7 +136,7 @@ def prepare(case: dict[str, Any], folder: Path, output_dir: Path) -> Any:
         rows.append({"input_ids": ids, "labels": ids})
     data = Dataset.from_list(rows)
     mix: Any = SimpleNamespace(train=data, validation=data.select([]))
-    trainer = make_trainer(model, tokenizer, profile, mix, output_dir)
+    trainer = make_sft_trainer(model, tokenizer, profile, mix, output_dir)
     trainer.args.save_strategy = "no"
     if case["method"] == "full" and case["trainable_bytes"] == 2:
         for parameter in trainer.model.parameters():  # pure bfloat16, as Unsloth loads it

@@ -3,8 +3,8 @@
     python benchmarks/length_grouping.py --output length_grouping.json
 
 Both sides train the profile's model by QLoRA for one epoch over the same rows in the same batch size from the same seed, through
-``pipeline.training.train.make_trainer``; only ``training.group_by_length`` differs. So both see the same tokens; the sides take
-turns in one process, each turn on a fresh model, the order of the sides changing from round to round.
+``pipeline.training.train.make_sft_trainer``; only ``training.group_by_length`` differs. So both see the same tokens; the sides
+take turns in one process, each turn on a fresh model, the order of the sides changing from round to round.
 
 * ``recipe``: the mix of the profile's own recipe, half of its rows chat.
 * ``long``: lengths as in real mixes, chat of 20 to 200 tokens and reasoning of 500 to 2,000, half and half. Such a row is rows of
@@ -90,14 +90,14 @@ def turn(side: str, profile: Any, mix: Any) -> dict[str, Any]:
     """One epoch on a fresh model; the time is that of the training alone."""
     from pipeline.model.load import load_model
     from pipeline.training.measure import TokenCounter
-    from pipeline.training.train import add_adapter, make_trainer
+    from pipeline.training.train import add_adapter, make_sft_trainer
 
     profile = profile.model_copy(deep=True)
     profile.training.group_by_length = side == "grouped"
     model, tokenizer = load_model(profile.model, profile.seed)
     model = add_adapter(model, profile.lora, profile.training, profile.seed)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(model, tokenizer, profile, mix, Path(folder))
+        trainer = make_sft_trainer(model, tokenizer, profile, mix, Path(folder))
         trainer.args.eval_strategy = trainer.args.save_strategy = "no"
         counter, padding = TokenCounter(model), Padding(model)
         started, cpu = time.perf_counter(), time.process_time()

@@ -16,7 +16,6 @@ Each stage writes its result last and as a whole, so a killed run goes on with t
 
 from __future__ import annotations
 
-import datetime
 import platform
 import shutil
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ import yaml
 
 from pipeline.core.console import expect, say
 from pipeline.core.errors import UserError
-from pipeline.core.files import file_sha256, fingerprint, read_json, read_jsonl, write_json, write_text
+from pipeline.core.files import fingerprint, known_sha256, now, read_json, read_jsonl, write_json, write_text
 from pipeline.core.modes import MODES
 from pipeline.core.processes import first, is_first, is_sharded
 from pipeline.core.redact import masked
@@ -37,24 +36,21 @@ from pipeline.core.versions import installed
 from pipeline.data.describe import describe_mix, profile_mix
 from pipeline.data.mix import Mix, load_mix, save_mix
 from pipeline.model.dtype import computing_dtype, precision
+from pipeline.model.load import load_model, load_tokenizer, model_location
 from pipeline.model.methods import require_fit, weights_files
 from pipeline.settings import Profile, Recipe, load_recipe, parse, read_yaml
+from pipeline.settings.compare import affects, differing, shortened
+from pipeline.settings.section import Result
+from pipeline.training.checkpoints import STATE, last_checkpoint
 from pipeline.training.estimate import global_batch, planned_steps
+from pipeline.training.loop import done
 from pipeline.training.trackers import Trackers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 
-MINIMUM_FREE_BYTES = 200 * 1024**2
-# Settings whose change makes what is on disk another thing; by the beginning of their dotted keys.
-OF_THE_MIX = ("seed", "recipe", "mix.", "data.", "model.name", "model.source", "model.revision", "model.max_seq_length")
-OF_EVALUATION = ("evaluation.", "model.")
-NOT_OF_TRAINING = ("evaluation.", "sweep", "estimate", "name", "training.report_to", "training.save_total_limit")
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+OF_A_RUN: tuple[Result, ...] = ("mix", "training", "evaluation")  # what a run directory holds
 
 
 @dataclass
@@ -93,12 +89,14 @@ class Run:
         record_path = self.folder / "run.json"
         if record_path.exists():
             record = read_json(record_path)
-            if record.get("settings_fingerprint") != self._settings_fingerprint() and not self._is_of_before(record):
+            if not self._is_same(record):
                 self._take_over(record)
             elif not self.resume and not record.get("finished"):
                 raise UserError(
                     f"{self.folder} holds an unfinished run of the same settings; add --resume to go on with it."
                 )
+            elif record["settings_fingerprint"] != self._settings_fingerprint():
+                self._adopt(record, {})
             return self
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise UserError(
@@ -113,7 +111,7 @@ class Run:
             "dtype": computing_dtype(self.profile.model),
             "seed": self.profile.seed,
             "versions": {"python": platform.python_version(), **{k: v for k, v in installed().items() if v}},
-            "started": _now(),
+            "started": now(),
             "finished": None,
             "notes": [],
         }
@@ -127,11 +125,14 @@ class Run:
     def _settings_fingerprint(self) -> str:
         return fingerprint(self.resolved())
 
-    def _is_of_before(self, record: dict[str, Any]) -> bool:
-        """Whether the directory was made with these settings when this project had fewer of them: new ones at their defaults.
+    def _is_same(self, record: dict[str, Any]) -> bool:
+        """Whether the directory was made with these settings, as far as they change anything that is in it.
 
-        A file of settings that was changed since does not count.
+        It may have been made when this project had fewer settings: then new ones count with their defaults. A file of
+        settings that was changed since does not count.
         """
+        if record.get("settings_fingerprint") == self._settings_fingerprint():
+            return True
         paths = {name: self.folder / f"{name}.yaml" for name in ("profile", "recipe")}
         if not all(path.exists() for path in paths.values()):
             return False
@@ -143,7 +144,18 @@ class Run:
             recipe = parse(Recipe, kept["recipe"], str(paths["recipe"]))
         except UserError:
             return False
-        return Run(profile, recipe, self.folder).resolved() == self.resolved()
+        before, mine = Run(profile, recipe, self.folder).resolved(), self.resolved()
+        changed = differing(before["profile"], mine["profile"])
+        return before["recipe"] == mine["recipe"] and not any(affects(key, *OF_A_RUN) for key in changed)
+
+    def _differences(self) -> dict[str, str]:
+        """The settings in which the directory's files differ from these: {key: in words that begin with the key}."""
+        parts: dict[str, str] = {}
+        for name, mine in self.resolved().items():
+            path = self.folder / f"{name}.yaml"
+            theirs = read_yaml(path) if path.exists() else {}
+            parts |= differing(theirs, mine, "" if name == "profile" else "recipe.")
+        return parts
 
     def _write_settings(self) -> None:
         for name, data in self.resolved().items():
@@ -155,27 +167,32 @@ class Run:
         Raises:
             UserError: without --force; or the training is finished, and the change would need another one.
         """
-        found = _differences(self)
+        found = self._differences()
         if not (self.resume and self.force):
             raise UserError(
-                f"{self.folder} belongs to another run ({_shortened(found)}). Choose another --output-dir, or go on with it "
-                "under the new settings by --resume --force; nothing was changed."
+                f"{self.folder} belongs to another run ({shortened(found.values())}). Choose another --output-dir, or go on "
+                "with it under the new settings by --resume --force; nothing was changed."
             )
-        trained = [d for d in found if not d.startswith(NOT_OF_TRAINING)]
+        trained = [text for key, text in found.items() if affects(key, "mix", "training")]
         if trained and self._path("training.json").exists():
             raise UserError(
                 f"The training in {self.folder} is finished, and --force cannot change what it was trained with "
-                f"({_shortened(trained)}). Choose another --output-dir; nothing was changed."
+                f"({shortened(trained)}). Choose another --output-dir; nothing was changed."
             )
-        if any(d.startswith(OF_THE_MIX) for d in found):
+        if any(affects(key, "mix") for key in found):
             shutil.rmtree(self._path("mix"), ignore_errors=True)  # it is built again
-        if any(d.startswith(OF_EVALUATION) for d in found):
+        if any(affects(key, "evaluation") for key in found):
             for path in self._path("evaluation").glob("*/*/cell.json"):
                 path.unlink()  # the replies stay; those of the same settings are not asked again
+        self._adopt(record, {"finished": None})
+        self.note(f"went on by --force under other settings: {'; '.join(found.values())}")
+
+    def _adopt(self, record: dict[str, Any], changes: dict[str, Any]) -> None:
+        """Make the directory one of these settings."""
         self._write_settings()
-        new = {"settings_fingerprint": self._settings_fingerprint(), "profile": self.profile.name, "finished": None}
-        write_json(self._path("run.json"), record | new | {"model": self.profile.model.name, "seed": self.profile.seed})
-        self.note(f"went on by --force under other settings: {'; '.join(found)}")
+        profile = self.profile
+        new = {"settings_fingerprint": self._settings_fingerprint(), "profile": profile.name}
+        write_json(self._path("run.json"), record | new | {"model": profile.model.name, "seed": profile.seed} | changes)
 
     def note(self, text: str) -> None:
         """Say something that a reader of the report should know, and keep it in run.json; once each."""
@@ -197,13 +214,12 @@ class Run:
             yield
         except UserError as error:
             with suppress(UserError):  # the disk may be what is full
-                write_json(path, {"command": command, "error": str(error), "time": _now()})
+                write_json(path, {"command": command, "error": str(error), "time": now()})
             raise
 
     def _require_sources(self) -> None:
         """Fail before anything is written, and before any library is loaded, where model or data are out of reach."""
         from pipeline.data.pools import require_sources
-        from pipeline.model.load import model_location
 
         location = model_location(self.profile.model)
         if self.profile.model.source == "local":
@@ -213,18 +229,9 @@ class Run:
     def _path(self, *parts: str) -> Path:
         return self.folder.joinpath(*parts)
 
-    def _require_space(self) -> None:
-        free = shutil.disk_usage(self.folder).free
-        if free < MINIMUM_FREE_BYTES:
-            raise UserError(
-                f"Only {free / 2**20:,.0f} MiB are free where {self.folder} lies; training needs at least "
-                f"{MINIMUM_FREE_BYTES / 2**20:,.0f}. Free some space or choose another --output-dir."
-            )
-
     # --- the model
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        from pipeline.model.load import load_model
 
         if self._model is None or self._tokenizer is None:
             say(f"loading {self.profile.model.name} ({precision(self.profile.model)})")
@@ -255,7 +262,6 @@ class Run:
         return first("mix", self._data, lambda: load_mix(self._path("mix")))
 
     def _data(self) -> Mix:
-        from pipeline.model.load import load_tokenizer
 
         folder = self._path("mix")
         if (folder / "manifest.json").exists():
@@ -268,18 +274,12 @@ class Run:
 
     def train(self, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
         """Train and save the adapter; returns the report's ``training`` section."""
-        from pipeline.training.checkpoints import last_checkpoint
         from pipeline.training.train import train
 
-        record = self._path("training.json")
-        if record.exists():
-            return dict(read_json(record))
-        if not self.resume and last_checkpoint(self._path("checkpoints")) is not None:
-            raise UserError(
-                f"{self.folder} holds checkpoints of an unfinished training; add --resume to go on with it."
-            )
+        record = done(self.folder, self.resume)
+        if record is not None:
+            return record
         mix = self.data()
-        self._require_space()
         model, tokenizer = self._load()
         if self._has_adapter:
             raise UserError("The model in memory has an adapter already; start a new process to train again.")
@@ -294,13 +294,6 @@ class Run:
         self._has_adapter = True
         if is_sharded(self._model):
             self._model, self._has_adapter = None, False  # one process cannot evaluate what all hold a part of
-        return first("training.json", lambda: self._record(record, section), lambda: section)
-
-    def _record(self, path: Path, section: dict[str, Any]) -> dict[str, Any]:
-        from pipeline.training.checkpoints import clear_aside
-
-        write_json(path, section)
-        clear_aside(self._path("checkpoints"))
         return section
 
     def _cells(self, which: str) -> dict[str, Any] | None:
@@ -315,12 +308,11 @@ class Run:
 
     def identity(self, which: str) -> str:
         """Names the weights: the base by its files' content (its name and revision on a hub), the adapter by its content."""
-        from pipeline.model.load import model_location
 
         settings = self.profile.model
         if settings.source == "local":
             files = sorted(Path(model_location(settings)).glob("*.safetensors"))
-            base = fingerprint([file_sha256(file) for file in files])[:12]
+            base = fingerprint([known_sha256(file) for file in files])[:12]
         else:
             base = settings.revision or "main"
         identity = f"{Path(settings.name).name}-{base}-{precision(settings)}"
@@ -328,8 +320,8 @@ class Run:
             return identity
         files = weights_files(self._path("adapter"))
         if len(files) == 1:
-            return f"{identity}-{file_sha256(files[0])[:12]}"
-        return f"{identity}-{fingerprint([file_sha256(file) for file in files])[:12]}"
+            return f"{identity}-{known_sha256(files[0])[:12]}"
+        return f"{identity}-{fingerprint([known_sha256(file) for file in files])[:12]}"
 
     def evaluate(self, which: str) -> dict[str, Any]:
         """Evaluate ``base`` or ``tuned`` in both modes, in the first process; returns {mode: cell}.
@@ -371,7 +363,6 @@ class Run:
 
     def _history(self) -> list[dict[str, Any]]:
         """What the finished training logged, from its last checkpoint."""
-        from pipeline.training.checkpoints import STATE, last_checkpoint
 
         checkpoint = last_checkpoint(self._path("checkpoints")) if self._path("training.json").exists() else None
         return list(read_json(checkpoint / STATE)["log_history"]) if checkpoint else []
@@ -404,7 +395,7 @@ class Run:
             )
         record = read_json(self._path("run.json"))
         manifest = read_json(self._path("mix", "manifest.json"))
-        record["finished"] = record["finished"] or _now()
+        record["finished"] = record["finished"] or now()
         report = build_report(
             run={k: record.get(k) for k in ("profile", "model", "dtype", "seed", "versions", "started", "finished")}
             | {"data_fingerprint": manifest["fingerprint"], "notes": record.get("notes", [])},
@@ -468,28 +459,6 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
         "correct": row["score"] == 1.0,
         "truncated": row["truncated"],
     }
-
-
-def _differences(run: Run) -> list[str]:
-    """The settings in which a directory's run differs from this one, in words that begin with the key."""
-    parts = []
-    for name, mine in run.resolved().items():
-        path = run.folder / f"{name}.yaml"
-        theirs = read_yaml(path) if path.exists() else {}
-        parts += _compare(theirs, mine, "" if name == "profile" else "recipe.")
-    return parts
-
-
-def _shortened(parts: list[str]) -> str:
-    shown = "; ".join(parts[:3]) or "its settings"
-    return shown + (f"; and {len(parts) - 3} more" if len(parts) > 3 else "")
-
-
-def _compare(theirs: Any, mine: Any, prefix: str) -> list[str]:
-    if isinstance(theirs, dict) and isinstance(mine, dict):
-        keys = list(dict.fromkeys([*theirs, *mine]))
-        return [d for k in keys for d in _compare(theirs.get(k), mine.get(k), f"{prefix}{k}.")]
-    return [] if theirs == mine else [f"{prefix.rstrip('.')} is {theirs!r} there and {mine!r} here"]
 
 
 def open_run(folder: Path) -> Run:

@@ -66,7 +66,6 @@ def test_a_directory_from_before_a_setting_existed_is_still_that_run(tmp_path: P
         ("seed=7", False, True),
         ("evaluation.limit=3", True, False),
         ("model.load_in_4bit=false", True, False),
-        ("training.report_to=[tensorboard]", True, True),
     ],
 )
 def test_force_takes_over_and_drops_what_the_old_settings_had_made(
@@ -84,6 +83,22 @@ def test_force_takes_over_and_drops_what_the_old_settings_had_made(
     assert opened(folder, override, resume=True).folder == folder  # it is theirs now
     with pytest.raises(UserError, match="belongs to another run"):
         opened(folder, resume=True)
+
+
+@pytest.mark.parametrize(
+    "override", ["grpo.beta=0.5", "preference.learning_rate=1e-3", "data.workers=2", "training.report_to=[tensorboard]"]
+)
+def test_settings_that_change_nothing_of_a_run_make_no_other_one(override: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    opened(folder)
+    fill(folder, trained=True)
+    with pytest.raises(UserError, match="add --resume"):
+        opened(folder, override)
+    run = opened(folder, override, resume=True)
+    assert read_yaml(folder / "profile.yaml") == run.resolved()["profile"]
+    assert (folder / "mix").exists() and read_json(folder / "run.json")["notes"] == []
+    with pytest.raises(UserError, match="belongs to another run"):
+        opened(folder, override, "lora.rank=4", resume=True)
 
 
 def test_force_cannot_change_a_finished_training(tmp_path: Path) -> None:

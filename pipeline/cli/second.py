@@ -53,8 +53,8 @@ def _second_stage(args: argparse.Namespace) -> int:
     profile = stage_profile(args.profile, args.run, overrides)
     quiet()
     if args.dry_run:
-        result: Any = preference.plan(profile) if args.command == "preference" else grpo.plan(profile)
-        text = preference.plan_text(result) if args.command == "preference" else grpo.plan_text(result)
+        result: Any = preference.preference_plan(profile) if args.command == "preference" else grpo.grpo_plan(profile)
+        text = preference.preference_plan_text(result) if args.command == "preference" else grpo.grpo_plan_text(result)
         show(args, result, text)
         return 0
     if arms:
@@ -63,6 +63,6 @@ def _second_stage(args: argparse.Namespace) -> int:
         result = preference.run_preference(profile, args.output_dir, args.run, args.resume)
     else:
         result = grpo.run_grpo(profile, args.output_dir, args.run, args.resume)
-    text = preference.table(result) if args.command == "preference" else grpo.table(result)
+    text = preference.preference_table(result) if args.command == "preference" else grpo.grpo_table(result)
     show(args, result, f"{text}\n\npicture: {args.output_dir / (args.command + '.png')}")
     return 0

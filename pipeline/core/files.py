@@ -5,7 +5,9 @@ In: plain data. Out: files on disk, or rows with the line they came from.
 
 from __future__ import annotations
 
+import datetime
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -163,3 +165,19 @@ def file_sha256(path: Path) -> str:
     """SHA-256 (hex) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256_of(path: Path, size: int, changed_ns: int) -> str:
+    return file_sha256(path)
+
+
+def known_sha256(path: Path) -> str:
+    """``file_sha256`` of a file that is large and asked for often, read once for each size and time of change."""
+    stat = path.stat()
+    return _sha256_of(path.resolve(), stat.st_size, stat.st_mtime_ns)
+
+
+def now() -> str:
+    """The time as records have it: UTC, ISO 8601, in seconds."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

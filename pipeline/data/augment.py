@@ -31,6 +31,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import fingerprint
 from pipeline.core.hubs import reachable
 from pipeline.data.conversations import Conversation
+from pipeline.model.decode import generate
 from pipeline.settings import AugmentationSettings, Sampling, locate, read_yaml
 
 if TYPE_CHECKING:
@@ -423,8 +424,6 @@ def _reply_text(body: str, where: str) -> str | None:
 def _local_model(folder: str) -> Translate:
     """A model in a folder, greedy, in the non-thinking mode."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from pipeline.model.decode import generate
 
     path = locate(folder)
     try:

@@ -22,7 +22,7 @@ import numpy as np
 
 from pipeline.core.console import say
 from pipeline.core.errors import UserError
-from pipeline.core.files import fingerprint, read_json, read_jsonl, write_json, write_jsonl
+from pipeline.core.files import atomic_path, fingerprint, read_json, read_jsonl, write_json, write_jsonl
 from pipeline.core.modes import MODES, Mode
 from pipeline.core.statistics import bootstrap, interval95
 from pipeline.data.answers import final_answers, same_answer
@@ -31,7 +31,8 @@ from pipeline.data.conversations import Rejected
 from pipeline.data.formats import PROMPTS, filled, is_missing, rename
 from pipeline.data.sources import read_rows
 from pipeline.evaluation.form import is_unclosed, judge, split_reply
-from pipeline.model.decode import generate
+from pipeline.model.decode import end_tokens, generate
+from pipeline.model.load import load_tokenizer
 from pipeline.second.stage import Stage, Which, evaluation_table, require_plain, shown, training_arguments
 from pipeline.settings import Profile, Sampling
 
@@ -184,7 +185,7 @@ def new_tokens(profile: Profile, mode: Mode) -> int:
 # --- the trainer --------------------------------------------------------------------------------------------------------
 
 
-def make_trainer(
+def make_grpo_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     profile: Profile,
@@ -199,11 +200,10 @@ def make_trainer(
     from datasets import Dataset
     from trl import GRPOConfig
 
-    from pipeline.model.decode import end_tokens
     from pipeline.second.trainers import GRPO
 
     g = profile.grpo
-    rows = check_settings(profile)
+    rows = check_grpo(profile)
     ends = end_tokens(model, tokenizer)
 
     def read(ids: list[int]) -> tuple[str, bool]:
@@ -228,14 +228,15 @@ def make_trainer(
                 repetition_penalty=1.0,
                 max_new_tokens=new_tokens(profile, mode),
             )
-            made = generate(
-                trainer.accelerator.unwrap_model(trainer.model),
-                tokenizer,
-                [asked[i].prompt_ids for i in places],
-                sampling,
-                profile.evaluation.batch_size,
-                profile.seed + 1 + trainer.state.global_step,
-            )
+            with trainer.replies_explained(profile.evaluation.batch_size):
+                made = generate(
+                    trainer.accelerator.unwrap_model(trainer.model),
+                    tokenizer,
+                    [asked[i].prompt_ids for i in places],
+                    sampling,
+                    profile.evaluation.batch_size,
+                    profile.seed + 1 + trainer.state.global_step,
+                )
             for place, reply in zip(places, made, strict=True):
                 completions[place] = reply.token_ids
         return {"prompt_ids": [q.prompt_ids for q in asked], "completion_ids": completions, "logprobs": None}
@@ -260,7 +261,7 @@ def make_trainer(
     )
 
 
-def check_settings(profile: Profile) -> int:
+def check_grpo(profile: Profile) -> int:
     """Replies that are trained on at a time.
 
     Raises:
@@ -283,7 +284,6 @@ def check_settings(profile: Profile) -> int:
 
 
 def _questions_of(stage: Stage) -> Questions:
-    from pipeline.model.load import load_tokenizer
 
     folder = stage.folder
     if (folder / "prompts.json").exists():
@@ -330,7 +330,7 @@ def run_grpo(profile: Profile, folder: Path, run_folder: Path | None = None, res
     Raises:
         UserError: see ``Stage.open``, ``read_questions``, ``Stage.train``.
     """
-    check_settings(profile)
+    check_grpo(profile)
     stage = Stage.open("grpo", profile, folder, run_folder, resume)
     g = profile.grpo
     say(f"[1/{STAGES}] questions")
@@ -340,7 +340,7 @@ def run_grpo(profile: Profile, folder: Path, run_folder: Path | None = None, res
     say(f"[3/{STAGES}] GRPO, {g.max_steps} steps of {g.prompts_per_step} prompts × {g.num_generations} replies")
 
     def trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoints: Path) -> Any:
-        return make_trainer(model, tokenizer, profile, questions.kept, checkpoints)
+        return make_grpo_trainer(model, tokenizer, profile, questions.kept, checkpoints)
 
     training = stage.train(trainer, METRICS)
     gc.collect()
@@ -357,15 +357,14 @@ def run_grpo(profile: Profile, folder: Path, run_folder: Path | None = None, res
         "evaluation": {"before": before, "after": after},
     }
     write_json(folder / "grpo.json", result)
-    draw(result, folder / "grpo.png")
+    draw_grpo(result, folder / "grpo.png")
     return result
 
 
-def plan(profile: Profile) -> dict[str, Any]:
+def grpo_plan(profile: Profile) -> dict[str, Any]:
     """What a training would do, without doing it: questions, steps, replies to generate."""
-    from pipeline.model.load import load_tokenizer
 
-    rows = check_settings(profile)
+    rows = check_grpo(profile)
     questions = read_questions(profile, ChatFormat(load_tokenizer(profile.model)))
     g, limit, rates = profile.grpo, profile.evaluation.limit, profile.estimate
     replies = g.max_steps * rows * g.gradient_accumulation_steps
@@ -384,8 +383,8 @@ def plan(profile: Profile) -> dict[str, Any]:
     }
 
 
-def plan_text(result: Mapping[str, Any]) -> str:
-    """``plan`` for a terminal."""
+def grpo_plan_text(result: Mapping[str, Any]) -> str:
+    """``grpo_plan`` for a terminal."""
     q, seconds = result["questions"], result["estimated_seconds_of_generation"]
     modes = ", ".join(f"{n:,} {mode.replace('_', '-')}" for mode, n in q["modes"].items())
     left_out = ", ".join(f"{n:,} {reason}" for reason, n in q["rejected"].items())
@@ -404,7 +403,7 @@ def plan_text(result: Mapping[str, Any]) -> str:
 # --- showing it ---------------------------------------------------------------------------------------------------------
 
 
-def table(result: Mapping[str, Any]) -> str:
+def grpo_table(result: Mapping[str, Any]) -> str:
     """``grpo.json`` as Markdown tables: the rewards at both ends, and the 2×2 before and after."""
     n = result["settings"]["prompts_per_step"] * result["settings"]["num_generations"]
     steps = result["rewards"]["reward"]["steps"]
@@ -416,11 +415,9 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", evaluation_table([{"name": "GRPO", **result}])])
 
 
-def draw(result: Mapping[str, Any], path: Path) -> None:
+def draw_grpo(result: Mapping[str, Any], path: Path) -> None:
     """Rewards, and length and entropy of the replies, over the steps."""
     from matplotlib.figure import Figure
-
-    from pipeline.core.files import atomic_path
 
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)

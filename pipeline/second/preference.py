@@ -26,13 +26,15 @@ import numpy as np
 
 from pipeline.core.console import say
 from pipeline.core.errors import UserError
-from pipeline.core.files import fingerprint, read_json, read_jsonl, write_json, write_jsonl
+from pipeline.core.files import atomic_path, fingerprint, read_json, read_jsonl, write_json, write_jsonl
 from pipeline.core.modes import MODES, Mode
 from pipeline.core.statistics import bootstrap, interval95, paired_permutation, wilson
 from pipeline.data.chat_format import IGNORE_INDEX, ChatFormat, Example
 from pipeline.data.conversations import Message, Rejected, preference_pair
 from pipeline.data.formats import is_missing, rename
 from pipeline.data.sources import read_rows
+from pipeline.model.decode import inference_mode_of
+from pipeline.model.load import load_tokenizer
 from pipeline.second.stage import (
     Stage,
     Which,
@@ -43,6 +45,8 @@ from pipeline.second.stage import (
     training_arguments,
 )
 from pipeline.settings import Profile, RowsSettings
+from pipeline.studies.arms import load_arms
+from pipeline.training.estimate import DEVICES, memory, profile_job, profile_sizes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -295,7 +299,7 @@ def as_dataset(pairs: Iterable[Pair]) -> Dataset:
 # --- the trainer --------------------------------------------------------------------------------------------------------
 
 
-def make_trainer(
+def make_preference_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     profile: Profile,
@@ -313,28 +317,32 @@ def make_trainer(
     from pipeline.second.trainers import DPO, KTO, ORPO, unpaired
 
     p = profile.preference
-    check_settings(profile)
+    check_preference(profile)
     arguments = training_arguments(profile, p, output_dir, evaluate=True)
     rows = p.per_device_train_batch_size
     arguments |= {"beta": p.beta, "eval_steps": p.eval_steps, "max_length": None}
     arguments |= {"per_device_train_batch_size": rows, "per_device_eval_batch_size": rows}
     sides = {"train_dataset": as_dataset(train), "eval_dataset": as_dataset(held_out[:EVAL_PAIRS])}
+    trainer: Any
     if p.method == "dpo":
-        return DPO(model=model, processing_class=tokenizer, args=DPOConfig(**arguments), **sides)
-    if p.method == "kto":  # a row is an answer: twice as many, so that a step sees as much
+        trainer = DPO(model=model, processing_class=tokenizer, args=DPOConfig(**arguments), **sides)
+    elif p.method == "kto":  # a row is an answer: twice as many, so that a step sees as much
         arguments |= {"per_device_train_batch_size": 2 * rows, "per_device_eval_batch_size": 2 * rows}
         sides = {name: unpaired(side, 2 * rows, profile.seed) for name, side in sides.items()}
-        return KTO(model=model, processing_class=tokenizer, args=KTOConfig(**arguments), **sides)
-    from trl.experimental.orpo import ORPOConfig
+        trainer = KTO(model=model, processing_class=tokenizer, args=KTOConfig(**arguments), **sides)
+    else:
+        from trl.experimental.orpo import ORPOConfig
 
-    arguments |= {"max_length": profile.length_limit, "remove_unused_columns": False}
-    on_prompt = profile.data.loss_on == "everything"
-    return ORPO(
-        model=model, processing_class=tokenizer, args=ORPOConfig(**arguments), loss_on_prompt=on_prompt, **sides
-    )
+        arguments |= {"max_length": profile.length_limit, "remove_unused_columns": False}
+        on_prompt = profile.data.loss_on == "everything"
+        trainer = ORPO(
+            model=model, processing_class=tokenizer, args=ORPOConfig(**arguments), loss_on_prompt=on_prompt, **sides
+        )
+    trainer.length_limit = profile.model.max_seq_length
+    return trainer
 
 
-def check_settings(profile: Profile) -> None:
+def check_preference(profile: Profile) -> None:
     """Refuse what would do nothing, or something else than it says.
 
     Raises:
@@ -355,13 +363,20 @@ def check_settings(profile: Profile) -> None:
 # --- which answer the model finds likelier ------------------------------------------------------------------------------
 
 
+LOGIT_BYTES = 64 * 2**20  # of the logits that exist at a time, in float32
+
+
 def log_probabilities(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], batch_size: int
 ) -> dict[str, list[float]]:
-    """Summed log-probability (nats) of both answers of each pair, given the prompt: {"chosen": [...], "rejected": [...]}."""
+    """Summed log-probability (nats) of both answers of each pair, given the prompt: {"chosen": [...], "rejected": [...]}.
+
+    Raises:
+        UserError: a batch does not fit into memory; says what to lower.
+    """
     import torch
 
-    from pipeline.model.decode import inference_mode_of
+    from pipeline.training.trainer import memory_explained
 
     sequences = [(p.prompt_ids, ids) for p in pairs for ids in (p.chosen_ids, p.rejected_ids)]
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]) + len(sequences[i][1]))
@@ -379,11 +394,34 @@ def log_probabilities(
                 mask[row, :end] = 1
                 answer[row, len(prompt) : end] = True
             tokens, mask, answer = (t.to(model.device) for t in (tokens, mask, answer))
-            logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-            each = torch.log_softmax(logits, -1).gather(-1, tokens[:, 1:, None])[..., 0]
-            for i, value in zip(order[start : start + batch_size], (each * answer[:, 1:]).sum(1).tolist(), strict=True):
+            advice = [f"evaluation.batch_size={batch_size // 2}"] if batch_size > 1 else []
+            advice.append(f"model.max_seq_length={width // 2} (longer pairs are dropped and counted)")
+            with memory_explained(f"the log-probabilities of {len(batch)} answers of {width} tokens", advice.copy):
+                values = _answer_sums(model, tokens, mask, answer[:, 1:])
+            for i, value in zip(order[start : start + batch_size], values, strict=True):
                 sums[i] = value
     return {"chosen": sums[0::2], "rejected": sums[1::2]}
+
+
+def _answer_sums(model: Any, tokens: Any, mask: Any, answer: Any) -> list[float]:
+    """Summed log-probability of the answer of each row; the logits exist for a few tokens at a time (``LOGIT_BYTES``).
+
+    Args:
+        tokens, mask: [rows, width]. answer: [rows, width − 1], which of the tokens from the second on are the answer.
+    """
+    import torch
+
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    states = whole.base_model(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state[:, :-1]
+    head, each = whole.get_output_embeddings(), torch.zeros(answer.shape, device=tokens.device)
+    states, targets = states[answer], tokens[:, 1:][answer]  # [tokens of answers, hidden], [tokens of answers]
+    count = max(1, LOGIT_BYTES // (4 * head.weight.shape[0]))
+    parts = []
+    for some, wanted in zip(states.split(count), targets.split(count), strict=True):
+        logits = head(some).float()
+        parts.append(logits.gather(-1, wanted[:, None])[:, 0] - logits.logsumexp(-1))
+    each[answer] = torch.cat(parts)
+    return [float(value) for value in each.sum(1)]
 
 
 def _rate(hits: np.ndarray) -> dict[str, Any]:
@@ -436,7 +474,6 @@ def win_rates(
 
 def _pairs_of(stage: Stage) -> Prepared:
     """The pairs, built or as they were built before."""
-    from pipeline.model.load import load_tokenizer
 
     folder = stage.folder / "pairs"
     if (folder / "manifest.json").exists():
@@ -482,7 +519,7 @@ def run_preference(
     Raises:
         UserError: see ``Stage.open``, ``prepare``, ``Stage.train``.
     """
-    check_settings(profile)
+    check_preference(profile)
     stage = Stage.open("preference", profile, folder, run_folder, resume)
     p = profile.preference
     say(f"[1/{STAGES}] pairs")
@@ -492,7 +529,7 @@ def run_preference(
     say(f"[3/{STAGES}] {p.method.upper()}, {p.max_steps} steps of {p.per_device_train_batch_size} pairs")
 
     def trainer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, checkpoints: Path) -> Any:
-        return make_trainer(model, tokenizer, profile, prepared.train, prepared.held_out, checkpoints)
+        return make_preference_trainer(model, tokenizer, profile, prepared.train, prepared.held_out, checkpoints)
 
     training = stage.train(trainer, METRICS)
     gc.collect()
@@ -512,7 +549,7 @@ def run_preference(
         "evaluation": {"before": before, "after": after},
     }
     write_json(folder / "preference.json", result)
-    draw(result, folder / "preference.png")
+    draw_preference(result, folder / "preference.png")
     return result
 
 
@@ -535,7 +572,6 @@ def run_arms(
     Raises:
         UserError: as ``run_preference``; or the names of two arms give one folder.
     """
-    from pipeline.studies.arms import load_arms
 
     arms = load_arms(arms_path)
     folders = {name: re.sub(r"[^\w.-]+", "_", name) for name in arms.arms}
@@ -546,7 +582,7 @@ def run_arms(
         for name, arm in arms.arms.items()
     }
     for profile in planned.values():
-        check_settings(profile)
+        check_preference(profile)
     results = []
     first: Path | None = None
     for name, profile in planned.items():
@@ -559,7 +595,7 @@ def run_arms(
         results.append({"name": name, "why": arms.arms[name].why, "set": [*arms.set, *arms.arms[name].set], **result})
     summary = {"question": arms.question, "arms": results}
     write_json(folder / "preference.json", summary)
-    draw(summary, folder / "preference.png")
+    draw_preference(summary, folder / "preference.png")
     return summary
 
 
@@ -579,16 +615,14 @@ def _share_before(first: Path, target: Path, profile: Profile, run_folder: Path 
         (target / "evaluation" / "before" / "log_probabilities.json").unlink()
 
 
-def plan(profile: Profile) -> dict[str, Any]:
+def preference_plan(profile: Profile) -> dict[str, Any]:
     """What a training would do, without doing it: pairs, steps, tokens, and an estimate of time and memory.
 
     A step of DPO and KTO is a pass forward and back for the model, and one forward for the reference: 4/3 of a step of
     supervised fine-tuning on as many tokens, if back costs twice as much as forward.
     """
-    from pipeline.model.load import load_tokenizer
-    from pipeline.training.estimate import DEVICES, memory, profile_job, profile_sizes
 
-    check_settings(profile)
+    check_preference(profile)
     p = profile.preference
     manifest = prepare(profile, ChatFormat(load_tokenizer(profile.model))).manifest
     tokens = round(
@@ -617,8 +651,8 @@ def plan(profile: Profile) -> dict[str, Any]:
     }
 
 
-def plan_text(result: Mapping[str, Any]) -> str:
-    """``plan`` for a terminal."""
+def preference_plan_text(result: Mapping[str, Any]) -> str:
+    """``preference_plan`` for a terminal."""
     seconds, replies = result["estimated_seconds"], result["replies_to_generate"]
     return "\n".join(
         [
@@ -643,7 +677,7 @@ def _arms_of(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return list(result["arms"]) if "arms" in result else [{"name": result["method"], **result}]
 
 
-def table(result: Mapping[str, Any]) -> str:
+def preference_table(result: Mapping[str, Any]) -> str:
     """``preference.json`` as Markdown tables: wins on held-out pairs, by kind of defect, and the 2×2 before and after."""
     arms = _arms_of(result)
     lines = [
@@ -669,11 +703,9 @@ def table(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", evaluation_table(arms)])
 
 
-def draw(result: Mapping[str, Any], path: Path) -> None:
+def draw_preference(result: Mapping[str, Any], path: Path) -> None:
     """Margin and accuracy over the steps: lines for training, dots for held-out pairs."""
     from matplotlib.figure import Figure
-
-    from pipeline.core.files import atomic_path
 
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     panels = figure.subplots(1, 2)

@@ -15,10 +15,8 @@ is not done.
 from __future__ import annotations
 
 import gc
-import math
 import platform
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,15 +26,23 @@ import yaml
 
 from pipeline.core.console import say
 from pipeline.core.errors import UserError
-from pipeline.core.files import fingerprint, read_json, write_json, write_text
+from pipeline.core.files import fingerprint, now, read_json, write_json, write_text
 from pipeline.core.modes import MODES
-from pipeline.core.versions import installed
-from pipeline.run import Run, _compare, _now, open_run
+from pipeline.core.redact import masked
+from pipeline.core.versions import import_unsloth, installed
+from pipeline.model.load import load_model
+from pipeline.model.methods import add_method, load_adapter
+from pipeline.run import Run, open_run
 from pipeline.settings import Profile, RowsSettings, SecondStageSettings, load_profile, load_recipe, read_yaml
+from pipeline.settings.compare import affects, differing, masked_keys, shortened
+from pipeline.training.checkpoints import STATE, identity, last_checkpoint
+from pipeline.training.loop import Task, done, run_task
 from pipeline.training.trackers import Trackers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from pipeline.training.loop import Trained
 
 
 Which = Literal["before", "after"]
@@ -47,13 +53,21 @@ def stage_profile(name: str | None, run_folder: Path | None, overrides: list[str
     """The profile of a second stage: the one that is named, else that of the run it starts from, else the embedded one.
 
     Raises:
-        UserError: as ``load_profile``; or the folder is no run directory.
+        UserError: as ``load_profile``; or the folder is no run directory; or the run's profile holds secrets, which were
+            masked when it was written, and the overrides do not give them again.
     """
     if name is None and run_folder is not None:
         path = run_folder / "profile.yaml"
         if not path.exists():
             raise UserError(f"--run {run_folder} is no run directory (it has no profile.yaml and recipe.yaml).")
-        return load_profile(str(path), overrides)
+        profile = load_profile(str(path), overrides)
+        lacking = masked_keys(profile.model_dump())
+        if lacking:
+            raise UserError(
+                f"{path} was written without its secrets. Give them again: "
+                f"{' '.join(f'--set {key}=VALUE' for key in lacking)}; or name the profile by --profile."
+            )
+        return profile
     return load_profile(name or "embedded", overrides)
 
 
@@ -99,13 +113,13 @@ class Stage:
         stage.check_start()
         record_path = folder / "stage.json"
         started_from = stage.identity("before")
-        identity = fingerprint({"kind": kind, "profile": profile.model_dump(), "start": started_from})
         if record_path.exists():
             record = read_json(record_path)
-            if record.get("settings_fingerprint") != identity:
+            found = stage._differences(record, started_from)
+            if found:
                 raise UserError(
-                    f"{folder} belongs to another training ({stage._difference(record, started_from)}). Choose another "
-                    "--output-dir; nothing was changed."
+                    f"{folder} belongs to another training ({shortened(found)}). Choose another --output-dir; nothing was "
+                    "changed."
                 )
             if not resume and not record.get("finished"):
                 raise UserError(
@@ -116,28 +130,41 @@ class Stage:
             raise UserError(
                 f"{folder} exists and is no directory of {kind}. Choose another --output-dir; nothing was changed."
             )
-        write_text(folder / "profile.yaml", yaml.safe_dump(profile.model_dump(), sort_keys=False, allow_unicode=True))
+        write_text(folder / "profile.yaml", yaml.safe_dump(stage.resolved(), sort_keys=False, allow_unicode=True))
         record = {
-            "settings_fingerprint": identity,
+            "settings_fingerprint": fingerprint(stage._settled(stage.resolved(), started_from)),
             "kind": kind,
             "profile": profile.name,
             "model": profile.model.name,
             "start": started_from,
             "seed": profile.seed,
             "versions": {"python": platform.python_version(), **{k: v for k, v in installed().items() if v}},
-            "started": _now(),
+            "started": now(),
             "finished": None,
         }
         write_json(record_path, record)
         return stage
 
-    def _difference(self, record: Mapping[str, Any], started_from: str) -> str:
+    def resolved(self) -> dict[str, Any]:
+        """The profile as it is written: without secrets, which make no other training either."""
+        return dict(masked(self.profile.model_dump()))
+
+    def _settled(self, profile: Any, started_from: str) -> dict[str, Any]:
+        """What ``settings_fingerprint`` is of."""
+        return {"kind": self.kind, "profile": profile, "start": started_from}
+
+    def _differences(self, record: Mapping[str, Any], started_from: str) -> list[str]:
+        """In what the directory's training differs from this one; settings that change nothing in it do not count."""
         if record.get("kind") != self.kind:
-            return f"it is one of {record.get('kind')}"
-        parts = _compare(read_yaml(self.folder / "profile.yaml"), self.profile.model_dump(), "")
+            return [f"it is one of {record.get('kind')}"]
         if record.get("start") != started_from:
-            parts.append(f"it starts from {record.get('start')}, not from {started_from}")
-        return "; ".join(parts[:3]) or "its settings"
+            return [f"it starts from {record.get('start')}, not from {started_from}"]
+        kept = read_yaml(self.folder / "profile.yaml")
+        found = differing(masked(kept), self.resolved())
+        parts = [text for key, text in found.items() if affects(key, "training", "evaluation", self.kind)]
+        if not parts and fingerprint(self._settled(kept, started_from)) != record.get("settings_fingerprint"):
+            return ["its profile.yaml was changed"]
+        return parts
 
     def check_start(self) -> None:
         """See that the method is one of LoRA's, that the run has an adapter, and that it is one of the profile's base.
@@ -172,7 +199,7 @@ class Stage:
         """Note the end; returns the record."""
         self.trackers.close()
         record: dict[str, Any] = read_json(self.folder / "stage.json")
-        record["finished"] = record["finished"] or _now()
+        record["finished"] = record["finished"] or now()
         write_json(self.folder / "stage.json", record)
         return record
 
@@ -190,8 +217,6 @@ class Stage:
         Args:
             trainable: ready to be trained further: with the run's adapter, or on a bare base with a new one.
         """
-        from pipeline.model.load import load_model
-        from pipeline.model.methods import add_method, load_adapter
 
         gc.collect()  # an earlier model of this process, which nobody holds any more
         model, tokenizer = load_model(self.profile.model, self.profile.seed)
@@ -230,7 +255,6 @@ class Stage:
 
     def _track(self, which: Which, cells: Mapping[str, Any]) -> None:
         """Give an evaluation to the trackers: the one before at step 0 when training begins, the one after at its end."""
-        from pipeline.training.checkpoints import STATE, last_checkpoint
 
         record = self.folder / "training.json"
         if not self.trackers.names or (which == "after" and not record.exists()):
@@ -243,7 +267,7 @@ class Stage:
         self.trackers.evaluation(which, cells, step, history, wait=not record.exists())
 
     def _describe(self) -> None:
-        self.trackers.describe({"profile": self.profile.model_dump(), "start": self.identity("before")})
+        self.trackers.describe({"profile": self.resolved(), "start": self.identity("before")})
 
     # --- training
 
@@ -252,93 +276,64 @@ class Stage:
         make_trainer: Callable[[PreTrainedModel, PreTrainedTokenizerBase, Path], Any],
         metrics: Mapping[str, str],
     ) -> dict[str, Any]:
-        """Train, and save the adapter to ``adapter/``.
+        """Train, and save the adapter to ``adapter/``; see ``pipeline.training.loop``.
 
         Args:
             make_trainer: from (model, tokenizer, folder of checkpoints) to a trainer of TRL.
             metrics: name in the curve → name in the trainer's log, e.g. ``{"margin": "rewards/margins"}``.
 
         Returns:
-            ``steps``, ``curve`` [{"step", "loss", …}], ``eval_curve`` likewise, ``seconds``, ``peak_memory_bytes``,
-            ``trainable_parameters``, ``total_parameters``.
+            ``steps``, ``curve`` [{"step", "loss", …}], ``eval_curve`` likewise, ``seconds`` of training without those of
+            validation, ``resumed_from``, ``peak_memory_bytes``, ``trainable_parameters``, ``total_parameters``.
 
         Raises:
-            UserError: a loss is not finite, with the step; or checkpoints of an unfinished training are there and ``resume``
-                is off.
+            UserError: checkpoints of an unfinished training are there and ``resume`` is off; see also ``loop.run_task``.
         """
-        from pipeline.model.save import save_adapter
-        from pipeline.training.checkpoints import (
-            clear_aside,
-            identity,
-            last_checkpoint,
-            require_same,
-            resume_point,
-            step_of,
-        )
-        from pipeline.training.measure import count_parameters, peak_memory_bytes
 
-        record = self.folder / "training.json"
-        if record.exists():
-            return dict(read_json(record))
-        checkpoints = self.folder / "checkpoints"
-        if not self.resume and last_checkpoint(checkpoints) is not None:
-            raise UserError(
-                f"{self.folder} holds checkpoints of an unfinished training; add --resume to go on with it."
-            )
-        checkpoint = resume_point(checkpoints)
-        who = identity(self.profile, self.identity("before"))
-        if checkpoint is not None:
-            require_same(checkpoint, who)
-        self.own._require_space()
-        model, tokenizer = self.load("before", trainable=True)
-        trainable, total = count_parameters(model)
-        trainer = with_exact_start(model, lambda: make_trainer(model, tokenizer, checkpoints))
-        from pipeline.training.callbacks import CheckpointKeeper, tracker_callbacks
-
-        trainer.add_callback(CheckpointKeeper(who, self.settings.save_total_limit))
+        record = done(self.folder, self.resume)
+        if record is not None:
+            return record
         self._describe()
-        for callback in tracker_callbacks(self.trackers):
-            trainer.add_callback(callback)
-        started = time.monotonic()
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        seconds = time.monotonic() - started
-        history = trainer.state.log_history
-        curve = [
-            {"step": e["step"], "loss": e["loss"], **{name: e.get(key) for name, key in metrics.items()}}
-            for e in history
-            if "loss" in e
-        ]
-        eval_curve = [
-            {"step": e["step"], "loss": e["eval_loss"], **{name: e.get(f"eval_{key}") for name, key in metrics.items()}}
-            for e in history
-            if "eval_loss" in e
-        ]
-        self._require_finite(curve + eval_curve)
-        if "ref" in getattr(model, "peft_config", {}):
-            model.delete_adapter("ref")
-        save_adapter(model, tokenizer, self.folder / "adapter")
-        section = {
-            "steps": trainer.state.global_step,
-            "curve": curve,
-            "eval_curve": eval_curve,
-            "seconds": seconds,
-            "resumed_from": step_of(checkpoint) if checkpoint else 0,
-            "peak_memory_bytes": peak_memory_bytes(),
-            "trainable_parameters": trainable,
-            "total_parameters": total,
-        }
-        write_json(record, section)
-        clear_aside(checkpoints)
-        return section
+        task = Task(
+            folder=self.folder,
+            identity=identity(self.profile, self.identity("before"), self.kind),
+            keep=self.settings.save_total_limit,
+            load=lambda: self.load("before", trainable=True),
+            make_trainer=lambda model, *others: with_exact_start(model, lambda: make_trainer(model, *others)),
+            finish=without_reference,
+            metrics=metrics,
+            resume=self.resume,
+            callbacks=self._tracker_callbacks(),
+        )
+        return run_task(task, training_section)[1]
 
-    def _require_finite(self, entries: list[dict[str, Any]]) -> None:
-        for entry in entries:
-            if not math.isfinite(entry["loss"]):
-                raise UserError(
-                    f"The loss became {entry['loss']} at step {entry['step']}. Lower {self.kind}.learning_rate "
-                    f"(now {self.settings.learning_rate:g}) or {self.kind}.max_grad_norm and run again; checkpoints before "
-                    "it are kept."
-                )
+    def _tracker_callbacks(self) -> list[Any]:
+        if not self.trackers.names:
+            return []
+        import_unsloth()  # it replaces parts of transformers
+        from pipeline.training.callbacks import tracker_callbacks
+
+        return tracker_callbacks(self.trackers)
+
+
+def training_section(trained: Trained) -> dict[str, Any]:
+    """``training.json`` of a second stage."""
+    return {
+        "steps": trained.steps,
+        "curve": trained.curve,
+        "eval_curve": trained.eval_curve,
+        "seconds": trained.seconds,
+        "resumed_from": trained.resumed_from,
+        "peak_memory_bytes": trained.peak_memory_bytes,
+        "trainable_parameters": trained.trainable_parameters,
+        "total_parameters": trained.total_parameters,
+    }
+
+
+def without_reference(model: PreTrainedModel) -> None:
+    """Drop TRL's frozen copy of the adapter."""
+    if "ref" in getattr(model, "peft_config", {}):
+        model.delete_adapter("ref")
 
 
 def with_exact_start(model: PreTrainedModel, make_trainer: Callable[[], Any]) -> Any:

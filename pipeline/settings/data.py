@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.settings.section import Section
+from pipeline.settings.section import NOTHING, Affects, Section
 
 Unit = Literal["rows", "tokens", "loss_tokens"]
 UNITS: tuple[Unit, ...] = ("rows", "tokens", "loss_tokens")
@@ -29,11 +29,13 @@ class DataSettings(Section):
     # Empty think block of an answer without reasoning: part of the prompt; with loss after a bare header, as the public
     # notebooks train it; or with loss after a /no_think in the question.
     empty_think: Literal["masked", "trained", "soft_switch"] = "masked"
-    loss_on: Literal["answers", "everything"] = "answers"
+    loss_on: Annotated[Literal["answers", "everything"], Affects("mix", "preference")] = "answers"
     too_long: Literal["drop", "cut"] = "drop"  # cut: the example ends at the limit, wherever that is
-    max_length: int | None = Field(None, gt=0)  # tokens of an example; null: model.max_seq_length
+    max_length: Annotated[int | None, Affects("mix", "preference")] = Field(
+        None, gt=0
+    )  # tokens of an example; null: model.max_seq_length
     validation_fraction: float = Field(0.05, ge=0, lt=0.5)
-    workers: int = Field(1, ge=1)  # processes; the result does not depend on it
+    workers: Annotated[int, NOTHING] = Field(1, ge=1)  # processes; the result does not depend on it
 
 
 class ScoreFilter(Section):

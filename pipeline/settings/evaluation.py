@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from pipeline.settings.section import Section
+from pipeline.settings.section import Affects, Section
 
 
 class Sampling(Section):
@@ -35,7 +35,7 @@ class EvaluationSettings(Section):
     batch_size: int = Field(64, gt=0)
     workers: int = Field(1, gt=0)  # processes that decode, on a CPU; the replies do not depend on it
     seed: int = 42
-    sampling: SamplingTable
+    sampling: Annotated[SamplingTable, Affects("evaluation", "grpo")]  # of GRPO, the longest reply
     # EvalScope's dataset_args by benchmark, e.g. {gsm8k: {local_path: DIR, subset_list: [default]}}
     dataset_args: dict[str, dict[str, Any]] = {}
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from pipeline.settings.section import Section
+from pipeline.settings.section import Affects, Section
 
 Method = Literal[
     "full", "lora", "qlora", "dora", "rslora", "lora_attention_full", "adapter", "prefix", "prompt", "ia3"
@@ -16,16 +16,21 @@ LORA_METHODS = ("lora", "qlora", "dora", "rslora", "lora_attention_full")
 WHOLE_MATRICES = ("full", "lora_attention_full")  # methods that train matrices of the base themselves
 
 
+_AND_MIX = Affects("mix", "training", "evaluation")  # the tokenizer, and the length at which rows are dropped
+
+
 class ModelSettings(Section):
     """Which base model, from where, how loaded."""
 
-    name: str  # a folder (relative to the working directory or to the project), or a hub name such as Qwen/Qwen3-0.6B
-    source: Literal["local", "huggingface", "modelscope"] = "local"
-    revision: str | None = None
+    name: Annotated[
+        str, _AND_MIX
+    ]  # a folder (relative to the working directory or to the project), or a hub name such as Qwen/Qwen3-0.6B
+    source: Annotated[Literal["local", "huggingface", "modelscope"], _AND_MIX] = "local"
+    revision: Annotated[str | None, _AND_MIX] = None
     load_in_4bit: bool = True  # NF4; quantises a 16-bit checkpoint on the fly, takes a pre-quantised one as it is
     # What is computed in. auto: bfloat16 where the processor has its instructions, else float32 (CPU) or float16 (GPU).
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    max_seq_length: int = Field(gt=0)  # tokens; longer rows are dropped and counted, never cut
+    max_seq_length: Annotated[int, _AND_MIX] = Field(gt=0)  # tokens; longer rows are dropped and counted, never cut
     cpu_threads: int | None = Field(None, gt=0)  # of torch on a CPU; null: as many as there are cores
 
 

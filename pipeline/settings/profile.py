@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from pipeline.settings.data import DataSettings, MixSettings
@@ -17,31 +19,41 @@ from pipeline.settings.model import (
     PromptSettings,
 )
 from pipeline.settings.second import GRPOSettings, PreferenceSettings
-from pipeline.settings.section import Section
+from pipeline.settings.section import NOTHING, Affects, Section
 from pipeline.settings.training import EstimateSettings, TrainingSettings
+
+TRAINING = Affects("training")
 
 
 class Profile(Section):
-    """All settings of a run. One YAML file a size stands in pipeline/profiles/."""
+    """All settings of a run. One YAML file a size stands in pipeline/profiles/.
 
-    name: str
-    seed: int = 3407
-    recipe: str
-    model: ModelSettings
-    method: Method | None = None  # null: LoRA on a base as model.load_in_4bit says. A method decides that itself
-    lora: LoraSettings = LoraSettings()  # type: ignore[call-arg]
-    adapter: AdapterSettings = AdapterSettings()  # type: ignore[call-arg]
-    prefix: PrefixSettings = PrefixSettings()  # type: ignore[call-arg]
-    prompt: PromptSettings = PromptSettings()  # type: ignore[call-arg]
-    ia3: Ia3Settings = Ia3Settings()
-    mix: MixSettings = MixSettings()  # type: ignore[call-arg]
-    data: DataSettings = DataSettings()  # type: ignore[call-arg]
-    training: TrainingSettings = TrainingSettings()  # type: ignore[call-arg]
-    evaluation: EvaluationSettings
-    sweep: SweepSettings = SweepSettings()
-    estimate: EstimateSettings | None = None
-    preference: PreferenceSettings = Field(default_factory=lambda: PreferenceSettings())  # type: ignore[call-arg]
-    grpo: GRPOSettings = Field(default_factory=lambda: GRPOSettings())  # type: ignore[call-arg]
+    ``Affects`` says what a section changes; a setting in it may say otherwise for itself.
+    """
+
+    name: Annotated[str, NOTHING]
+    seed: Annotated[int, Affects("mix", "training")] = 3407
+    recipe: Annotated[str, Affects("mix")]
+    model: Annotated[ModelSettings, Affects("training", "evaluation")]
+    # null: LoRA on a base as model.load_in_4bit says. A method decides that itself
+    method: Annotated[Method | None, TRAINING] = None
+    lora: Annotated[LoraSettings, TRAINING] = LoraSettings()  # type: ignore[call-arg]
+    adapter: Annotated[AdapterSettings, TRAINING] = AdapterSettings()  # type: ignore[call-arg]
+    prefix: Annotated[PrefixSettings, TRAINING] = PrefixSettings()  # type: ignore[call-arg]
+    prompt: Annotated[PromptSettings, TRAINING] = PromptSettings()  # type: ignore[call-arg]
+    ia3: Annotated[Ia3Settings, TRAINING] = Ia3Settings()
+    mix: Annotated[MixSettings, Affects("mix")] = MixSettings()  # type: ignore[call-arg]
+    data: Annotated[DataSettings, Affects("mix")] = DataSettings()  # type: ignore[call-arg]
+    training: Annotated[TrainingSettings, TRAINING] = TrainingSettings()  # type: ignore[call-arg]
+    evaluation: Annotated[EvaluationSettings, Affects("evaluation")]
+    sweep: Annotated[SweepSettings, NOTHING] = SweepSettings()
+    estimate: Annotated[EstimateSettings | None, NOTHING] = None
+    preference: Annotated[PreferenceSettings, Affects("preference")] = Field(
+        default_factory=lambda: PreferenceSettings()  # type: ignore[call-arg]
+    )
+    grpo: Annotated[GRPOSettings, Affects("grpo")] = Field(
+        default_factory=lambda: GRPOSettings()  # type: ignore[call-arg]
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Profile:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from pipeline.settings.data import RowsSettings
-from pipeline.settings.section import Section
+from pipeline.settings.section import NOTHING, Section
 
 
 class SecondStageSettings(Section):
@@ -21,7 +21,7 @@ class SecondStageSettings(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     logging_steps: int = Field(5, gt=0)
     save_steps: int = Field(50, gt=0)
-    save_total_limit: int = Field(2, gt=0)
+    save_total_limit: Annotated[int, NOTHING] = Field(2, gt=0)
 
 
 class PreferenceSettings(SecondStageSettings):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.settings.section import Section
+from pipeline.settings.section import NOTHING, Section
 
 
 class TrainingSettings(Section):
@@ -25,13 +25,13 @@ class TrainingSettings(Section):
     group_by_length: bool = True  # batches of similar length in random order, so that padding is not paid for
     eval_steps: int = Field(50, gt=0)
     save_steps: int = Field(50, gt=0)
-    save_total_limit: int = Field(2, gt=0)
+    save_total_limit: Annotated[int, NOTHING] = Field(2, gt=0)
     logging_steps: int = Field(5, gt=0)
     early_stopping_patience: int | None = Field(None, gt=0)  # evaluations without improvement; null: off
     gradient_checkpointing: bool = False
     # NEFTune (Jain et al. 2023): uniform noise on the embeddings while training, ± alpha / √(tokens × hidden); they use 5 to 15
     neftune_noise_alpha: float | None = Field(None, gt=0)
-    report_to: list[Literal["none", "wandb", "swanlab", "tensorboard"]] = ["none"]
+    report_to: Annotated[list[Literal["none", "wandb", "swanlab", "tensorboard"]], NOTHING] = ["none"]
 
     @property
     def scheduler_name(self) -> str:

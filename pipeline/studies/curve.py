@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import read_json, read_jsonl, write_json
+from pipeline.core.files import atomic_path, read_json, read_jsonl, write_json
 from pipeline.core.modes import MODES
 from pipeline.core.statistics import bootstrap, difference_interval95, interval95, paired_permutation, rate_interval95
 from pipeline.studies.arms import SweepCell
@@ -331,8 +331,6 @@ def _shown(entry: Estimate) -> str:
 def draw_sweep(result: Sweep, path: Path) -> None:
     """The curve as a picture: a panel a mode with all benchmarks, one with mode fidelity and balance; bands are 95 %."""
     from matplotlib.figure import Figure
-
-    from pipeline.core.files import atomic_path
 
     points = result["points"]
     values = [point["value"] for point in points]

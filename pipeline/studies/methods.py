@@ -22,6 +22,10 @@ from pipeline.core.console import say
 from pipeline.core.errors import UserError, nearest
 from pipeline.core.files import atomic_path, file_sha256, fingerprint, read_json, write_json
 from pipeline.core.modes import MODES
+from pipeline.core.versions import import_unsloth
+from pipeline.data.chat_format import ChatFormat
+from pipeline.model.decode import seconds_a_token
+from pipeline.model.load import load_model
 from pipeline.model.methods import disk_bytes, load_adapter, weights_files
 from pipeline.studies.arms import SweepCell, load_arms, plan_arms
 from pipeline.studies.curve import sweep_table
@@ -116,8 +120,6 @@ def _entry(name: str, cells: Sequence[SweepCell], why: str, bases: dict[str, Any
 
 def _latency(cell: SweepCell, bases: dict[str, Any]) -> Latency:
     """Measure a cell's added latency, or read it where that is done. ``bases`` keeps the bare bases of this process."""
-    from pipeline.core.versions import import_unsloth
-    from pipeline.model.load import load_model
 
     adapter, record = cell.folder / "run" / "adapter", cell.folder / "latency.json"
     identity = fingerprint([ROUNDS, TOKENS, *(file_sha256(path) for path in weights_files(adapter))])
@@ -126,7 +128,6 @@ def _latency(cell: SweepCell, bases: dict[str, Any]) -> Latency:
         return known
     say(f"latency of {cell.name}")
     import_unsloth()  # before transformers
-    from pipeline.data.chat_format import ChatFormat
 
     settings, seed = cell.profile.model, cell.profile.seed
     kind = fingerprint(settings.model_dump())
@@ -143,7 +144,6 @@ def _latency(cell: SweepCell, bases: dict[str, Any]) -> Latency:
 
 def compare_latency(base: Any, tuned: Any, tokenizer: Any, prompt: Sequence[int]) -> Latency:
     """Milliseconds a token of two models, decoded in turn, and of their paired difference with its 95 % interval."""
-    from pipeline.model.decode import seconds_a_token
 
     times = np.array(
         [[1000 * seconds_a_token(m, tokenizer, prompt, TOKENS) for m in (base, tuned)] for _ in range(ROUNDS)]

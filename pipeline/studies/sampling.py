@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import fingerprint, make_folder, read_json, read_jsonl, write_json
+from pipeline.core.files import atomic_path, fingerprint, make_folder, read_json, read_jsonl, write_json
 from pipeline.core.modes import MODES
 from pipeline.core.statistics import bootstrap, difference_interval95, wilson
 from pipeline.data.cleaning.repetition import repeated_part
@@ -160,8 +160,6 @@ def sampling_text(result: SamplingStudy) -> str:
 def draw_sampling(result: SamplingStudy, path: Path) -> None:
     """Accuracy, fidelity, truncation and repetition by temperature, a panel a mode."""
     from matplotlib.figure import Figure
-
-    from pipeline.core.files import atomic_path
 
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     rows = sorted((row for row in result["rows"] if row["name"] != TABLE), key=lambda row: float(row["name"]))

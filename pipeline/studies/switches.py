@@ -18,7 +18,9 @@ from pipeline.core.files import make_folder, write_json, write_jsonl
 from pipeline.core.modes import Mode
 from pipeline.core.statistics import paired_permutation, wilson
 from pipeline.data import corpora
+from pipeline.data.chat_format import ChatFormat
 from pipeline.data.conversations import Message
+from pipeline.model.decode import generate
 from pipeline.run import open_run
 from pipeline.studies.results import Estimate, SwitchCase, Switches
 
@@ -97,8 +99,6 @@ def run_switches(run_folder: Path, folder: Path, limit: int = 150) -> Switches:
     Raises:
         UserError: no run directory, or one without an adapter.
     """
-    from pipeline.data.chat_format import ChatFormat
-    from pipeline.model.decode import generate
 
     run = open_run(run_folder)
     make_folder(folder)

@@ -20,13 +20,15 @@ import os
 import platform
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.core.console import say
 from pipeline.core.errors import UserError
 from pipeline.core.files import file_sha256, fingerprint, read_json, write_json
 from pipeline.core.redact import masked
 from pipeline.core.versions import UNSLOTH_STACK, same, version_of
+from pipeline.settings.compare import affects, flat
+from pipeline.settings.section import Result
 
 if TYPE_CHECKING:
     from pipeline.settings import Profile
@@ -36,30 +38,26 @@ MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
 PREFIX = "checkpoint-"
 ASIDE = "damaged-"
-# Settings that do not change what is trained: what a run is called, evaluates, costs, reports, and keeps.
-NOT_TRAINING = {"name", "recipe", "mix", "evaluation", "sweep", "estimate"}
-NOT_TRAINING_KEYS = ("training.report_to", "training.save_total_limit")
 
 
 # --- who wrote it -------------------------------------------------------------------------------------------------------
 
 
-def flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys; an empty mapping has none."""
-    if not isinstance(data, dict):
-        return {prefix.rstrip("."): data}
-    return {key: value for name, inner in data.items() for key, value in flat(inner, f"{prefix}{name}.").items()}
-
-
-def identity(profile: Profile, data_fingerprint: str) -> dict[str, Any]:
+def identity(
+    profile: Profile, data_fingerprint: str, stage: Literal["preference", "grpo"] | None = None
+) -> dict[str, Any]:
     """What has to be the same for a training to go on exactly: its settings, its data, and the software.
 
-    Secrets in the settings are masked (they are no part of what is trained). The recipe counts through its outcome, the
-    data. Versions: Python without its last part, the libraries that train, the kind of device, the number of processes.
+    Secrets in the settings are masked (they are no part of what is trained). What changes the mix alone counts through its
+    outcome, the data. Versions: Python without its last part, the libraries that train, the kind of device, the number of
+    processes.
+
+    Args:
+        stage: whose own settings count too.
     """
     import torch
 
-    config = flat(masked(profile.model_dump(mode="json", exclude=NOT_TRAINING)))
+    config = flat(masked(profile.model_dump(mode="json")))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     versions = {
         "python": ".".join(platform.python_version_tuple()[:2]),
@@ -67,21 +65,27 @@ def identity(profile: Profile, data_fingerprint: str) -> dict[str, Any]:
         "device": device,
         "processes": os.environ.get("WORLD_SIZE", "1"),
     }
+    counts: tuple[Result, ...] = ("training", stage) if stage else ("training",)
     return {
-        "config": {key: value for key, value in config.items() if key not in NOT_TRAINING_KEYS},
+        "config": {key: value for key, value in config.items() if affects(key, *counts)},
         "data": data_fingerprint,
         "versions": versions,
     }
 
 
 def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """What differs between two identities, each as "key was … and is …"; a build label of a version does not count."""
+    """What differs between two identities, each as "key was … and is …"; a build label of a version does not count.
+
+    Nor does a setting that an earlier version stored, and of which it is known by now that it changes no training.
+    """
     found = []
     for kind, prefix in (("config", ""), ("versions", "version of ")):
         before, now = stored.get(kind, {}), current[kind]
         for key in dict.fromkeys([*before, *now]):
             was, is_ = before.get(key), now.get(key)
             alike = was == is_ or (kind == "versions" and was is not None and same(is_, was))
+            if kind == "config" and key not in now and not affects(key, "training"):
+                continue
             if not alike:
                 found.append(f"{prefix}{key} was {was!r} and is {is_!r}")
     if stored.get("data") != current["data"]:

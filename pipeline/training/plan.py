@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.data.describe import build_profile_mix
 from pipeline.settings import Profile
+from pipeline.training.estimate import estimate, global_batch, planned_steps
 
 
 def plan(profile: Profile, tflops: float | None = None) -> dict[str, Any]:
@@ -14,7 +15,6 @@ def plan(profile: Profile, tflops: float | None = None) -> dict[str, Any]:
     The time scales measured rates (``estimate`` in the profile, with the machine they were measured on); where the profile has
     none, that of training comes from a count of operations and ``tflops``, and is null without it.
     """
-    from pipeline.training.estimate import estimate, global_batch, planned_steps
 
     manifest = build_profile_mix(profile).manifest
     steps = planned_steps(profile, manifest["examples"]["train"])

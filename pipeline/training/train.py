@@ -9,31 +9,20 @@ Notebook 04 makes the same library calls one by one; both give the same adapter 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import say
 from pipeline.core.errors import UserError
-from pipeline.core.processes import first, is_sharded, require_same_size
 from pipeline.data.mix import Mix
 from pipeline.model.load import name_base
 from pipeline.model.methods import add_adapter as add_adapter  # of this step, too
 from pipeline.model.methods import add_method, finish
 from pipeline.model.methods import load_adapter as load_adapter
-from pipeline.model.save import save_adapter
 from pipeline.settings import Profile
-from pipeline.training.checkpoints import (
-    finished,
-    identity,
-    last_checkpoint,
-    progress,
-    require_same,
-    resume_point,
-    step_of,
-)
-from pipeline.training.measure import MemoryMeter, TokenCounter, count_parameters, over_processes
+from pipeline.training.checkpoints import identity
+from pipeline.training.loop import Task, Trained, run_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -90,13 +79,12 @@ def sft_config(profile: Profile, output_dir: Path, has_validation: bool) -> SFTC
     )
 
 
-def make_trainer(
+def make_sft_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     profile: Profile,
     mix: Mix,
     output_dir: Path,
-    callbacks: Sequence[TrainerCallback] = (),
 ) -> SFTTrainer:
     """The SFTTrainer of this run, ready for ``.train()``."""
     from transformers import EarlyStoppingCallback
@@ -115,7 +103,6 @@ def make_trainer(
         train_dataset=mix.train.select_columns(columns),
         eval_dataset=validation,
         args=sft_config(profile, output_dir, validation is not None),
-        callbacks=list(callbacks),
     )
     # SFTTrainer puts the adapter of a 4-bit base into bfloat16, and a checkpoint is read back as float32. Float32 from the
     # first step on lets a resumed run continue exactly, and lets small updates count.
@@ -125,19 +112,6 @@ def make_trainer(
     if profile.training.early_stopping_patience:
         trainer.add_callback(EarlyStoppingCallback(profile.training.early_stopping_patience))
     return trainer
-
-
-def save_trained(trainer: SFTTrainer, folder: Path) -> None:
-    """Save adapter and tokenizer of a trained model, from the first of several processes.
-
-    Where each process holds a part of the weights, all of them give theirs.
-    """
-    model, tokenizer = trainer.model, trainer.processing_class
-    if is_sharded(model):
-        weights = trainer.accelerator.get_state_dict(model)
-        first("adapter", lambda: save_adapter(model, tokenizer, folder, weights), lambda: None)
-    else:
-        first("adapter", lambda: save_adapter(model, tokenizer, folder), lambda: None)
 
 
 def train(
@@ -151,77 +125,51 @@ def train(
     force: bool = False,
     note: Callable[[str], None] = say,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Put the profile's method on the base, train, save what it trained to ``output_dir/adapter``.
+    """Put the profile's method on the base, train, save what it trained to ``output_dir``; see ``loop.Task``.
 
     Args:
         model: the base, from ``load_model``.
-        resume: go on from the last whole checkpoint in ``output_dir/checkpoints``, if there is one.
-        callbacks: transformers' own kind, called while training runs.
-        force: go on from a checkpoint of other settings, data or versions.
-        note: told what ``force`` went past.
 
     Returns:
         The tuned model, and the report's ``training`` section.
 
     Raises:
-        UserError: the checkpoint was written with other settings, data or versions; see also ``Trainer``.
+        UserError: see ``loop.run_task``.
     """
-    checkpoints = output_dir / "checkpoints"
-    who = identity(profile, mix.manifest["fingerprint"])
-    checkpoint = None
-    if resume:
-        checkpoint = first("checkpoint", lambda: resume_point(checkpoints), lambda: last_checkpoint(checkpoints))
-    if checkpoint:
-        require_same_size(checkpoint)
-        differing = require_same(checkpoint, who, force)
-        if differing:
-            note(f"went on from {checkpoint.name} by --force although {'; '.join(differing)}")
-    precision, meter = model.dtype, MemoryMeter()
-    model = add_method(model, profile)
-    name_base(model, profile.model.name)
-    from pipeline.training.callbacks import CheckpointKeeper
+    precision, method = model.dtype, profile.chosen_method
 
-    before = progress(checkpoint)
-    from_step = step_of(checkpoint) if checkpoint else 0
-    over = checkpoint is not None and finished(checkpoint)  # asked now: training removes old checkpoints
-    counter = TokenCounter(model, int(before.get("tokens", 0)), int(before.get("loss_tokens", 0)))
-    started = time.monotonic()
+    def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        tuned = add_method(model, profile)
+        name_base(tuned, profile.model.name)
+        return tuned, tokenizer
 
-    def counted() -> dict[str, float]:
-        """Tokens, and seconds of training without those of validation, this process and the ones before it together."""
-        evaluating = sum(e.get("eval_runtime", 0.0) for e in trainer.state.log_history if e["step"] > from_step)
-        seconds = before.get("seconds", 0.0) + time.monotonic() - started - evaluating
-        return {"tokens": counter.tokens, "loss_tokens": counter.loss_tokens, "seconds": max(seconds, 1e-9)}
+    task = Task(
+        folder=output_dir,
+        identity=identity(profile, mix.manifest["fingerprint"]),
+        keep=profile.training.save_total_limit,
+        load=load,
+        make_trainer=lambda tuned, tok, checkpoints: make_sft_trainer(tuned, tok, profile, mix, checkpoints),
+        finish=lambda tuned: finish(tuned, method, precision),
+        resume=resume,
+        force=force,
+        note=note,
+        callbacks=callbacks,
+    )
+    return run_task(task, lambda trained: training_section(trained, method))
 
-    keeper = CheckpointKeeper(who, profile.training.save_total_limit, counted)
-    trainer = make_trainer(model, tokenizer, profile, mix, checkpoints, [keeper, *callbacks])
-    started = time.monotonic()
-    try:
-        if checkpoint and over:
-            trainer.take(checkpoint)
-        else:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        counter.close()
-    seconds = before["seconds"] if over and before else counted()["seconds"]
-    history = trainer.state.log_history
-    loss = [{"step": e["step"], "loss": e["loss"]} for e in history if "loss" in e]
-    evaluations = [{"step": e["step"], "loss": e["eval_loss"]} for e in history if "eval_loss" in e]
-    memory = meter.read()
-    trainable, total = count_parameters(model)
-    finish(model, profile.chosen_method, precision)
-    save_trained(trainer, output_dir / "adapter")
-    tokens, loss_tokens, peak = over_processes(trainer, counter)
-    return model, {
-        "method": profile.chosen_method,
-        "steps": trainer.state.global_step,
-        "loss": loss,
-        "eval_loss": evaluations,
-        "tokens_per_second": tokens / seconds,
-        "loss_tokens_per_second": loss_tokens / seconds,
-        "training_seconds": seconds,
-        "peak_memory_bytes": peak,
-        "memory_above_base_bytes": memory,
-        "trainable_parameters": trainable,
-        "total_parameters": total,
+
+def training_section(trained: Trained, method: str) -> dict[str, Any]:
+    """The report's ``training`` section."""
+    return {
+        "method": method,
+        "steps": trained.steps,
+        "loss": trained.curve,
+        "eval_loss": trained.eval_curve,
+        "tokens_per_second": trained.tokens / trained.seconds,
+        "loss_tokens_per_second": trained.loss_tokens / trained.seconds,
+        "training_seconds": trained.seconds,
+        "peak_memory_bytes": trained.peak_memory_bytes,
+        "memory_above_base_bytes": trained.memory_above_base_bytes,
+        "trainable_parameters": trained.trainable_parameters,
+        "total_parameters": trained.total_parameters,
     }

@@ -10,7 +10,7 @@ import contextlib
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +125,29 @@ def memory_advice(
     return advice
 
 
+@contextlib.contextmanager
+def memory_explained(what: str, advice: Callable[[], list[str]], can_force: bool = False) -> Iterator[None]:
+    """Turn memory that does not suffice for ``what`` into words.
+
+    Args:
+        advice: gives settings as ``--set`` takes them, the one that costs least first.
+        can_force: the command has ``--resume --force``.
+
+    Raises:
+        UserError: it does not suffice.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        numbered = "; ".join(f"{i}. {text}" for i, text in enumerate(advice(), 1))
+        raise UserError(
+            f"Memory does not suffice for {what}. Set, until it fits: {numbered}. Checkpoints before it are kept; other "
+            f"settings need another --output-dir{', or --resume --force' if can_force else ''}."
+        ) from error
+
+
 class StopsInTime:
     """What every trainer of this project does beside TRL's: it ends with words instead of going on with nothing.
 
@@ -154,6 +177,18 @@ class StopsInTime:
         with StepBar() as bar:
             self.add_callback(bar)
             return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def take(self: Any, checkpoint: Path) -> None:
+        """Take weights and history of a checkpoint at which the training was over, as ``train`` would have left them.
+
+        ``train`` itself would do one step more.
+        """
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best is not None:
+            self.state.best_model_checkpoint = str(checkpoint.with_name(Path(best).name))
+            self._load_best_model()
 
     def training_step(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._batch = inputs
@@ -202,26 +237,27 @@ class StopsInTime:
 
     @contextlib.contextmanager
     def _memory_explained(self: Any, inputs: Any, what: str) -> Iterator[None]:
-        try:
+        rows = self._batch_ids(inputs)
+        size = "" if rows is None else f": {rows.shape[0]} rows of up to {rows.shape[1]} tokens"
+        step = self.state.global_step + (what == "training")
+        with memory_explained(
+            f"a batch of {what} at step {step}{size}", self._memory_advice, self.section == "training"
+        ):
             yield
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-            rows = self._batch_ids(inputs)
-            size = "" if rows is None else f": {rows.shape[0]} rows of up to {rows.shape[1]} tokens"
-            advice = memory_advice(
-                self.args.per_device_train_batch_size,
-                self.args.gradient_accumulation_steps,
-                bool(self.args.gradient_checkpointing),
-                self.length_limit,
-                self.section,
-            )
-            numbered = "; ".join(f"{i}. {text}" for i, text in enumerate(advice, 1))
-            raise UserError(
-                f"Memory does not suffice for a batch of {what} at step {self.state.global_step + (what == 'training')}"
-                f"{size}. Set, until it fits: {numbered}. "
-                "Checkpoints before it are kept; other settings need another --output-dir, or --resume --force."
-            ) from error
+
+    @property
+    def _rows(self: Any) -> int:
+        """Rows a batch, as the profile counts them."""
+        return int(self.args.per_device_train_batch_size)
+
+    def _memory_advice(self: Any) -> list[str]:
+        return memory_advice(
+            self._rows,
+            self.args.gradient_accumulation_steps,
+            bool(self.args.gradient_checkpointing),
+            self.length_limit,
+            self.section,
+        )
 
     def _stop(self: Any, what: str, inputs: Any | None, after: bool = False) -> None:
         """Stop with what is known about the step.
@@ -314,18 +350,6 @@ class Trainer(StopsInTime, SFTTrainer):
         length = getattr(self.model, "max_seq_length", None)
         with written_out_attention(self.model) if length and length <= SHORT else contextlib.nullcontext():
             return super().train(*args, **kwargs)
-
-    def take(self, checkpoint: Path) -> None:
-        """Take weights and history of a checkpoint at which the training was over, as ``train`` would have left them.
-
-        ``train`` itself would do one step more.
-        """
-        self._load_from_checkpoint(str(checkpoint))
-        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        best = self.state.best_model_checkpoint
-        if self.args.load_best_model_at_end and best is not None:
-            self.state.best_model_checkpoint = str(checkpoint.with_name(Path(best).name))
-            self._load_best_model()
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
         if self.example_lengths is None:

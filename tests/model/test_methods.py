@@ -113,7 +113,7 @@ from pipeline.model.methods import add_method, base_identity, load_adapter, meth
 from pipeline.data.describe import build_profile_mix
 from pipeline.settings import METHODS, load_profile
 from pipeline.model.load import load_model
-from pipeline.training.train import make_trainer, train
+from pipeline.training.train import make_sft_trainer, train
 
 quiet()
 folder, tiny = Path(sys.argv[1]), [
@@ -199,7 +199,7 @@ def first_loss(*overrides):
     profile = load_profile("embedded", [*tiny, "training.max_steps=1", "method=lora", *overrides])
     model, tokenizer = load_model(profile.model, profile.seed)
     model = add_method(model, profile)
-    trainer = make_trainer(model, tokenizer, profile, mix, folder / "scratch")
+    trainer = make_sft_trainer(model, tokenizer, profile, mix, folder / "scratch")
     a, b = ({n: p.detach().clone() for n, p in model.named_parameters() if w in n} for w in ("lora_A", "lora_B"))
     trainer.train()
     now = dict(model.named_parameters())

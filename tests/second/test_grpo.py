@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,19 +18,20 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import write_json, write_jsonl
 from pipeline.data.chat_format import EMPTY_THINK, ChatFormat
 from pipeline.second.grpo import (
-    check_settings,
+    check_grpo,
     correct_reward,
     ends,
     form_reward,
+    grpo_table,
     read_questions,
     reward_functions,
-    table,
 )
 from pipeline.settings import Profile, RowsSettings, load_profile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+ROOT = Path(__file__).resolve().parents[2]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 # (reply, cut by the token limit, correct for 42, form in thinking mode, form in non-thinking mode)
@@ -130,11 +133,11 @@ def test_rows_without_question_or_answer_are_counted(
 
 
 def test_settings_that_cannot_be() -> None:
-    assert check_settings(load_profile("embedded", ["grpo.gradient_accumulation_steps=4"])) == 16
+    assert check_grpo(load_profile("embedded", ["grpo.gradient_accumulation_steps=4"])) == 16
     with pytest.raises(UserError, match="does not divide"):
-        check_settings(load_profile("embedded", ["grpo.gradient_accumulation_steps=5"]))
+        check_grpo(load_profile("embedded", ["grpo.gradient_accumulation_steps=5"]))
     with pytest.raises(UserError, match="nothing would be learnt"):
-        check_settings(load_profile("embedded", ["grpo.correct_weight=0", "grpo.form_weight=0"]))
+        check_grpo(load_profile("embedded", ["grpo.correct_weight=0", "grpo.form_weight=0"]))
 
 
 def test_the_ends_of_a_curve() -> None:
@@ -172,7 +175,7 @@ def test_two_steps_and_a_cut_between_them(command: Command, tiny_run: Path, tmp_
         assert entry["reward"] == pytest.approx(entry["correct"] + 0.25 * entry["form"], abs=1e-5)
     assert set(result["questions"]["modes"]) == {"thinking", "non_thinking"}
     assert not list(folder.rglob("ref"))
-    assert "| correct |" in table(result) and "after GRPO" in table(result)
+    assert "| correct |" in grpo_table(result) and "after GRPO" in grpo_table(result)
     assert (folder / "grpo.png").read_bytes().startswith(b"\x89PNG")
 
     shutil.copytree(folder, cut)
@@ -185,3 +188,57 @@ def test_two_steps_and_a_cut_between_them(command: Command, tiny_run: Path, tmp_
     again = json.loads(command("grpo", "--run", str(tiny_run), "--output-dir", str(cut), "--resume", "--json").stdout)
     assert again["training"]["resumed_from"] == 1
     assert weights(cut) == weights(folder)
+
+    # A kill behind the last checkpoint: nothing is left to train, and what was counted stays.
+    for name in ("adapter", "evaluation/after"):
+        shutil.rmtree(cut / name)
+    for name in ("training.json", "grpo.json"):
+        (cut / name).unlink()
+    late = json.loads(command("grpo", "--run", str(tiny_run), "--output-dir", str(cut), "--resume", "--json").stdout)
+    assert late["training"]["curve"] == again["training"]["curve"] and late["training"]["steps"] == 2
+    assert late["training"]["seconds"] <= again["training"]["seconds"]
+    assert weights(cut) == weights(folder)
+
+
+NO_MEMORY = """
+import sys
+import pipeline.core.versions
+pipeline.core.versions.import_unsloth()
+import torch
+import pipeline.second.grpo as grpo
+{patch}
+from pipeline.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+IN_ROLLOUT = "grpo.generate = lambda *_: torch.empty(2**55)"
+IN_TRAINING = """
+from pipeline.second.trainers import GRPO
+GRPO._compute_loss = lambda *_: torch.empty(2**55)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("patch", "words"),
+    [
+        (
+            IN_ROLLOUT,
+            "replies at a time at step 1. Set, until it fits: 1. evaluation.batch_size=50; 2. grpo.max_new_tokens=",
+        ),
+        (
+            IN_TRAINING,
+            "a batch of training at step 1. Set, until it fits: 1. grpo.gradient_accumulation_steps=2; 2. training.",
+        ),
+    ],
+)
+def test_too_little_memory_is_said_with_settings_that_exist(patch: str, words: str, tmp_path: Path) -> None:
+    sets = [part for text in [*TINY, "evaluation.limit=1"] for part in ("--set", text)]
+    done = subprocess.run(
+        [sys.executable, "-c", NO_MEMORY.format(patch=patch), "grpo", "--output-dir", str(tmp_path / "out"), *sets],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 2 and words in " ".join(done.stderr.split()), done.stderr[-3000:]
+    assert "Traceback" not in done.stderr

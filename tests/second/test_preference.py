@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,12 +30,12 @@ from pipeline.data.corpora import preference_like
 from pipeline.second.preference import (
     Pair,
     as_examples,
-    check_settings,
+    check_preference,
     describe,
+    preference_table,
     prepare,
     read_pairs,
     share_of_modes,
-    table,
     tokenise,
     win_rates,
 )
@@ -265,8 +267,8 @@ def test_settings_that_would_do_nothing_are_refused() -> None:
         (["data.empty_think=trained"], "always prompt"),
     ):
         with pytest.raises(UserError, match=words):
-            check_settings(load_profile("embedded", sets))
-    check_settings(load_profile("embedded", ["data.loss_on=everything", "preference.method=orpo"]))
+            check_preference(load_profile("embedded", sets))
+    check_preference(load_profile("embedded", ["data.loss_on=everything", "preference.method=orpo"]))
 
 
 # --- win rates ----------------------------------------------------------------------------------------------------------
@@ -348,6 +350,114 @@ def test_a_run_without_an_adapter_or_with_one_of_another_base(tmp_path: Path) ->
     assert stage_profile(None, run, ["preference.beta=0.3"]).preference.beta == 0.3
 
 
+def test_secrets_are_masked_and_asked_for(tmp_path: Path) -> None:
+    profile = load_profile("embedded")
+    profile.evaluation.dataset_args = {"gsm8k": {"api_key": "planted-key", "url": "https://bob:planted@host/x"}}
+    folder = tmp_path / "out"
+    Stage.open("preference", profile, folder)
+    assert "planted" not in "".join(path.read_text(encoding="utf-8") for path in folder.iterdir())
+    profile.evaluation.dataset_args["gsm8k"]["api_key"] = "planted-other"
+    Stage.open("preference", profile, folder, resume=True)  # another key makes no other training
+    run = made_run(tmp_path / "run", profile=profile)
+    with pytest.raises(UserError, match=r"--set evaluation.dataset_args.gsm8k.api_key=VALUE --set .*gsm8k.url=VALUE"):
+        stage_profile(None, run, [])
+    given = ["evaluation.dataset_args.gsm8k.api_key=planted-key", "evaluation.dataset_args.gsm8k.url=https://host/x"]
+    assert stage_profile(None, run, given).evaluation.dataset_args["gsm8k"]["api_key"] == "planted-key"
+
+
+def test_a_stage_asks_about_its_own_settings_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    Stage.open("preference", load_profile("embedded"), folder)
+    for override in ("grpo.beta=0.5", "data.workers=2", "mix.total=100"):
+        Stage.open("preference", load_profile("embedded", [override]), folder, resume=True)
+    for override in ("preference.eval_steps=7", "training.weight_decay=0.5", "evaluation.limit=3"):
+        with pytest.raises(UserError, match="belongs to another training"):
+            Stage.open("preference", load_profile("embedded", [override]), folder, resume=True)
+    path = folder / "profile.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("eval_steps: 20", "eval_steps: 7"), encoding="utf-8")
+    with pytest.raises(UserError, match="profile.yaml was changed"):
+        Stage.open("preference", load_profile("embedded", ["preference.eval_steps=7"]), folder, resume=True)
+
+
+# --- log-probabilities --------------------------------------------------------------------------------------------------
+
+
+def pairs_of(count: int, width: int) -> list[Pair]:
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, 1000, (3, count, width)).tolist()
+    return [Pair(ids[0][i], ids[1][i], ids[2][i][: 1 + i % width], "thinking", "", str(i)) for i in range(count)]
+
+
+def test_log_probabilities_are_those_of_the_logits(
+    tiny_qwen3: Any, embedded_tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from pipeline.second import preference
+
+    model, pairs = tiny_qwen3(0), pairs_of(7, 9)
+    monkeypatch.setattr(preference, "LOGIT_BYTES", 4 * 1024 * 5)  # five tokens at a time
+    found = preference.log_probabilities(model, embedded_tokenizer, pairs, 4)
+    for side in ("chosen", "rejected"):
+        for pair, value in zip(pairs, found[side], strict=True):
+            answer = getattr(pair, f"{side}_ids")
+            with torch.no_grad():
+                logits = model(torch.tensor([pair.prompt_ids + answer])).logits[0, len(pair.prompt_ids) - 1 : -1]
+            expected = torch.log_softmax(logits.float(), -1).gather(-1, torch.tensor(answer)[:, None]).sum()
+            assert value == pytest.approx(float(expected), rel=1e-5, abs=1e-4)
+
+
+PEAK = """
+import json
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+from pipeline.second.preference import LOGIT_BYTES, Pair, log_probabilities
+from pipeline.training.measure import MemoryMeter
+shape = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
+model = Qwen3ForCausalLM(Qwen3Config(vocab_size=150_000, head_dim=16, eos_token_id=0, bos_token_id=None, **shape)).float()
+class Tokenizer: pad_token_id = 0
+def measured(width):
+    pairs = [Pair([1] * 5, [2] * width, [3] * width, "thinking", "", str(i)) for i in range(16)]
+    meter = MemoryMeter()
+    log_probabilities(model, Tokenizer(), pairs, 32)
+    return meter.read()
+measured(2)
+print(json.dumps([measured(64), LOGIT_BYTES]))
+"""
+
+
+@pytest.mark.slow
+def test_memory_of_log_probabilities_is_bounded() -> None:
+    """32 answers of 64 tokens and 150,000 words: 1.2 GB of logits in float32, of which few exist at a time."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    peak, bound = json.loads(done.stdout.splitlines()[-1])
+    if peak is None:
+        pytest.skip("memory is measured on Linux and on a GPU")
+    assert peak < 4 * bound
+
+
+def test_too_little_memory_for_log_probabilities_is_said(
+    tiny_qwen3: Any, embedded_tokenizer: PreTrainedTokenizerBase
+) -> None:
+    import torch
+
+    from pipeline.second.preference import log_probabilities
+
+    model = tiny_qwen3(0)
+    model.model.register_forward_pre_hook(lambda *_: torch.empty(2**55))  # torch's own allocator refuses it
+    with pytest.raises(
+        UserError, match=r"log-probabilities of 4 answers.*1\. evaluation.batch_size=2; 2\. model.max_seq"
+    ):
+        log_probabilities(model, embedded_tokenizer, pairs_of(4, 9), 4)
+
+
 # --- trainings ----------------------------------------------------------------------------------------------------------
 
 TINY = ["evaluation.limit=4"]
@@ -404,7 +514,7 @@ def test_all_methods_train_and_a_cut_off_one_goes_on_to_the_same_adapter(
     # DPO's first step starts exactly at its reference: no margin yet, and a loss of log 2.
     first = result["arms"][0]["training"]["curve"][0]
     assert first["margin"] == 0 and first["loss"] == pytest.approx(np.log(2), abs=1e-4)
-    assert "| dpo, all |" in table(result) and "after orpo" in table(result)
+    assert "| dpo, all |" in preference_table(result) and "after orpo" in preference_table(result)
     assert (folder / "preference.png").read_bytes().startswith(b"\x89PNG")
 
     # What a kill after step 2 would have left behind.
@@ -420,8 +530,25 @@ def test_all_methods_train_and_a_cut_off_one_goes_on_to_the_same_adapter(
     assert "add --resume" in command(*arguments, code=2).stderr
     again = json.loads(command(*arguments, "--resume", "--json").stdout)
     assert again["training"]["resumed_from"] == 2
+    first_half = json.loads((cut / "checkpoints" / "checkpoint-2" / "manifest.json").read_text(encoding="utf-8"))
+    assert again["training"]["seconds"] > first_half["progress"]["seconds"] > 0
     assert weights(cut) == weights(folder / "dpo")
     assert again["win_rates"] == result["arms"][0]["win_rates"]
+
+    # A kill behind the last checkpoint: nothing is left to train, and what was counted stays.
+    late = tmp_path / "late"
+    shutil.copytree(folder / "dpo", late)
+    for name in ("adapter", "evaluation/after"):
+        shutil.rmtree(late / name)
+    for name in ("training.json", "preference.json"):
+        (late / name).unlink()
+    arguments[arguments.index(str(cut))] = str(late)
+    last = json.loads(command(*arguments, "--resume", "--json").stdout)["training"]
+    whole = result["arms"][0]["training"]
+    assert last["steps"] == 4 and last["curve"] == whole["curve"] and last["eval_curve"] == whole["eval_curve"]
+    assert weights(late) == weights(folder / "dpo")
+    manifest = json.loads((late / "checkpoints" / "checkpoint-4" / "manifest.json").read_text(encoding="utf-8"))
+    assert last["seconds"] == manifest["progress"]["seconds"] <= whole["seconds"]
 
 
 @pytest.mark.slow

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
 from pipeline.settings import load_profile
+from pipeline.settings.compare import flat
 from pipeline.training.checkpoints import (
     MANIFEST,
     clear_aside,
     damage,
     differences,
     finished,
-    flat,
     identity,
     last_checkpoint,
     require_same,

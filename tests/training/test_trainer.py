@@ -90,12 +90,12 @@ def mix_and_profile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]
 
 def trainer_of(mix_and_profile: tuple[Any, Any], folder: Path) -> Any:
     from pipeline.model.load import load_model
-    from pipeline.training.train import add_adapter, make_trainer
+    from pipeline.training.train import add_adapter, make_sft_trainer
 
     mix, profile = mix_and_profile
     model, tokenizer = load_model(profile.model, profile.seed)
     model = add_adapter(model, profile.lora, profile.training, profile.seed)
-    return make_trainer(model, tokenizer, profile, mix, folder)
+    return make_sft_trainer(model, tokenizer, profile, mix, folder)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
