@@ -350,7 +350,7 @@ def test_a_run_without_an_adapter_or_with_one_of_another_base(tmp_path: Path) ->
 
 # --- trainings ----------------------------------------------------------------------------------------------------------
 
-TINY = ["evaluation.limit=4"]
+TINY = ["evaluation.benchmarks=[embedded_chat]", "evaluation.limit=12"]
 TINY += [
     f"preference.{s}" for s in ("pairs.rows=60", "held_out.rows=24", "max_steps=4", "save_steps=2", "eval_steps=2")
 ]
