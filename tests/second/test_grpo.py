@@ -150,7 +150,7 @@ def test_the_ends_of_a_curve() -> None:
 
 # --- training -----------------------------------------------------------------------------------------------------------
 
-TINY = ["evaluation.limit=4"]
+TINY = ["evaluation.benchmarks=[embedded_chat]", "evaluation.limit=12"]
 TINY += [f"grpo.{s}" for s in ("prompts.rows=20", "max_steps=2", "save_steps=1", "num_generations=2")]
 TINY += ["grpo.prompts_per_step=4", "grpo.thinking_share=0.5", "grpo.beta=0.01"]
 

@@ -460,7 +460,7 @@ def test_too_little_memory_for_log_probabilities_is_said(
 
 # --- trainings ----------------------------------------------------------------------------------------------------------
 
-TINY = ["evaluation.limit=4"]
+TINY = ["evaluation.benchmarks=[embedded_chat]", "evaluation.limit=12"]
 TINY += [
     f"preference.{s}" for s in ("pairs.rows=60", "held_out.rows=24", "max_steps=4", "save_steps=2", "eval_steps=2")
 ]
