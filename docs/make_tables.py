@@ -109,11 +109,14 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
 def render(name: str, part: str | None = None) -> str:
     """The table of one result; where it was not measured yet, that is said."""
     from pipeline.core.files import read_json
+    from pipeline.studies.results import KINDS, load_result
 
     path = RESULTS / f"{name}.json"
     if not path.exists():
         return f"*Not measured yet; the command that makes {name}.json stands in docs/results/README.md.*"
-    return _renderers().get(name, _sweep)(read_json(path), part).strip()
+    renderers = _renderers()
+    kind = KINDS.get(name if name in renderers else "sweep")
+    return renderers.get(name, _sweep)(load_result(path, kind) if kind else read_json(path), part).strip()
 
 
 def filled(text: str) -> str:

@@ -259,3 +259,12 @@ class Switches(TypedDict):
     """``switches.json``."""
 
     cases: list[SwitchCase]
+
+
+KINDS: dict[str, type[Any]] = {
+    "sweep": Sweep,
+    "methods": Methods,
+    "search": SearchResult,
+    "sampling": SamplingStudy,
+    "switches": Switches,
+}

@@ -11,13 +11,12 @@ import pytest
 from pipeline.core.errors import UserError
 from pipeline.studies.curve import draw_sweep, fidelity_table, sweep_table
 from pipeline.studies.methods import draw_methods, methods_table
-from pipeline.studies.results import Methods, SamplingStudy, SearchResult, Sweep, Switches, load_result
+from pipeline.studies.results import KINDS, Methods, SamplingStudy, SearchResult, Sweep, Switches, load_result
 from pipeline.studies.sampling import draw_sampling, sampling_text
 from pipeline.studies.search_result import draw_search, search_table
 from pipeline.studies.switches import switches_text
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
-KINDS = {"methods": Methods, "search": SearchResult, "sampling": SamplingStudy, "switches": Switches}
 SHOW = {
     Sweep: (sweep_table, draw_sweep),
     Methods: (methods_table, draw_methods),
