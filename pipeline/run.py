@@ -39,6 +39,7 @@ from pipeline.model.methods import require_fit, weights_files
 from pipeline.settings import Profile, Recipe, load_recipe, parse, read_yaml
 from pipeline.settings.compare import affects, differing, shortened
 from pipeline.settings.section import Result
+from pipeline.training.records import TrainingRecord
 from pipeline.training.trackers import Trackers
 
 if TYPE_CHECKING:
@@ -269,12 +270,12 @@ class Run:
         say(describe_mix(mix.manifest))
         return mix
 
-    def train(self, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+    def train(self, callbacks: Sequence[TrainerCallback] = ()) -> TrainingRecord:
         """Train and save the adapter; returns the report's ``training`` section."""
         from pipeline.training.loop import done
         from pipeline.training.train import train
 
-        record = done(self.folder, self.resume)
+        record = done(self.folder, self.resume, TrainingRecord)
         if record is not None:
             return record
         mix = self.data()
