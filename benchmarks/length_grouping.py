@@ -3,8 +3,8 @@
     python benchmarks/length_grouping.py --output length_grouping.json
 
 Both sides train the profile's model by QLoRA for one epoch over the same rows in the same batch size from the same seed, through
-``pipeline.training.train.make_sft_trainer``; only ``training.group_by_length`` differs. So both see the same tokens; the sides take
-turns in one process, each turn on a fresh model, the order of the sides changing from round to round.
+``pipeline.training.train.make_sft_trainer``; only ``training.group_by_length`` differs. So both see the same tokens; the sides
+take turns in one process, each turn on a fresh model, the order of the sides changing from round to round.
 
 * ``recipe``: the mix of the profile's own recipe, half of its rows chat.
 * ``long``: lengths as in real mixes, chat of 20 to 200 tokens and reasoning of 500 to 2,000, half and half. Such a row is rows of
