@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-COURSE = [path for path in NOTEBOOKS if re.match(r"\d\d_", path.name)]
+COURSE = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SOLUTIONS = sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
+NOTEBOOKS = [*COURSE, *SOLUTIONS]
 PARAMETERS = {"profile": "embedded", "output_dir": "../outputs/course/main", "chat_share": None, "overrides": []}
+SIZES = {"short", "trials", "methods"}  # of the sweeps and trainings that a notebook has of its own
 CLEAN: dict[str, Any] = {
     "score": {"at_least": 3},
     "broken_reasoning": True,
@@ -296,11 +298,15 @@ def _code(path: Path) -> list[Any]:
 
 
 def _ids(paths: list[Path]) -> Any:
-    return pytest.mark.parametrize("path", paths, ids=[p.stem for p in paths])
+    names = [str(path.relative_to(ROOT / "notebooks").with_suffix("")) for path in paths]
+    return pytest.mark.parametrize("path", paths, ids=names)
 
 
-def test_the_notebooks_of_this_module_exist() -> None:
-    assert {"00_environment", "01_chat_format", "02_data_recipes", "solutions"} <= {p.stem for p in NOTEBOOKS}
+def test_every_lesson_has_its_solutions_and_names_them() -> None:
+    assert [path.stem[:2] for path in COURSE] == [f"{number:02}" for number in range(10)]
+    assert [path.name for path in SOLUTIONS] == [path.name for path in COURSE]
+    for path in COURSE:
+        assert any(f"`solutions/{path.name}`" in cell.source for cell in _read(path).cells), path.name
 
 
 @_ids(NOTEBOOKS)
@@ -331,10 +337,12 @@ def test_notebook_has_the_parameters_cell(path: Path) -> None:
     assert tagged[0].id == _code(path)[0].id, "the parameters come first"
     values: dict[str, Any] = {}
     exec(tagged[0].source, values)
-    given = {name: value for name, value in values.items() if not name.startswith("__")}
-    assert all(PARAMETERS[name] == value for name, value in given.items())
+    given = {name: value for name, value in values.items() if not name.startswith("__") and name not in SIZES}
     if path in COURSE:
         assert given == PARAMETERS
+    else:  # those that it uses; its folder lies one deeper
+        expected = PARAMETERS | {"output_dir": f"../{PARAMETERS['output_dir']}"}
+        assert all(expected[name] == value for name, value in given.items())
 
 
 @_ids(NOTEBOOKS)
@@ -366,9 +374,10 @@ def test_exercises_at_the_end_are_left_open(path: Path) -> None:
     assert asked[-1].id == _code(path)[-1].id
 
 
-def test_solutions_execute_and_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("transformers")
-    path = ROOT / "notebooks/solutions.ipynb"
+@_ids(SOLUTIONS)
+def test_solutions_run_alone_and_solve_every_exercise(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(path.parent)
     values: dict[str, Any] = {"__name__": "__main__"}
     printed = io.StringIO()
@@ -377,6 +386,7 @@ def test_solutions_execute_and_are_right(tmp_path: Path, monkeypatch: pytest.Mon
             exec(compile(cell.source, f"{path.name}, code cell {number}", "exec"), values)
             if "parameters" in cell.metadata.get("tags", []):
                 values["output_dir"] = str(tmp_path / "run")
-    answered = re.findall(r"^([\d.]+): right$", printed.getvalue(), re.MULTILINE)
-    assert [name for name in answered if name in RIGHT] == NAMES
-    assert "not answered" not in printed.getvalue()
+    asked = re.findall(
+        r'print\(check\("([\d.]+)"', "\n".join(cell.source for cell in _code(COURSE[SOLUTIONS.index(path)]))
+    )
+    assert re.findall(r"^([\d.]+): (.*)$", printed.getvalue(), re.MULTILINE) == [(name, "right") for name in asked]

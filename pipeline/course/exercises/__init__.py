@@ -2,7 +2,7 @@
 
 In: the name of an exercise (``"01.2"``) and a learner's answer. Out: a line that says "right"; a wrong answer raises
 ``AssertionError`` with a hint that does not give it away. ``...`` means "not answered yet" and lets the notebook
-run on, so that it can be executed in batch. Solutions: notebooks/solutions*.ipynb.
+run on, so that it can be executed in batch. Solutions: notebooks/solutions/.
 """
 
 from __future__ import annotations
