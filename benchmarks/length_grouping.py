@@ -202,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
 
     import_unsloth()
     import pipeline.training.trainer  # noqa: F401  (imports TRL, before any clock runs)
-    from pipeline.cli.main import quiet
+    from pipeline.cli.shared import quiet
 
     quiet()
     fixed = ["training.max_steps=-1", "training.num_train_epochs=1", "training.logging_steps=1"]

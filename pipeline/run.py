@@ -44,6 +44,7 @@ from pipeline.settings.section import Result
 from pipeline.training.checkpoints import STATE, last_checkpoint
 from pipeline.training.estimate import global_batch, planned_steps
 from pipeline.training.loop import done
+from pipeline.training.records import TrainingRecord
 from pipeline.training.trackers import Trackers
 
 if TYPE_CHECKING:
@@ -272,11 +273,11 @@ class Run:
         say(describe_mix(mix.manifest))
         return mix
 
-    def train(self, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+    def train(self, callbacks: Sequence[TrainerCallback] = ()) -> TrainingRecord:
         """Train and save the adapter; returns the report's ``training`` section."""
         from pipeline.training.train import train
 
-        record = done(self.folder, self.resume)
+        record = done(self.folder, self.resume, TrainingRecord)
         if record is not None:
             return record
         mix = self.data()

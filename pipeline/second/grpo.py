@@ -24,6 +24,7 @@ from pipeline.core.console import say
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_path, fingerprint, read_json, read_jsonl, write_json, write_jsonl
 from pipeline.core.modes import MODES, Mode
+from pipeline.core.redact import masked
 from pipeline.core.statistics import bootstrap, interval95
 from pipeline.data.answers import final_answers, same_answer
 from pipeline.data.chat_format import ChatFormat
@@ -33,8 +34,10 @@ from pipeline.data.sources import read_rows
 from pipeline.evaluation.form import is_unclosed, judge, split_reply
 from pipeline.model.decode import end_tokens, generate
 from pipeline.model.load import load_tokenizer
+from pipeline.second.records import GRPOResult
 from pipeline.second.stage import Stage, Which, evaluation_table, require_plain, shown, training_arguments
 from pipeline.settings import Profile, Sampling
+from pipeline.training.records import require_form
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -316,7 +319,7 @@ def ends(curve: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
     return result
 
 
-def run_grpo(profile: Profile, folder: Path, run_folder: Path | None = None, resume: bool = False) -> dict[str, Any]:
+def run_grpo(profile: Profile, folder: Path, run_folder: Path | None = None, resume: bool = False) -> GRPOResult:
     """Questions → before → training → after → ``grpo.json`` and ``grpo.png``; what is done is not repeated.
 
     Args:
@@ -324,8 +327,7 @@ def run_grpo(profile: Profile, folder: Path, run_folder: Path | None = None, res
         resume: go on with an unfinished training of the same settings.
 
     Returns:
-        ``grpo.json``: settings, start, model, profile, seed, versions, started, finished, questions, training (see
-        ``Stage.train``), rewards {name: see ``ends``}, evaluation {before, after} × {thinking, non_thinking}.
+        ``grpo.json``.
 
     Raises:
         UserError: see ``Stage.open``, ``read_questions``, ``Stage.train``.
@@ -348,14 +350,15 @@ def run_grpo(profile: Profile, folder: Path, run_folder: Path | None = None, res
     after = _measure(stage, "after")
     say(f"[5/{STAGES}] grpo.json")
     record = stage.finish()
-    result = {
-        "settings": g.model_dump(),
+    document = {
+        "settings": masked(g.model_dump()),
         **{key: record[key] for key in ("start", "model", "profile", "seed", "versions", "started", "finished")},
         "questions": questions.manifest,
         "training": training,
         "rewards": {name: ends(training["curve"], name) for name in ("reward", "correct", "form")},
         "evaluation": {"before": before, "after": after},
     }
+    result = require_form(document, GRPOResult, "grpo.json")
     write_json(folder / "grpo.json", result)
     draw_grpo(result, folder / "grpo.png")
     return result

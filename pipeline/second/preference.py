@@ -35,6 +35,7 @@ from pipeline.data.formats import is_missing, rename
 from pipeline.data.sources import read_rows
 from pipeline.model.decode import inference_mode_of
 from pipeline.model.load import load_tokenizer
+from pipeline.second.records import PreferenceArms, PreferenceResult
 from pipeline.second.stage import (
     Stage,
     Which,
@@ -47,6 +48,7 @@ from pipeline.second.stage import (
 from pipeline.settings import Profile, RowsSettings
 from pipeline.studies.arms import load_arms
 from pipeline.training.estimate import DEVICES, memory, profile_job, profile_sizes
+from pipeline.training.records import require_form
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -504,7 +506,7 @@ def _measure(stage: Stage, which: Which, pairs: Sequence[Pair]) -> tuple[dict[st
 
 def run_preference(
     profile: Profile, folder: Path, run_folder: Path | None = None, resume: bool = False
-) -> dict[str, Any]:
+) -> PreferenceResult:
     """Pairs → before → training → after → ``preference.json`` and ``preference.png``; what is done is not repeated.
 
     Args:
@@ -512,9 +514,7 @@ def run_preference(
         resume: go on with an unfinished training of the same settings.
 
     Returns:
-        ``preference.json``: method, beta, learning_rate, start, model, profile, seed, versions, started, finished, pairs
-        (counts and fingerprint), training (see ``Stage.train``), win_rates (see ``win_rates``), evaluation {before, after} ×
-        {thinking, non_thinking}.
+        ``preference.json``.
 
     Raises:
         UserError: see ``Stage.open``, ``prepare``, ``Stage.train``.
@@ -537,7 +537,7 @@ def run_preference(
     after, log_after = _measure(stage, "after", prepared.held_out)
     say(f"[5/{STAGES}] preference.json")
     record = stage.finish()
-    result = {
+    document = {
         "method": p.method,
         "beta": p.beta,
         "learning_rate": p.learning_rate,
@@ -548,6 +548,7 @@ def run_preference(
         "win_rates": win_rates(prepared.held_out, log_before, log_after, p.beta),
         "evaluation": {"before": before, "after": after},
     }
+    result = require_form(document, PreferenceResult, "preference.json")
     write_json(folder / "preference.json", result)
     draw_preference(result, folder / "preference.png")
     return result
@@ -560,14 +561,14 @@ def run_arms(
     folder: Path,
     run_folder: Path | None = None,
     resume: bool = False,
-) -> dict[str, Any]:
+) -> PreferenceArms:
     """Several settings on the same start, one after the other, each in ``folder/NAME``; ``preference.json`` sums them up.
 
     Args:
         arms_path: a file of arms, as ``sweep --arms`` takes them.
 
     Returns:
-        {"question", "arms": [{"name", "why", "set", **result of ``run_preference``}]}.
+        ``preference.json`` of all of them.
 
     Raises:
         UserError: as ``run_preference``; or the names of two arms give one folder.
@@ -593,7 +594,7 @@ def run_arms(
         result = run_preference(profile, target, run_folder, resume or target.exists())
         first = first or target
         results.append({"name": name, "why": arms.arms[name].why, "set": [*arms.set, *arms.arms[name].set], **result})
-    summary = {"question": arms.question, "arms": results}
+    summary = require_form({"question": arms.question, "arms": results}, PreferenceArms, "preference.json")
     write_json(folder / "preference.json", summary)
     draw_preference(summary, folder / "preference.png")
     return summary

@@ -37,6 +37,7 @@ from pipeline.settings import Profile, RowsSettings, SecondStageSettings, load_p
 from pipeline.settings.compare import affects, differing, masked_keys, shortened
 from pipeline.training.checkpoints import STATE, identity, last_checkpoint
 from pipeline.training.loop import Task, done, run_task
+from pipeline.training.records import StageTrainingRecord
 from pipeline.training.trackers import Trackers
 
 if TYPE_CHECKING:
@@ -275,7 +276,7 @@ class Stage:
         self,
         make_trainer: Callable[[PreTrainedModel, PreTrainedTokenizerBase, Path], Any],
         metrics: Mapping[str, str],
-    ) -> dict[str, Any]:
+    ) -> StageTrainingRecord:
         """Train, and save the adapter to ``adapter/``; see ``pipeline.training.loop``.
 
         Args:
@@ -283,14 +284,13 @@ class Stage:
             metrics: name in the curve → name in the trainer's log, e.g. ``{"margin": "rewards/margins"}``.
 
         Returns:
-            ``steps``, ``curve`` [{"step", "loss", …}], ``eval_curve`` likewise, ``seconds`` of training without those of
-            validation, ``resumed_from``, ``peak_memory_bytes``, ``trainable_parameters``, ``total_parameters``.
+            ``training.json``.
 
         Raises:
             UserError: checkpoints of an unfinished training are there and ``resume`` is off; see also ``loop.run_task``.
         """
 
-        record = done(self.folder, self.resume)
+        record = done(self.folder, self.resume, StageTrainingRecord)
         if record is not None:
             return record
         self._describe()
@@ -316,7 +316,7 @@ class Stage:
         return tracker_callbacks(self.trackers)
 
 
-def training_section(trained: Trained) -> dict[str, Any]:
+def training_section(trained: Trained) -> StageTrainingRecord:
     """``training.json`` of a second stage."""
     return {
         "steps": trained.steps,

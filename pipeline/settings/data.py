@@ -31,9 +31,8 @@ class DataSettings(Section):
     empty_think: Literal["masked", "trained", "soft_switch"] = "masked"
     loss_on: Annotated[Literal["answers", "everything"], Affects("mix", "preference")] = "answers"
     too_long: Literal["drop", "cut"] = "drop"  # cut: the example ends at the limit, wherever that is
-    max_length: Annotated[int | None, Affects("mix", "preference")] = Field(
-        None, gt=0
-    )  # tokens of an example; null: model.max_seq_length
+    # tokens of an example; null: model.max_seq_length
+    max_length: Annotated[int | None, Affects("mix", "preference")] = Field(None, gt=0)
     validation_fraction: float = Field(0.05, ge=0, lt=0.5)
     workers: Annotated[int, NOTHING] = Field(1, ge=1)  # processes; the result does not depend on it
 

@@ -22,9 +22,8 @@ _AND_MIX = Affects("mix", "training", "evaluation")  # the tokenizer, and the le
 class ModelSettings(Section):
     """Which base model, from where, how loaded."""
 
-    name: Annotated[
-        str, _AND_MIX
-    ]  # a folder (relative to the working directory or to the project), or a hub name such as Qwen/Qwen3-0.6B
+    # a folder (relative to the working directory or to the project), or a hub name such as Qwen/Qwen3-0.6B
+    name: Annotated[str, _AND_MIX]
     source: Annotated[Literal["local", "huggingface", "modelscope"], _AND_MIX] = "local"
     revision: Annotated[str | None, _AND_MIX] = None
     load_in_4bit: bool = True  # NF4; quantises a 16-bit checkpoint on the fly, takes a pre-quantised one as it is

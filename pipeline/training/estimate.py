@@ -201,7 +201,7 @@ class Job:
     device: Device = "cuda"
     bf16: bool = True  # the device computes in bfloat16; False: float32
     fused_attention: bool = True  # False: scores are written out, as this pipeline does for short rows on a CPU
-    # What is trained is held in float32, as this pipeline does (train.make_trainer); 2: full fine-tuning in pure bfloat16,
+    # What is trained is held in float32, as this pipeline does (train.make_sft_trainer); 2: full fine-tuning in pure bfloat16,
     # which is what Unsloth does by itself.
     trainable_bytes: int = FLOAT32
 

@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.core.console import say
 from pipeline.core.errors import UserError
-from pipeline.core.files import read_json, write_json
+from pipeline.core.files import write_json
 from pipeline.core.processes import first, is_sharded, require_same_size
 from pipeline.model.save import save_adapter
 from pipeline.training.checkpoints import (
@@ -31,11 +31,13 @@ from pipeline.training.checkpoints import (
     step_of,
 )
 from pipeline.training.measure import MemoryMeter, TokenCounter, count_parameters, over_processes
+from pipeline.training.records import read_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 
+R = TypeVar("R")
 FLOAT32 = 4  # bytes; what is trained is float32
 OTHER_BYTES = 16 * 2**20  # of a checkpoint, at most: tokenizer, random states, history
 REPORT_BYTES = 16 * 2**20  # replies, report and records
@@ -108,21 +110,21 @@ class Trained:
     total_parameters: int
 
 
-def done(folder: Path, resume: bool) -> dict[str, Any] | None:
+def done(folder: Path, resume: bool, form: type[R]) -> R | None:
     """``training.json`` of a training that is finished; None: it is to be begun, or gone on with.
 
     Raises:
-        UserError: it is unfinished, and ``resume`` is off.
+        UserError: it is unfinished, and ``resume`` is off; or ``training.json`` has not the form.
     """
     record = folder / "training.json"
     if record.exists():
-        return dict(read_json(record))
+        return read_record(record, form)
     if not resume and last_checkpoint(folder / "checkpoints") is not None:
         raise UserError(f"{folder} holds checkpoints of an unfinished training; add --resume to go on with it.")
     return None
 
 
-def run_task(task: Task, record: Callable[[Trained], dict[str, Any]]) -> tuple[PreTrainedModel, dict[str, Any]]:
+def run_task(task: Task, record: Callable[[Trained], R]) -> tuple[PreTrainedModel, R]:
     """Train, save the adapter, write ``training.json``.
 
     Args:
@@ -138,7 +140,7 @@ def run_task(task: Task, record: Callable[[Trained], dict[str, Any]]) -> tuple[P
     trained = _train(task, checkpoint)
     section = record(trained)
 
-    def write() -> dict[str, Any]:
+    def write() -> R:
         write_json(task.folder / "training.json", section)
         clear_aside(task.checkpoints)
         return section

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.core.console import say
 from pipeline.core.errors import UserError
@@ -23,6 +23,7 @@ from pipeline.model.methods import load_adapter as load_adapter
 from pipeline.settings import Profile
 from pipeline.training.checkpoints import identity
 from pipeline.training.loop import Task, Trained, run_task
+from pipeline.training.records import TrainingRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -124,7 +125,7 @@ def train(
     callbacks: Sequence[TrainerCallback] = (),
     force: bool = False,
     note: Callable[[str], None] = say,
-) -> tuple[PreTrainedModel, dict[str, Any]]:
+) -> tuple[PreTrainedModel, TrainingRecord]:
     """Put the profile's method on the base, train, save what it trained to ``output_dir``; see ``loop.Task``.
 
     Args:
@@ -158,7 +159,7 @@ def train(
     return run_task(task, lambda trained: training_section(trained, method))
 
 
-def training_section(trained: Trained, method: str) -> dict[str, Any]:
+def training_section(trained: Trained, method: str) -> TrainingRecord:
     """The report's ``training`` section."""
     return {
         "method": method,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.cli.main import _parser
+from pipeline.cli.main import parser
 from pipeline.studies.arms import plan_axis
 from pipeline.training.embedded import BuildSettings, build_settings
 
@@ -46,7 +46,7 @@ def test_every_command_is_one_that_the_pipeline_takes(two_sizes: ModuleType, tmp
     for size in two_sizes.SIZES:
         found = two_sizes.commands(size, tmp_path, seeds=3, workers=4)
         assert list(found) == ["build", "check", "ratio", "empty_think"]
-        parsed: dict[str, Any] = {stage: _parser().parse_args(command[3:]) for stage, command in found.items()}
+        parsed: dict[str, Any] = {stage: parser().parse_args(command[3:]) for stage, command in found.items()}
         base = tmp_path / size / "build"
         assert (
             parsed["build"].output_dir == base and build_settings(parsed["build"].set).layers > BuildSettings().layers

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.cli.main import _parser as pipeline_parser
+from pipeline.cli.main import parser as pipeline_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"

@@ -105,7 +105,7 @@ from pipeline.core.versions import import_unsloth
 
 import_unsloth()
 import torch
-from pipeline.cli.main import quiet
+from pipeline.cli.shared import quiet
 from pipeline.core.errors import UserError
 from pipeline.core.files import file_sha256
 from pipeline.model.decode import generate
