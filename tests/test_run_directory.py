@@ -86,7 +86,18 @@ def test_force_takes_over_and_drops_what_the_old_settings_had_made(
 
 
 @pytest.mark.parametrize(
-    "override", ["grpo.beta=0.5", "preference.learning_rate=1e-3", "data.workers=2", "training.report_to=[tensorboard]"]
+    "override",
+    [
+        "grpo.beta=0.5",
+        "preference.learning_rate=1e-3",
+        "data.workers=2",
+        "evaluation.workers=3",
+        "evaluation.batch_size=8",
+        "sweep.overrides=[training.max_steps=5]",
+        "estimate=null",
+        "name=other",
+        "training.report_to=[tensorboard]",
+    ],
 )
 def test_settings_that_change_nothing_of_a_run_make_no_other_one(override: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from pipeline.settings.section import Affects, Section
+from pipeline.settings.section import NOTHING, Affects, Section
 
 
 class Sampling(Section):
@@ -32,8 +32,10 @@ class EvaluationSettings(Section):
 
     benchmarks: list[str] = Field(min_length=1)
     limit: int | None = Field(None, gt=0)  # items a benchmark; null: all
-    batch_size: int = Field(64, gt=0)
-    workers: int = Field(1, gt=0)  # processes that decode, on a CPU; the replies do not depend on it
+    batch_size: Annotated[int, NOTHING] = Field(64, gt=0)  # prompts decoded at a time; each has its own random stream
+    workers: Annotated[int, NOTHING] = Field(
+        1, gt=0
+    )  # processes that decode, on a CPU; the replies do not depend on it
     seed: int = 42
     sampling: Annotated[SamplingTable, Affects("evaluation", "grpo")]  # of GRPO, the longest reply
     # EvalScope's dataset_args by benchmark, e.g. {gsm8k: {local_path: DIR, subset_list: [default]}}

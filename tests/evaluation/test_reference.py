@@ -62,9 +62,16 @@ def test_only_the_same_settings_are_compared(
     del stored["profile"]["evaluation"]["workers"]  # a setting that is newer than the reference
     write_json(tmp_path / "embedded.json", stored)
     assert reference_of(tmp_path / "seed") is not None
-    write_run(tmp_path / "steps", "training.max_steps=7")
-    write_run(tmp_path / "type", "model.dtype=bfloat16")
-    assert reference_of(tmp_path / "steps") is None and reference_of(tmp_path / "type") is None
+    same = ("model.cpu_threads=1", "evaluation.workers=3", "evaluation.batch_size=8", "data.workers=2", "grpo.beta=0.5")
+    write_run(
+        tmp_path / "same", "training.report_to=[tensorboard]", "training.save_total_limit=5", "estimate=null", *same
+    )
+    assert reference_of(tmp_path / "same") is not None
+    for place, other in enumerate(
+        ("training.max_steps=7", "model.dtype=bfloat16", "evaluation.limit=3", "mix.chat_share=0.4")
+    ):
+        write_run(tmp_path / f"other{place}", other)
+        assert reference_of(tmp_path / f"other{place}") is None
 
 
 def test_the_shipped_reference_is_of_the_default_settings(tmp_path: Path) -> None:

@@ -35,6 +35,9 @@ def test_every_setting_says_what_it_changes() -> None:
     [
         ("data.turns", {"mix"}),
         ("data.workers", set()),
+        ("evaluation.workers", set()),
+        ("evaluation.batch_size", set()),
+        ("evaluation.limit", {"evaluation"}),
         ("data.max_length", {"mix", "preference"}),
         ("model.name", {"mix", "training", "evaluation"}),
         ("model.load_in_4bit", {"training", "evaluation"}),

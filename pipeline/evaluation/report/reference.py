@@ -18,22 +18,11 @@ from pipeline.core.files import read_json
 from pipeline.core.modes import MODES
 from pipeline.evaluation.report.words import label_of
 from pipeline.settings import Profile, Recipe, Section, parse, read_yaml
+from pipeline.settings.compare import affects, flat
 
 REFERENCES = Path(__file__).resolve().parents[1] / "reference"
 FIDELITY = "mode fidelity"
-# Settings that change no number: what a run is called, what it costs, where it reports, how it shares its work out.
-WITHOUT_EFFECT: Any = {
-    "model": {"cpu_threads"},
-    "seed": True,
-    "name": True,
-    "estimate": True,
-    "sweep": True,
-    "preference": True,
-    "grpo": True,
-    "evaluation": {"workers", "batch_size"},
-    "training": {"report_to", "save_total_limit"},
-    "data": {"workers"},
-}
+BY_CHANCE = ("seed", "model.cpu_threads")  # they move a score no further than another seed or processor does
 
 
 class ReferenceRun(Section):
@@ -60,9 +49,10 @@ def rates(cell: Mapping[str, Any]) -> dict[str, tuple[float, list[float]]]:
 
 
 def _comparable(profile: Mapping[str, Any], recipe: Mapping[str, Any]) -> Any:
-    """Settings as they are resolved today, so that a setting that is new since then counts with its default."""
-    settings = parse(Profile, dict(profile), "profile").model_dump(exclude=WITHOUT_EFFECT)
-    return settings, parse(Recipe, dict(recipe), "recipe").model_dump()
+    """Settings that change what a run measures, as they are resolved today: one that is new since then has its default."""
+    every = flat(parse(Profile, dict(profile), "profile").model_dump())
+    counted = {k: v for k, v in every.items() if k not in BY_CHANCE and affects(k, "mix", "training", "evaluation")}
+    return counted, parse(Recipe, dict(recipe), "recipe").model_dump()
 
 
 def reference_of(folder: Path) -> Reference | None:
