@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import __version__
+
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ("pipeline", "ablations", "data_recipes", "models", "notebooks")
 
@@ -83,4 +85,6 @@ def test_the_command_is_the_module(installed: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0 and done.stdout.strip()[0].isdigit(), done.stderr
+    assert (done.returncode, done.stdout.strip()) == (0, __version__), done.stderr
+    (metadata,) = installed.glob("*.dist-info/METADATA")
+    assert f"\nVersion: {__version__}\n" in metadata.read_text(encoding="utf-8")

@@ -8,17 +8,16 @@ import tempfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_jsonl
 from pipeline.course.exercises import exercise
 from pipeline.data import corpora
+from pipeline.data.chat_format import ChatFormat
 from pipeline.data.conversations import Conversation, Rejected
+from pipeline.model.load import load_tokenizer
 from pipeline.settings import CleanSettings, Recipe, load_profile, parse
-
-if TYPE_CHECKING:
-    from pipeline.data.chat_format import ChatFormat
 
 LIMIT = 4096  # tokens; no row of the practice file is as long, so that nothing but the cleaning decides
 
@@ -138,9 +137,6 @@ def practice_file(folder: Path) -> Path:
 
 @cache
 def _form() -> ChatFormat:
-    from pipeline.data.chat_format import ChatFormat
-    from pipeline.model.load import load_tokenizer
-
     return ChatFormat(load_tokenizer(load_profile("embedded").model))
 
 
