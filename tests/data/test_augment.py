@@ -454,7 +454,7 @@ def test_a_model_must_be_named_and_be_there(tmp_path):
 
 def test_a_local_model_is_asked_in_the_non_thinking_mode(embedded_tokenizer, monkeypatch):
     """The embedded model cannot translate; what it says is left out and counted."""
-    from pipeline.model import decode as module
+    from pipeline.data import augment as module
 
     prompts = []
     real = module.generate
