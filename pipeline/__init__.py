@@ -23,8 +23,8 @@ A function imports from the package only what loads a heavy library. Importing t
 
 import os
 
-# Threads of torch that have nothing to do sleep instead of spinning, which on a shared machine costs five to forty times
-# the time (GNU's OpenMP reads this when torch is loaded).
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads of torch that have nothing to do spin for some microseconds, then sleep. GNU's OpenMP by itself spins on, which a shared
+# machine pays for many times over; asleep at once, a second thread costs more than it gains. Read when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 __version__ = "0.1.0"
