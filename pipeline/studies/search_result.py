@@ -212,7 +212,9 @@ def _conclusions(result: SearchResult, aim: Aim) -> list[str]:
         lines.append(f"best: trial {best['number']}, {reached} (95 % over items)")
         lines.append("  " + " ".join(f"--set {name}={value}" for name, value in best["params"].items()))
         if not best[aim]:
-            lines.append("no trial learnt anything that it kept: the base is as good; train longer, or change the ranges")
+            lines.append(
+                "no trial learnt anything that it kept: the base is as good; train longer, or change the ranges"
+            )
     else:
         lines.append("no trial keeps both modes; nothing can be recommended")
     if result["importance"]:

@@ -39,6 +39,10 @@ def reference() -> Reference:
 
 def test_what_stands_apart_is_named(reference: Reference) -> None:
     assert compare_with_reference(report(0.76, 0.70, 0.81), reference)[0].startswith("All 4 rates agree")
+    certain = report(0.76, 0.70, 0.81)
+    for cell in certain["evaluation"]["tuned"].values():
+        cell["mode_fidelity_ci95"] = [0.99, 1.0 - 1e-12]  # as Wilson's interval of 600 out of 600 comes out
+    assert compare_with_reference(certain, reference)[0].startswith("All 4 rates agree")
     for skill, low, high in ((0.5, 0.43, 0.57), (0.97, 0.94, 0.99)):
         lines = compare_with_reference(report(skill, low, high), reference)
         assert lines[0].startswith("2 of 4 rates") and "0.800 to 0.900" in lines[1] and "thinking" in lines[1]

@@ -74,6 +74,7 @@ def compare_with_reference(report: Mapping[str, Any], reference: Reference) -> l
             if not seeds:
                 continue
             count += 1
+            low, high = min(low, value), max(high, value)  # an interval that ends at 1 may end a rounding error below
             if low > max(seeds) or high < min(seeds):
                 apart.append(f"  {name}, {label_of(mode)}: {value:.3f}, reference {min(seeds):.3f} to {max(seeds):.3f}")
     runs = f"{len(reference.runs)} seeds, {reference.machine}"
