@@ -93,6 +93,9 @@ def _execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> dict
                 kernel_name="python3",
                 progress_bar=False,
                 autosave_cell_every=0,
+                extra_arguments=[
+                    "--IPKernelApp.log_level=ERROR"
+                ],  # it warns that it talks without encryption, on this machine
             )
         except PapermillExecutionError as error:
             entry |= {"status": "failed", "error": failure_text(notebook, error)}
