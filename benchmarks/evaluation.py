@@ -77,10 +77,11 @@ class Unsloth:
 
     def _evaluate(self, settings: Any) -> dict[str, Any]:
         import pipeline.evaluation.evaluate as evaluate
+        from pipeline.model import decoders
 
         replies: list[Any] = []
         inside = 0.0
-        original = evaluate.generate
+        original = decoders.Decoders.generate
 
         def timed(*args: Any, **kwargs: Any) -> list[Any]:
             nonlocal inside
@@ -91,14 +92,14 @@ class Unsloth:
             return new
 
         with tempfile.TemporaryDirectory() as folder:
-            evaluate.generate = timed  # type: ignore[assignment]
+            decoders.Decoders.generate = timed  # type: ignore[method-assign]
             started = time.perf_counter()
             try:
                 cells = evaluate.evaluate_model(
                     self.model, self.tokenizer, "benchmark", settings, Path(folder), progress=False
                 )
             finally:
-                evaluate.generate = original
+                decoders.Decoders.generate = original  # type: ignore[method-assign]
             seconds = time.perf_counter() - started
         return {
             "seconds": seconds,
