@@ -23,8 +23,12 @@ A function imports from the package only what loads a heavy library. Importing t
 
 import os
 
+from pipeline.core.place import cache_dir
+
 # Threads of torch that have nothing to do spin for some microseconds, then sleep. GNU's OpenMP by itself spins on, which a shared
 # machine pays for many times over; asleep at once, a second thread costs more than it gains. Read when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# torch keeps what it compiles; by itself in a folder of the system's temp that nobody clears, made on `import unsloth`.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "torchinductor"))
 
 __version__ = "0.1.0"

@@ -175,10 +175,19 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 
 @pytest.fixture(scope="session")
 def tiny_run(once: Callable[..., Path], pipeline_command: Callable[..., subprocess.CompletedProcess[str]]) -> Path:
-    """A whole run of the embedded profile with ``tiny.SETTINGS``, by the real Python; not to be changed."""
+    """A whole run of the embedded profile with ``tiny.SETTINGS``, by the real Python; not to be changed.
+
+    Its temporary files go into ``tmp`` beside the folder.
+    """
     from tiny import SETTINGS
 
-    return once("run", lambda path: pipeline_command("run", "--output-dir", str(path), sets=SETTINGS, fresh=True))
+    def make(path: Path) -> None:
+        temporary = path.with_name("tmp")
+        temporary.mkdir(exist_ok=True)
+        own = {"TMPDIR": str(temporary)}
+        pipeline_command("run", "--output-dir", str(path), sets=SETTINGS, fresh=True, environment=own)
+
+    return once("run", make)
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,10 @@ def test_run_directory_holds_everything(finished: Path) -> None:
     assert not [path for path in finished.rglob("*.tmp")]
 
 
+def test_no_temporary_folder_is_left(finished: Path) -> None:
+    assert list(finished.with_name("tmp").iterdir()) == []
+
+
 def test_report_agrees_with_the_files_it_sums_up(finished: Path) -> None:
     report: dict[str, Any] = json.loads((finished / "report.json").read_text(encoding="utf-8"))
     assert report["schema_version"] == 1

@@ -9,9 +9,11 @@ Called again, it goes on with what has not succeeded yet.
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
 import time
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +105,24 @@ def _execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> dict
     return entry | {"seconds": round(time.monotonic() - started, 1)}
 
 
+@contextlib.contextmanager
+def own_temporary_folder() -> Iterator[None]:
+    """What is started meanwhile has its temporary files in a folder that goes at the end.
+
+    Libraries clear theirs at the end of a process, but a notebook's kernel is killed.
+    """
+    before = os.environ.get("TMPDIR")
+    with tempfile.TemporaryDirectory(prefix="course-", ignore_cleanup_errors=True) as folder:
+        os.environ["TMPDIR"] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["TMPDIR"]
+            else:
+                os.environ["TMPDIR"] = before
+
+
 def execute_course(
     profile: str,
     output_dir: Path,
@@ -151,6 +171,7 @@ def execute_course(
     # The working folder belongs to the whole process: papermill, given one for each notebook, would mix them up.
     with (
         contextlib.chdir(NOTEBOOKS),
+        own_temporary_folder(),
         warnings.catch_warnings(),
         ThreadPoolExecutor(workers, thread_name_prefix="notebook") as pool,
     ):

@@ -15,6 +15,7 @@ class TrainingSettings(Section):
     max_steps: int = -1  # -1: num_train_epochs decides
     num_train_epochs: float = Field(1.0, gt=0)
     per_device_train_batch_size: int = Field(16, gt=0)
+    per_device_eval_batch_size: int | None = Field(None, gt=0)  # of the validation; null: as in training
     gradient_accumulation_steps: int = Field(1, gt=0)
     learning_rate: float = Field(2e-4, gt=0)
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup", "exponential"] = "cosine"

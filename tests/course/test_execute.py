@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 import threading
 from pathlib import Path
 
@@ -77,3 +79,20 @@ def test_a_failure_stops_what_has_not_begun(folder: Path, capfd: pytest.CaptureF
     book["cells"][1]["source"] = "1 / 1"
     path.write_text(json.dumps(book))
     assert execute_course("embedded", folder / "out")["ok"]
+
+
+def test_temporary_files_of_a_killed_kernel_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel ends by a signal, so what a library would clear at the end of its process stays."""
+    temporary = folder / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    path = folder / "notebooks" / "00_x.ipynb"
+    book = json.loads(path.read_text())
+    book["cells"][1]["source"] = "import tempfile\nprint(tempfile.mkdtemp())"
+    path.write_text(json.dumps(book))
+    assert execute_course("embedded", folder / "out", only=["00"])["ok"]
+    executed = json.loads((folder / "out" / "notebooks" / "00_x.ipynb").read_text())
+    left = Path(executed["cells"][-1]["outputs"][0]["text"][0].strip())
+    assert temporary in left.parents and not left.exists()
+    assert list(temporary.iterdir()) == [] and os.environ["TMPDIR"] == str(temporary)
