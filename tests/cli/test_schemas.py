@@ -1,0 +1,48 @@
+"""Every document that the project writes, and every profile and recipe that it ships, agrees with its JSON schema."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from pipeline.cli.main import main
+from pipeline.cli.schemas import forms, schema_of
+from pipeline.core.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", forms())
+def test_it_is_a_schema_and_refuses_nonsense(name: str) -> None:
+    schema = schema_of(name)
+    Draft202012Validator.check_schema(schema)
+    assert not Draft202012Validator(schema).is_valid({"nonsense": object})
+
+
+@pytest.mark.parametrize("name", ["sweep", "methods", "search", "sampling", "switches", "preference_arms", "grpo"])
+def test_kept_results_agree(name: str) -> None:
+    file = {"sweep": "chat_share", "preference_arms": "preference"}.get(name, name)
+    document = json.loads((ROOT / "docs" / "results" / f"{file}.json").read_text(encoding="utf-8"))
+    Draft202012Validator(schema_of(name)).validate(document)
+
+
+@pytest.mark.parametrize(("name", "folder"), [("profile", "pipeline/profiles"), ("recipe", "data_recipes")])
+def test_shipped_settings_agree(name: str, folder: str) -> None:
+    validator = Draft202012Validator(schema_of(name))
+    for path in sorted((ROOT / folder).glob("*.yaml")):
+        validator.validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def test_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    assert capsys.readouterr().out.split() == list(forms())
+    assert main(["schema", "recipe"]) == 0
+    assert json.loads(capsys.readouterr().out) == schema_of("recipe")
+    assert main(["schema", "--all", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.schema.json" for name in forms()}
+    with pytest.raises(UserError, match="Did you mean 'recipe'"):
+        schema_of("recipes")
