@@ -57,8 +57,8 @@ def schema_of(name: str) -> dict[str, Any]:
     known = forms()
     if name not in known:
         raise UserError(f"There is no schema {name!r}.{nearest(name, known)} There are: {', '.join(known)}.")
-    mode = "validation" if name in ("profile", "recipe") else "serialization"
-    return {"$schema": DRAFT, **TypeAdapter(known[name]).json_schema(mode=mode)}
+    given = name in ("profile", "recipe")  # what has a default may be left out there
+    return {"$schema": DRAFT, **TypeAdapter(known[name]).json_schema(mode="validation" if given else "serialization")}
 
 
 def _schema(args: argparse.Namespace) -> int:
