@@ -10,13 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
+from pipeline.core.modes import MODES
+from pipeline.settings import Profile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+SHORTEST_PROMPT = 16  # tokens: a question of a few words in a chat template of Qwen3's kind
+
 # Part of the free memory that the cache may take. On a GPU the rest is for the keys and values of one layer, repeated for every
 # query head, for the logits, and for what the allocator cannot use; on a CPU other programs live beside this one.
-CACHE_SHARE = {"cuda": 0.7, "cpu": 0.5}
+CACHE_SHARE = {"cuda": 0.65, "cpu": 0.5}
 
 
 def cache_bytes(config: Mapping[str, Any], number: int) -> int:
@@ -106,3 +110,30 @@ def require_length(prompt: int, new_tokens: int, longest_prompt: int | None, pos
             f"{positions}. Lower evaluation.sampling.….max_new_tokens to at most {max(positions - prompt, 0)}, or ask for "
             "fewer few-shot examples (evaluation.dataset_args.….few_shot_num)."
         )
+
+
+def require_context(profile: Profile, config: Mapping[str, Any]) -> None:
+    """Say before anything is loaded that the replies of the evaluation cannot fit into the model, whatever the prompt.
+
+    Args:
+        config: the model's ``config.json``.
+
+    Raises:
+        UserError: a mode's ``max_new_tokens`` leaves less than ``SHORTEST_PROMPT`` positions for the prompt.
+    """
+    positions = positions_of(config)
+    if positions is None:
+        return
+    positions = max(positions, profile.model.max_seq_length)  # beyond the model's own, Unsloth stretches the positions
+    taken = (
+        getattr(profile, profile.chosen_method).virtual_tokens if profile.chosen_method in ("prefix", "prompt") else 0
+    )
+    most = positions - taken - SHORTEST_PROMPT
+    for mode in MODES:
+        new_tokens = getattr(profile.evaluation.sampling, mode).max_new_tokens
+        if new_tokens > most:
+            raise UserError(
+                f"evaluation.sampling.{mode}.max_new_tokens={new_tokens} cannot fit: {profile.model.name} has {positions} "
+                f"positions for prompt and reply together. Lower it to at most {most}, less what your prompts take "
+                f"(up to model.max_seq_length={profile.model.max_seq_length} tokens)."
+            )
