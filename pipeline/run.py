@@ -52,6 +52,8 @@ from pipeline.training.trackers import Trackers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+    from pipeline.model.engines.base import Engine
+
 
 OF_A_RUN: tuple[Result, ...] = ("mix", "training", "evaluation")  # what a run directory holds
 
@@ -233,9 +235,11 @@ class Run:
 
     def _require_evaluation(self) -> None:
         """Fail before the mix is built where the evaluation could not be done."""
+        from pipeline.evaluation.engine import require_engine
         from pipeline.evaluation.preflight import require_evaluation
 
         if any(self._cells(which) is None for which in ("base", "tuned")):
+            require_engine(self.profile)
             config, tokenizer = model_config(self.profile.model), load_tokenizer(self.profile.model)
             require_evaluation(self.profile, tokenizer, config, self.folder)
 
@@ -267,6 +271,23 @@ class Run:
             self._model = model = load_adapter(model, self._path("adapter"))
             self._has_adapter = True
         return model, tokenizer
+
+    @contextmanager
+    def engine(self, which: str) -> Iterator[Engine]:
+        """What answers for the ``base`` or the ``tuned`` model, as ``evaluation.engine`` says; it ends with the block.
+
+        Raises:
+            UserError: there is no adapter yet; as ``open_engine``.
+        """
+        from pipeline.evaluation.engine import open_engine
+
+        adapter = None if which == "base" else self._path("adapter")
+        if adapter is not None and not weights_files(adapter):
+            raise UserError(f"{adapter} holds no adapter; run train first.")
+        if self.profile.evaluation.engine == "vllm":
+            self._model, self._has_adapter = None, False  # the memory is for the server
+        with open_engine(self.profile, which, lambda: self.model(which), adapter, self._path("vllm.log")) as engine:
+            yield engine
 
     # --- the stages
 
@@ -344,19 +365,16 @@ class Run:
         return first(f"evaluate {which}", lambda: self._evaluate(which), lambda: self._cells(which) or {})
 
     def _evaluate(self, which: str) -> dict[str, Any]:
-        from pipeline.evaluation.evaluate import evaluate_model
+        from pipeline.evaluation.evaluate import evaluate_engine
 
         cells = self._cells(which)
         if cells is not None and self._evaluated_weights(which) != {self.identity(which)}:
             say(f"the stored evaluation of the {which} model is of other weights than those here; it is done again")
             cells = None
         if cells is None:
-            model, tokenizer = self.model(which)
-            cells = dict(
-                evaluate_model(
-                    model, tokenizer, self.identity(which), self.profile.evaluation, self._path("evaluation", which)
-                )
-            )
+            with self.engine(which) as engine:
+                folder = self._path("evaluation", which)
+                cells = evaluate_engine(engine, self.identity(which), self.profile.evaluation, folder)
         self._track_evaluation(which)
         return cells
 
