@@ -34,10 +34,13 @@ from pipeline.core.redact import masked
 from pipeline.core.versions import installed
 from pipeline.data.describe import describe_mix, profile_mix
 from pipeline.data.mix import Mix, load_mix, save_mix
-from pipeline.evaluation.cells import finished_cells, modes_in
+from pipeline.evaluation.cells import finished_cells, modes_in, write_modes
+from pipeline.model.config import model_config
 from pipeline.model.dtype import computing_dtype, precision
 from pipeline.model.load import load_model, load_tokenizer, model_location
 from pipeline.model.methods import require_fit, weights_files
+from pipeline.model.room import require_context
+from pipeline.model.thinking_style import thinking_style
 from pipeline.settings import Profile, Recipe, load_recipe, parse, read_yaml
 from pipeline.settings.compare import affects, differing, shortened
 from pipeline.settings.section import Result
@@ -49,6 +52,8 @@ from pipeline.training.trackers import Trackers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+
+    from pipeline.model.engines.base import Engine
 
 
 OF_A_RUN: tuple[Result, ...] = ("mix", "training", "evaluation")  # what a run directory holds
@@ -222,10 +227,22 @@ class Run:
         """Fail before anything is written, and before any library is loaded, where model or data are out of reach."""
         from pipeline.data.pools import require_sources
 
-        location = model_location(self.profile.model)
-        if self.profile.model.source == "local":
-            require_fit(self.profile, read_json(Path(location) / "config.json"))
+        model_location(self.profile.model)
+        config = model_config(self.profile.model)
+        if config is not None:
+            require_fit(self.profile, config)
+            require_context(self.profile, config)
         require_sources(self.recipe)
+
+    def _require_evaluation(self) -> None:
+        """Fail before the mix is built where the evaluation could not be done."""
+        from pipeline.evaluation.engine import require_engine
+        from pipeline.evaluation.preflight import require_evaluation
+
+        if any(self._cells(which) is None for which in ("base", "tuned")):
+            require_engine(self.profile)
+            config, tokenizer = model_config(self.profile.model), load_tokenizer(self.profile.model)
+            require_evaluation(self.profile, tokenizer, config, self.folder)
 
     def _path(self, *parts: str) -> Path:
         return self.folder.joinpath(*parts)
@@ -255,6 +272,23 @@ class Run:
             self._model = model = load_adapter(model, self._path("adapter"))
             self._has_adapter = True
         return model, tokenizer
+
+    @contextmanager
+    def engine(self, which: str) -> Iterator[Engine]:
+        """What answers for the ``base`` or the ``tuned`` model, as ``evaluation.engine`` says; it ends with the block.
+
+        Raises:
+            UserError: there is no adapter yet; as ``open_engine``.
+        """
+        from pipeline.evaluation.engine import open_engine
+
+        adapter = None if which == "base" else self._path("adapter")
+        if adapter is not None and not weights_files(adapter):
+            raise UserError(f"{adapter} holds no adapter; run train first.")
+        if self.profile.evaluation.engine == "vllm":
+            self._model, self._has_adapter = None, False  # the memory is for the server
+        with open_engine(self.profile, which, lambda: self.model(which), adapter, self._path("vllm.log")) as engine:
+            yield engine
 
     # --- the stages
 
@@ -330,19 +364,18 @@ class Run:
         return first(f"evaluate {which}", lambda: self._evaluate(which), lambda: self._cells(which) or {})
 
     def _evaluate(self, which: str) -> dict[str, Any]:
-        from pipeline.evaluation.evaluate import evaluate_model
+        from pipeline.evaluation.evaluate import evaluate_engine
 
         cells = self._cells(which)
         if cells is not None and self._evaluated_weights(which) != {self.identity(which)}:
             say(f"the stored evaluation of the {which} model is of other weights than those here; it is done again")
             cells = None
         if cells is None:
-            model, tokenizer = self.model(which)
-            cells = dict(
-                evaluate_model(
-                    model, tokenizer, self.identity(which), self.profile.evaluation, self._path("evaluation", which)
-                )
-            )
+            style = thinking_style(load_tokenizer(self.profile.model))
+            folder = self._path("evaluation", which)
+            write_modes(folder, style.modes)
+            with self.engine(which) as engine:
+                cells = evaluate_engine(engine, self.identity(which), self.profile.evaluation, folder, style.modes)
         self._track_evaluation(which)
         return cells
 
@@ -428,6 +461,7 @@ class Run:
 
     def all(self) -> dict[str, Any]:
         """Every stage in order; finished ones are not repeated."""
+        first("look at the evaluation", self._require_evaluation, lambda: None)
         stages = (
             ("mix", self.data),
             ("evaluate base", lambda: self.evaluate("base")),

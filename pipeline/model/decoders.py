@@ -12,10 +12,10 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.core.console import say
 from pipeline.core.errors import UserError
@@ -35,9 +35,13 @@ def _serve(connection: Connection, others: Sequence[Connection], model: Any, tok
         while True:
             asked = json.loads(connection.recv_bytes())
             sampling = Sampling.model_validate(asked.pop("sampling"))
+
+            def tell(place: int, reply: Reply) -> None:
+                connection.send_bytes(json.dumps({"place": place, "reply": asdict(reply)}).encode())
+
             try:
-                replies = generate(model, tokenizer, sampling=sampling, **asked)
-                answer: dict[str, Any] = {"replies": [asdict(reply) for reply in replies]}
+                generate(model, tokenizer, sampling=sampling, arrived=tell, **asked)
+                answer: dict[str, Any] = {"done": True}
             except UserError as error:
                 answer = {"error": str(error)}
             connection.send_bytes(json.dumps(answer).encode())
@@ -53,40 +57,67 @@ class Decoders:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, others: Sequence[Connection]):
         self.model, self.tokenizer, self.others = model, tokenizer, list(others)
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, batch_size: int, seed: int) -> list[Reply]:
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        batch_size: int,
+        seed: int,
+        arrived: Callable[[int, Reply], object] | None = None,
+    ) -> list[Reply]:
         """As ``decode.generate``; a process that died is said, and its part is done here.
 
         Raises:
             UserError: as ``decode.generate``.
         """
         parts = deal(prompts, 1 + len(self.others))
-        waiting: list[tuple[Connection, list[int]]] = []
-        common = {"batch_size": batch_size, "seed": seed}
+        common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "parts": len(parts)}
+        replies: dict[int, Reply] = {}
+        errors: list[str] = []
+        waiting: dict[Connection, list[int]] = {}
         mine = [parts[0]]
+
+        def take(place: int, reply: Reply) -> None:
+            if place not in replies:
+                replies[place] = reply
+                if arrived is not None:
+                    arrived(place, reply)
+
+        def hear(connection: Connection) -> None:
+            """One message of another process."""
+            part = waiting[connection]
+            try:
+                answer = json.loads(connection.recv_bytes())
+            except (EOFError, OSError):
+                del waiting[connection]
+                mine.append(self._lost(connection, part))  # all of it, so that copies of a prompt keep their numbers
+                return
+            if "reply" in answer:
+                take(part[answer["place"]], Reply(**answer["reply"]))
+            else:
+                del waiting[connection]
+                errors.extend([answer["error"]] if "error" in answer else [])
+
         for connection, part in zip(list(self.others), parts[1:], strict=True):
             asked = {"prompts": [list(prompts[i]) for i in part], "sampling": sampling.model_dump(), **common}
             try:
                 connection.send_bytes(json.dumps(asked).encode())
-                waiting.append((connection, part))
+                waiting[connection] = part
             except OSError:
                 mine.append(self._lost(connection, part))
-        replies: dict[int, Reply] = {}
-        errors = []
-        while mine:
+        while mine or waiting:
+            if not mine:
+                for ready in wait(list(waiting)):
+                    hear(cast("Connection", ready))
+                continue
             part = mine.pop()
-            own = generate(self.model, self.tokenizer, [prompts[i] for i in part], sampling, batch_size, seed)
-            replies |= dict(zip(part, own, strict=True))
-            while waiting:
-                connection, theirs = waiting.pop()
-                try:
-                    answer = json.loads(connection.recv_bytes())
-                except (EOFError, OSError):
-                    mine.append(self._lost(connection, theirs))
-                    continue
-                if "error" in answer:
-                    errors.append(answer["error"])
-                else:
-                    replies |= {i: Reply(**reply) for i, reply in zip(theirs, answer["replies"], strict=True)}
+
+            def tell(place: int, reply: Reply, part: list[int] = part) -> None:
+                take(part[place], reply)
+                for ready in wait(list(waiting), 0):  # they wait where nobody takes what they have
+                    hear(cast("Connection", ready))
+
+            generate(self.model, self.tokenizer, [prompts[i] for i in part], sampling, arrived=tell, **common)
         if errors:
             raise UserError(errors[0])
         return [replies[i] for i in range(len(prompts))]

@@ -67,7 +67,7 @@ def run_sampling(
     Raises:
         UserError: no run directory, no adapter, a bad temperature, or the folder holds another study.
     """
-    from pipeline.evaluation.evaluate import evaluate_model
+    from pipeline.evaluation.evaluate import evaluate_engine
 
     run = open_run(run_folder)
     table = run.profile.evaluation.model_copy(deep=True)
@@ -79,13 +79,11 @@ def run_sampling(
     if record.exists() and read_json(record)["identity"] != identity:
         raise UserError(f"{folder} holds a study of another model or other items. Choose another --output-dir.")
     write_json(record, {"identity": identity})
-    model, tokenizer = run.model(which)
     entries: list[SamplingRow] = []
-    for name, settings in rows.items():
-        cells = evaluate_model(
-            model, tokenizer, f"{run.identity(which)}-{name}", settings, folder / name, progress=False
-        )
-        entries.append({"name": name, "modes": {mode: _entry(cells[mode], folder / name / mode) for mode in MODES}})
+    with run.engine(which) as engine:
+        for name, settings in rows.items():
+            cells = evaluate_engine(engine, f"{run.identity(which)}-{name}", settings, folder / name, progress=False)
+            entries.append({"name": name, "modes": {mode: _entry(cells[mode], folder / name / mode) for mode in MODES}})
     result: SamplingStudy = {
         "model": which,
         "table": table.sampling.model_dump(),

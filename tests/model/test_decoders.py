@@ -49,6 +49,9 @@ def test_replies_are_those_of_one_process(model, embedded_tokenizer, prompts, co
         assert decoding.generate(prompts, SAMPLED, 4, seed=5) == alone
         assert decoding.generate(prompts[:1], SAMPLED, 4, seed=5) == alone[:1]
         assert decoding.generate([], SAMPLED, 4, seed=5) == []
+        told: dict[int, object] = {}
+        decoding.generate(prompts, SAMPLED, 4, 5, lambda place, reply: told.update({place: reply}))
+        assert [told[place] for place in range(len(prompts))] == alone
 
 
 def test_a_process_that_dies_is_replaced_by_this_one(model, embedded_tokenizer, prompts, capsys):
