@@ -80,15 +80,18 @@ def _map_strings(value: Any, change: Any) -> Any:
     return value
 
 
-def _remember_safe_attributes(template: str) -> None:
-    """Let the sandbox in which transformers runs this template remember its own verdicts; saves a quarter of rendering.
+def _remember_safe_attributes(tokenizer: Any) -> None:
+    """Let the sandbox in which the tokenizer's template runs remember its own verdicts; saves a quarter of rendering.
 
     Whether an attribute may be read depends on the type of the object and the attribute's name alone (jinja2.sandbox), and
     the sandbox asks itself anew at every access. transformers compiles a template once and keeps it.
     """
-    from transformers.utils.chat_template_utils import _compile_jinja_template
+    template = getattr(tokenizer, "compiled_template", None)
+    if template is None:
+        from transformers.utils.chat_template_utils import _compile_jinja_template
 
-    environment = _compile_jinja_template(template).environment
+        template = _compile_jinja_template(str(tokenizer.chat_template))
+    environment = template.environment
     verdict = type(environment).is_safe_attribute
     known: dict[tuple[type, str], bool] = {}
 
@@ -127,12 +130,12 @@ class ChatFormat:
                 f"data.empty_think={empty_think} trains the empty block behind the thinking prompt, which only models like Qwen3 "
                 "have; this chat template's prompts differ in another way. Use data.empty_think=masked."
             )
-        _remember_safe_attributes(str(tokenizer.chat_template))
+        _remember_safe_attributes(tokenizer)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """In a worker process: ``__init__`` does not run there, and the sandbox of that process has to learn it too."""
         self.__dict__.update(state)
-        _remember_safe_attributes(str(self.tokenizer.chat_template))
+        _remember_safe_attributes(self.tokenizer)
 
     @cached_property
     def key(self) -> str:
@@ -290,7 +293,9 @@ class ChatFormat:
             if (not message["content"].strip() and not message.get("tool_calls")) or message.get("weight") == 0:
                 continue  # OpenAI's weight 0: an answer to read, not to learn
             has_reasoning = bool((message.get("reasoning_content") or "").strip())
-            if has_reasoning and conversation.mode == "thinking":
+            if conversation.each:
+                result.append((index, "thinking" if has_reasoning else "non_thinking"))
+            elif has_reasoning and conversation.mode == "thinking":
                 result.append((index, "thinking"))
             elif conversation.mode == "non_thinking":
                 result.append((index, "non_thinking"))
@@ -311,7 +316,7 @@ class ChatFormat:
                 holds what the chat template cannot show, or text that is not Unicode.
             UserError: the chat template breaks the parity rule (a full conversation does not start with its prompt).
         """
-        keep_reasoning = conversation.mode == "thinking"
+        keep_reasoning = conversation.mode == "thinking" or conversation.each
         messages = [
             {k: v for k, v in m.items() if v is not None and (k != "reasoning_content" or keep_reasoning)}
             for m in conversation.messages

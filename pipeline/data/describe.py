@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.place import cache_dir
 from pipeline.data.chat_format import ChatFormat
 from pipeline.data.mix import Mix, mix_from_recipe
-from pipeline.model.load import load_tokenizer
+from pipeline.model.load import load_data_tokenizer
 from pipeline.settings import Profile, Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -31,13 +31,25 @@ def profile_mix(profile: Profile, recipe: Recipe, tokenizer: PreTrainedTokenizer
 def build_profile_mix(profile: Profile) -> Mix:
     """The mix of a profile's recipe with its tokenizer; nothing is written but the cache of tokenised pools."""
 
-    return profile_mix(profile, load_recipe(profile.recipe, profile.mix), load_tokenizer(profile.model))
+    return profile_mix(profile, load_recipe(profile.recipe, profile.mix), load_data_tokenizer(profile.model))
 
 
 def _detected(source: dict[str, Any]) -> str:
     """The formats that the rows were read as, and why."""
     found = [f"{f['rows']:,} as {name} ({f['because']})" for name, f in source["formats"].items()]
     return f"; {', '.join(found)}" if found else ""
+
+
+def _modes(source: dict[str, Any]) -> list[str]:
+    """In which mode the rows came out, and why; which columns nothing was read from."""
+    found = [
+        f"{sum(whys.values()):,} {mode} ({', '.join(f'{n:,} {why}' for why, n in whys.items())})"
+        for mode, whys in source["modes"].items()
+    ]
+    lines = [f"    modes: {'; '.join(found)}"] if found else []
+    if source["unread"]:
+        lines.append(f"    columns not used: {', '.join(source['unread'])}")
+    return lines
 
 
 def describe_mix(manifest: dict[str, Any]) -> str:
@@ -53,6 +65,7 @@ def describe_mix(manifest: dict[str, Any]) -> str:
             f"  {source['name']}: share {source['requested']:.3f} of {manifest['unit']} asked for; is {achieved}"
         )
         lines.append(f"    {source['read']:,} rows read, {source['kept']:,} kept" + _detected(source))
+        lines += _modes(source)
         for step, entry in source["steps"].items():
             counts = [f"{n:,} {reason}" for reason, n in entry["rejected"].items()]
             rejected = f"rejected {', '.join(counts)}" if counts else ""
@@ -66,4 +79,4 @@ def describe_mix(manifest: dict[str, Any]) -> str:
         for name, counts in (("noted", source["notes"]), ("augmented", source["augmented"])):
             if counts:
                 lines.append(f"    {name}: {', '.join(f'{n:,} {word}' for word, n in counts.items())}")
-    return "\n".join([*lines, *(f"  note: {w}" for w in manifest["warnings"])])
+    return "\n".join([*lines, *(f"  warning: {w}" for w in manifest["warnings"])])
