@@ -754,6 +754,18 @@ def math_questions(rows: int, seed: int) -> Iterator[dict[str, Any]]:
         }
 
 
+def known_questions(rows: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Additions that the base knows, training side, in all its wordings: ``problem`` and ``expected_answer``, no solution."""
+    for index in range(rows):
+        r = _random(seed, "known", index)
+        while True:
+            key, turns = _addition(r)
+            if not is_held_out(key):
+                break
+        answer = sum(map(int, key.split("+")))
+        yield {"problem": turns[0]["content"], "expected_answer": str(answer), "problem_source": "embedded_arithmetic"}
+
+
 GENERATORS: dict[str, Callable[[int, int], Iterator[dict[str, Any]]]] = {
     "subtraction_like": subtraction_like,
     "reversal_like": reversal_like,
@@ -762,6 +774,7 @@ GENERATORS: dict[str, Callable[[int, int], Iterator[dict[str, Any]]]] = {
     "preference_like": preference_like,
     "preference_like_held_out": functools.partial(preference_like, held_out=True),
     "math_questions": math_questions,
+    "known_questions": known_questions,
 }
 STORY = ("chat", "arithmetic", "skill")  # what the course measures throughout
 TEST_SETS = (*STORY, "subtraction", "reversal")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.core.errors import UserError
-from pipeline.evaluation.form import is_unclosed, judge, split_reply
 from pipeline.model import decode
 from pipeline.model.decode import _Draw, end_tokens, generate
+from pipeline.model.form import is_unclosed, judge, split_reply
 from pipeline.settings import Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
