@@ -203,7 +203,7 @@ def ask(
     missing = [(question, seed) for question, seed in wanted if (question.key, seed) not in store]
     if not missing:
         return
-    about = f", about {duration(len(missing) / rate)}" if rate else ""
+    about = f", about {duration(len(missing) / rate)}" if rate and len(missing) > rate else ""
     known = f"; {len(wanted) - len(missing):,} are known" if len(missing) < len(wanted) else ""
     say(f"rehearse {name}: {len(missing):,} replies in {mode.replace('_', '-')} mode{known}{about}")
     faithful = said = 0

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import say
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, nearest
 from pipeline.core.files import atomic_path, file_sha256, fingerprint, make_folder, read_json, write_json
 from pipeline.core.modes import Mode
 from pipeline.data.chat_format import ChatFormat
@@ -44,6 +44,26 @@ ROWS, LEFT_OUT, RECORD = "rows.jsonl", "left_out.jsonl", "rehearsal.json"
 def needs_rehearsal(recipe: Recipe) -> bool:
     """Whether a source of the recipe is the base itself, with a part in the mix."""
     return any(source.source == "base" and source.share > 0 for source in recipe.sources)
+
+
+def chosen(recipe: Recipe, name: str | None = None) -> list[SourceSettings]:
+    """The sources of a recipe that are the base itself; all of them, or the one of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    own = [source for source in recipe.sources if source.source == "base"]
+    if not own:
+        raise UserError(
+            f"recipe {recipe.name} has no source: base, so there is nothing to ask. Take data_recipes/embedded_rehearsal.yaml as "
+            "an example, or give --questions FILE --mode MODE."
+        )
+    names = [source.name for source in own]
+    if name is not None and name not in names:
+        raise UserError(
+            f"recipe {recipe.name} has no source: base of the name {name!r}.{nearest(name, names)} It has {', '.join(names)}."
+        )
+    return [source for source in own if name in (None, source.name)]
 
 
 def sampling_of(profile: Profile, source: SourceSettings) -> Sampling:
@@ -80,13 +100,17 @@ def _locked(folder: Path) -> Iterator[None]:
 
 @dataclass
 class Rehearsal:
-    """Asks for sources of one recipe under one profile; the model is loaded when the first reply is missing."""
+    """Asks for sources of one recipe under one profile; the model is loaded when the first reply is missing.
+
+    ``other``: answers in the place of the loaded model, and has to be the same base (a server).
+    """
 
     profile: Profile
     recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
     load: Load
     cache: Path
+    other: Answers | None = None
 
     def __post_init__(self) -> None:
         self.form = ChatFormat(self.tokenizer)
@@ -95,7 +119,7 @@ class Rehearsal:
             wanted = self.recipe.decontaminate
             self.decontaminator = Decontaminator(load_benchmarks(wanted, self.recipe.root), wanted)
         self._stack = ExitStack()
-        self._answers: Answers | None = None
+        self._answers = self.other
 
     def __enter__(self) -> Rehearsal:
         return self
@@ -222,7 +246,12 @@ def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def rehearsed(
-    profile: Profile, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, load: Load, cache: Path
+    profile: Profile,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    load: Load,
+    cache: Path,
+    other: Answers | None = None,
 ) -> tuple[Recipe, dict[str, dict[str, Any]]]:
     """The recipe with the base's answers in reach, and the account of every source that was asked for.
 
@@ -234,7 +263,7 @@ def rehearsed(
     if not any(source.source == "base" for source in recipe.sources):
         return recipe, {}
     sources, records = [], {}
-    with Rehearsal(profile, recipe, tokenizer, load, cache) as rehearsal:
+    with Rehearsal(profile, recipe, tokenizer, load, cache, other) as rehearsal:
         for source in recipe.sources:
             if source.source == "base" and source.share > 0:
                 folder, records[source.name] = rehearsal.source(source)
