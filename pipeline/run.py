@@ -9,6 +9,7 @@ In: a ``Profile`` and an output directory. Out: a run directory that holds every
     checkpoints/  adapter/         of training; training.json when it is done
     trackers/                      what wandb, swanlab and tensorboard write, where they are asked for
     evaluation/{base,tuned}/       one folder a mode: predictions.jsonl and cell.json
+    evaluation/distance.json       KL(base ‖ tuned) a token, by mode and benchmark
     report.json  report.html  model_card.md
     failure.json                   the error that a command ended with, until the next one begins
 
@@ -370,6 +371,43 @@ class Run:
         self._track_evaluation(which)
         return cells
 
+    def distance(self) -> dict[str, Any] | None:
+        """How far the tuned model is from its base (``evaluation.distance``), in the first process; None: it is not measured.
+
+        It is measured once both are evaluated, kept in evaluation/distance.json, and made anew for other weights.
+        """
+        return first("distance", self._distance, self._stored_distance)
+
+    def _stored_distance(self) -> dict[str, Any] | None:
+        path = self._path("evaluation", "distance.json")
+        if not path.exists():
+            return None
+        record = read_json(path)
+        same = record["model_id"] == self.identity("tuned") and record["items"] == self.profile.evaluation.kl_items
+        return dict(record["modes"]) if same else None
+
+    def _distance(self) -> dict[str, Any] | None:
+        settings, stored = self.profile.evaluation, self._stored_distance()
+        if stored is not None or not settings.kl_items or self._path("report.json").exists():
+            return stored
+        if any(self._cells(which) is None for which in ("base", "tuned")):
+            return None
+        from pipeline.evaluation.distance import measure_distance
+        from pipeline.model.divergence import has_switch
+
+        model, tokenizer = self.model("tuned")
+        if not has_switch(model):
+            self.note(
+                f"the distance to the base is not measured: method {self.profile.chosen_method} has no adapter that can be "
+                "switched off"
+            )
+            return None
+        replies = {mode: read_jsonl(self._path("evaluation", "base", mode, "predictions.jsonl")) for mode in MODES}
+        modes = measure_distance(model, tokenizer, replies, settings.kl_items, settings.batch_size)
+        record = {"model_id": self.identity("tuned"), "items": settings.kl_items, "modes": modes}
+        write_json(self._path("evaluation", "distance.json"), record)
+        return modes
+
     def _track_evaluation(self, which: str, wait: bool = False) -> None:
         """Give a stored evaluation to the trackers, into the run of the training: the base at step 0, the tuned at its end.
 
@@ -425,6 +463,7 @@ class Run:
             mix=mix_section(manifest),
             training=read_json(self._path("training.json")),
             evaluation=cells,
+            distance=self._stored_distance(),
         )
         predictions: dict[tuple[str, str], list[dict[str, Any]]] = {
             (which, mode): [
@@ -457,7 +496,7 @@ class Run:
             ("mix", self.data),
             ("evaluate base", lambda: self.evaluate("base")),
             ("train", self.train),
-            ("evaluate tuned", lambda: self.evaluate("tuned")),
+            ("evaluate tuned", lambda: (self.evaluate("tuned"), self.distance())),
         )
         for number, (name, stage) in enumerate(stages, 1):
             say(f"[{number}/{len(stages) + 1}] {name}")

@@ -52,7 +52,7 @@ def _data(args: argparse.Namespace) -> int:
     from pipeline.data.mix import save_mix
 
     stored = None if args.dry_run else _stored_manifest(args.output_dir)
-    mix = build_profile_mix(profile)
+    mix = build_profile_mix(profile, ask=not args.dry_run)
     if stored is not None and stored != mix.manifest:
         raise UserError(f"{args.output_dir} holds another mix. Choose another --output-dir; nothing was changed.")
     if stored is None and not args.dry_run:

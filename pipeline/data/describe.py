@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.errors import UserError
 from pipeline.core.place import cache_dir
 from pipeline.core.redact import masked
 from pipeline.data.chat_format import ChatFormat
@@ -51,10 +52,24 @@ def profile_mix(profile: Profile, recipe: Recipe, tokenizer: PreTrainedTokenizer
     return mix
 
 
-def build_profile_mix(profile: Profile) -> Mix:
-    """The mix of a profile's recipe with its tokenizer; nothing is written but the cache of tokenised pools."""
+def _not_asked() -> Any:
+    raise UserError(
+        "The mix takes answers of the base that it has not given yet, and nothing is asked here. Let it answer first: "
+        "python -m pipeline rehearse, with the same profile and settings."
+    )
 
-    return profile_mix(profile, load_recipe(profile.recipe, profile.mix), load_tokenizer(profile.model))
+
+def build_profile_mix(profile: Profile, ask: bool = True) -> Mix:
+    """The mix of a profile's recipe with its tokenizer; nothing is written but the cache of tokenised pools.
+
+    Args:
+        ask: let the base answer, where the recipe wants its answers.
+
+    Raises:
+        UserError: not ``ask``, and answers are missing.
+    """
+    recipe = load_recipe(profile.recipe, profile.mix)
+    return profile_mix(profile, recipe, load_tokenizer(profile.model), None if ask else _not_asked)
 
 
 def _detected(source: dict[str, Any]) -> str:

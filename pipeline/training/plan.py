@@ -16,7 +16,7 @@ def plan(profile: Profile, tflops: float | None = None) -> dict[str, Any]:
     none, that of training comes from a count of operations and ``tflops``, and is null without it.
     """
 
-    manifest = build_profile_mix(profile).manifest
+    manifest = build_profile_mix(profile, ask=False).manifest
     steps = planned_steps(profile, manifest["examples"]["train"])
     batch = global_batch(profile)
     tokens = int(manifest["total"]["tokens"] / manifest["examples"]["train"] * steps * batch)

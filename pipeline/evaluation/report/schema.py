@@ -153,6 +153,22 @@ class RetentionSection(_Strict):
     non_thinking: ModeRetention
 
 
+class Distance(_Strict):
+    """Mean KL(base ‖ tuned) in nats a token, over the base's own replies to ``n`` items, ``tokens`` in all."""
+
+    kl: NonNegativeFloat
+    ci95: RatioInterval
+    n: PositiveInt
+    tokens: PositiveInt
+
+
+class DistanceSection(_Strict):
+    """By benchmark, in both modes."""
+
+    thinking: dict[str, Distance]
+    non_thinking: dict[str, Distance]
+
+
 class Report(_Strict):
     """``report.json``."""
 
@@ -162,6 +178,7 @@ class Report(_Strict):
     training: TrainingSection
     evaluation: EvaluationSection
     retention: RetentionSection
+    distance: DistanceSection | None = None  # None: not measured, or a run of before it was
 
 
 def _check_interval(path: str, value: float, interval: Sequence[float]) -> None:
@@ -222,3 +239,5 @@ def validate_report(data: Any) -> None:
                 raise UserError(f"report.json: {path}: ratio and ci95 are null together or not at all.")
             if entry["ratio"] is not None:
                 _check_interval(f"{path}.ci95", entry["ratio"], entry["ci95"])
+        for name, entry in ((data.get("distance") or {}).get(mode) or {}).items():
+            _check_interval(f"distance.{mode}.{name}.ci95", entry["kl"], entry["ci95"])
