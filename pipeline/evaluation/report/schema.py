@@ -74,6 +74,7 @@ class LossPoint(_Strict):
 
     step: NonNegativeInt
     loss: float
+    kl: float | None = None  # with training.kl_to_base: mean KL(base ‖ tuned) of the tokens that are held to the base
 
 
 class TrainingSection(_Strict):
