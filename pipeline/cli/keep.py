@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.shared import command, load, positive, quiet, show, word
+from pipeline.cli.shared import command, folder, load, positive, quiet, show, values, word
 from pipeline.core.errors import UserError
 from pipeline.core.modes import MODES
 
@@ -24,6 +25,16 @@ def register(group: Any) -> None:
         "--samples", type=positive, metavar="N", help="with --questions: replies a question (default: 1)"
     )
     rehearse.set_defaults(do=_rehearse)
+
+    scale = command(
+        group, "scale", "a run's model with less of its adapter, from the base to the tuned model", profile=False
+    )
+    scale.add_argument("--run", type=folder, required=True, metavar="RUN", help="directory of a finished run")
+    scale.add_argument(
+        "--values", type=values, nargs="+", default=[], metavar="A,B,…", help="from 0 to 1 (default: 0.25,0.5,0.75,1)"
+    )
+    scale.add_argument("--limit", type=positive, metavar="N", help="items a benchmark")
+    scale.set_defaults(do=_scale)
 
 
 def _recipe_of_questions(args: argparse.Namespace) -> Any:
@@ -61,4 +72,18 @@ def _rehearse(args: argparse.Namespace) -> int:
             rows, records[source.name] = rehearsal.source(source)
             copy_to(args.output_dir / source.name, rows)
     show(args, records, f"{describe(records)}\n\nrows: {args.output_dir}/*/rows.jsonl")
+    return 0
+
+
+def _scale(args: argparse.Namespace) -> int:
+    from pipeline.studies.scale import VALUES, run_scale, scale_text
+
+    words = list(chain.from_iterable(args.values))
+    try:
+        chosen = [float(text) for text in words] or list(VALUES)
+    except ValueError as error:
+        raise UserError(f"--values are numbers from 0 to 1, given: {', '.join(words)}.") from error
+    quiet()
+    result = run_scale(args.run, args.output_dir, chosen, args.limit)
+    show(args, result, f"{scale_text(result)}\n\npicture: {args.output_dir / 'scale.png'}")
     return 0
