@@ -22,6 +22,7 @@ from pipeline.core.statistics import (
 )
 from pipeline.studies.arms import SweepCell
 from pipeline.studies.forgetting import distance_of, forgetting, forgetting_text
+from pipeline.studies.price import PRICE_HEADS, price_cells, price_of
 from pipeline.studies.results import BenchmarkRate, Estimate, Failure, Flips, ModeRates, Point, Sweep, SweepRate
 
 FIDELITY_FLOOR = 0.95  # of the recommended range, in both modes
@@ -198,7 +199,9 @@ def summarise_sweep(key: str, cells: Sequence[SweepCell], folder: Path, question
         "failed": failed,
     }
     for point in result["points"]:
-        if found := distance_of([cell.folder / "run" for cell in cells if cell.value == point["value"]]):
+        own = [cell.folder / "run" for cell in cells if cell.value == point["value"]]
+        point["price"] = price_of(own)
+        if found := distance_of(own):
             point["distance"] = found
     runs = [cell.folder / "run" for cell in cells if cell.value in values]
     if (agreement := forgetting(runs, result["learnt"], result["known"])) is not None:
@@ -324,6 +327,10 @@ def sweep_table(result: Sweep) -> str:
             if "distance" in p
         ]
         lines += _lines(heads[: 1 + len(benchmarks)], far)
+    priced = [p for p in result["points"] if "price" in p]
+    if priced:
+        lines += ["", "price, means over seeds"]
+        lines += _lines([result["axis"], *PRICE_HEADS], [[str(p["value"]), *price_cells(p["price"])] for p in priced])
     if "forgetting" in result:
         lines += ["", forgetting_text(result["forgetting"])]
     lines += ["", recommendation(result)]

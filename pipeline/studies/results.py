@@ -76,6 +76,15 @@ class ModeRates(TypedDict):
     mode_fidelity: SweepRate
 
 
+class Price(TypedDict):
+    """Means over the runs of a value; None: not measured."""
+
+    training_seconds: float | None
+    memory_above_base_bytes: float | None
+    questions: float  # that the base was asked for the mix
+    asking_seconds: float
+
+
 class Point(TypedDict):
     """One value of a sweep."""
 
@@ -88,6 +97,7 @@ class Point(TypedDict):
     distance: NotRequired[
         dict[str, dict[str, Estimate]]
     ]  # mode → benchmark → KL(base ‖ tuned) a token, mean over seeds
+    price: NotRequired[Price]
 
 
 class Failure(TypedDict):

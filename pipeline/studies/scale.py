@@ -40,7 +40,12 @@ def scaled(model: PreTrainedModel, value: float) -> Iterator[None]:
         yield
 
 
-def _require(values: Sequence[float], method: str) -> list[float]:
+def require_scalable(values: Sequence[float], method: str) -> list[float]:
+    """The values in order, and 1 with them.
+
+    Raises:
+        UserError: a value outside 0 to 1, or given twice; a method whose adapter does not scale.
+    """
     for value in values:
         if not 0 <= value <= 1 or math.isnan(value) or list(values).count(value) > 1:
             raise UserError(f"--values are numbers from 0 to 1, each given once; found {value:g}.")
@@ -65,7 +70,7 @@ def run_scale(run_folder: Path, folder: Path, values: Sequence[float] = VALUES, 
     from pipeline.evaluation.evaluate import evaluate_model
 
     run = open_run(run_folder)
-    wanted = _require(values, run.profile.chosen_method)
+    wanted = require_scalable(values, run.profile.chosen_method)
     settings = run.profile.evaluation.model_copy(deep=True)
     settings.limit = limit or settings.limit
     make_folder(folder)
