@@ -9,7 +9,7 @@ The story in order, and where each step stands:
 5. a mix at a share                           ``data.mix``
 6. a base is loaded, a method put on it       ``model.load``, ``model.methods``
 7. training                                   ``training.train``
-8. replies, and their form                    ``model.decode``, ``evaluation.form``
+8. replies, and their form                    ``model.decode``, ``model.form``
 9. both modes with EvalScope, and the report  ``evaluation.evaluate``, ``evaluation.report``
 10. all of it in one directory                ``run``
 

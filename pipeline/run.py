@@ -4,10 +4,12 @@ In: a ``Profile`` and an output directory. Out: a run directory that holds every
 
     profile.yaml  recipe.yaml      the settings as they were resolved
     run.json                       their fingerprint, versions, seed, start and end, notes
+    rehearsal/                     of each source that is the base itself: rows.jsonl, left_out.jsonl, rehearsal.json
     mix/                           train.parquet, validation.parquet, rejected.jsonl, manifest.json
     checkpoints/  adapter/         of training; training.json when it is done
     trackers/                      what wandb, swanlab and tensorboard write, where they are asked for
     evaluation/{base,tuned}/       one folder a mode: predictions.jsonl and cell.json
+    evaluation/distance.json       KL(base ‖ tuned) a token, by mode and benchmark
     report.json  report.html  model_card.md
     failure.json                   the error that a command ended with, until the next one begins
 
@@ -29,15 +31,18 @@ import yaml
 from pipeline.core.console import expect, say
 from pipeline.core.errors import UserError
 from pipeline.core.files import fingerprint, known_sha256, now, read_json, read_jsonl, write_json, write_text
+from pipeline.core.modes import MODES
+from pipeline.core.place import cache_dir
 from pipeline.core.processes import first, is_first, is_sharded
 from pipeline.core.redact import masked
 from pipeline.core.versions import installed
 from pipeline.data.describe import describe_mix, profile_mix
 from pipeline.data.mix import Mix, load_mix, save_mix
+from pipeline.data.rehearsal.rehearse import copy_to, describe, needs_rehearsal, rehearsed
 from pipeline.evaluation.cells import finished_cells, modes_in, write_modes
 from pipeline.model.config import model_config
 from pipeline.model.dtype import computing_dtype, precision
-from pipeline.model.load import load_model, load_tokenizer, model_location
+from pipeline.model.load import base_identity, load_model, load_tokenizer, model_location
 from pipeline.model.methods import require_fit, weights_files
 from pipeline.model.room import require_context
 from pipeline.model.thinking_style import thinking_style
@@ -79,6 +84,7 @@ class Run:
     _model: PreTrainedModel | None = field(default=None, repr=False)
     _tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False)
     _has_adapter: bool = field(default=False, repr=False)
+    _rehearsed: bool = field(default=False, repr=False)
 
     # --- the directory
 
@@ -186,7 +192,8 @@ class Run:
                 f"({shortened(trained)}). Choose another --output-dir; nothing was changed."
             )
         if any(affects(key, "mix") for key in found):
-            shutil.rmtree(self._path("mix"), ignore_errors=True)  # it is built again
+            for name in ("mix", "rehearsal"):
+                shutil.rmtree(self._path(name), ignore_errors=True)  # it is made again
         if any(affects(key, "evaluation") for key in found):
             for path in self._path("evaluation").glob("*/*/cell.json"):
                 path.unlink()  # the replies stay; those of the same settings are not asked again
@@ -301,11 +308,35 @@ class Run:
         folder = self._path("mix")
         if (folder / "manifest.json").exists():
             return load_mix(folder)
+        self._rehearse()
         tokenizer = self._tokenizer or load_tokenizer(self.profile.model)
-        mix = profile_mix(self.profile, self.recipe, tokenizer)
+        mix = profile_mix(self.profile, self.recipe, tokenizer, lambda: self.model("base"))
         save_mix(mix, folder)
         say(describe_mix(mix.manifest))
         return mix
+
+    def rehearse(self) -> dict[str, Any]:
+        """Ask the base what the recipe wants it to answer, in the first process; what it wrote is copied to rehearsal/.
+
+        Returns:
+            {source: account}.
+        """
+        return first("rehearse", self._rehearse, dict)
+
+    def _rehearse(self) -> dict[str, Any]:
+        if self._rehearsed or self._path("mix", "manifest.json").exists():
+            return {}
+        tokenizer = self._tokenizer or load_tokenizer(self.profile.model)
+        ready, records = rehearsed(self.profile, self.recipe, tokenizer, lambda: self.model("base"), cache_dir())
+        for source in ready.sources:
+            if source.rows_at is not None:
+                copy_to(self._path("rehearsal", source.name), source.rows_at.parent)
+        if records:
+            say(describe(records))
+        for text in (text for record in records.values() for text in record["warnings"]):
+            self.note(text)
+        self._rehearsed = True
+        return records
 
     def train(self, callbacks: Sequence[TrainerCallback] = ()) -> TrainingRecord:
         """Train and save the adapter; returns the report's ``training`` section."""
@@ -341,14 +372,7 @@ class Run:
 
     def identity(self, which: str) -> str:
         """Names the weights: the base by its files' content (its name and revision on a hub), the adapter by its content."""
-
-        settings = self.profile.model
-        if settings.source == "local":
-            files = sorted(Path(model_location(settings)).glob("*.safetensors"))
-            base = fingerprint([known_sha256(file) for file in files])[:12]
-        else:
-            base = settings.revision or "main"
-        identity = f"{Path(settings.name).name}-{base}-{precision(settings)}"
+        identity = base_identity(self.profile.model)
         if which == "base":
             return identity
         files = weights_files(self._path("adapter"))
@@ -378,6 +402,43 @@ class Run:
                 cells = evaluate_engine(engine, self.identity(which), self.profile.evaluation, folder, style.modes)
         self._track_evaluation(which)
         return cells
+
+    def distance(self) -> dict[str, Any] | None:
+        """How far the tuned model is from its base (``evaluation.distance``), in the first process; None: it is not measured.
+
+        It is measured once both are evaluated, kept in evaluation/distance.json, and made anew for other weights.
+        """
+        return first("distance", self._distance, self._stored_distance)
+
+    def _stored_distance(self) -> dict[str, Any] | None:
+        path = self._path("evaluation", "distance.json")
+        if not path.exists():
+            return None
+        record = read_json(path)
+        same = record["model_id"] == self.identity("tuned") and record["items"] == self.profile.evaluation.kl_items
+        return dict(record["modes"]) if same else None
+
+    def _distance(self) -> dict[str, Any] | None:
+        settings, stored = self.profile.evaluation, self._stored_distance()
+        if stored is not None or not settings.kl_items or self._path("report.json").exists():
+            return stored
+        if any(self._cells(which) is None for which in ("base", "tuned")):
+            return None
+        from pipeline.evaluation.distance import measure_distance
+        from pipeline.model.divergence import has_switch
+
+        model, tokenizer = self.model("tuned")
+        if not has_switch(model):
+            self.note(
+                f"the distance to the base is not measured: method {self.profile.chosen_method} has no adapter that can be "
+                "switched off"
+            )
+            return None
+        replies = {mode: read_jsonl(self._path("evaluation", "base", mode, "predictions.jsonl")) for mode in MODES}
+        modes = measure_distance(model, tokenizer, replies, settings.kl_items, settings.batch_size)
+        record = {"model_id": self.identity("tuned"), "items": settings.kl_items, "modes": modes}
+        write_json(self._path("evaluation", "distance.json"), record)
+        return modes
 
     def _track_evaluation(self, which: str, wait: bool = False) -> None:
         """Give a stored evaluation to the trackers, into the run of the training: the base at step 0, the tuned at its end.
@@ -434,6 +495,7 @@ class Run:
             mix=mix_section(manifest),
             training=read_json(self._path("training.json")),
             evaluation=cells,
+            distance=self._stored_distance(),
         )
         predictions: dict[tuple[str, str], list[dict[str, Any]]] = {
             (which, mode): [
@@ -463,14 +525,15 @@ class Run:
         """Every stage in order; finished ones are not repeated."""
         first("look at the evaluation", self._require_evaluation, lambda: None)
         stages = (
+            *([("rehearse", self.rehearse)] if needs_rehearsal(self.recipe) else []),
             ("mix", self.data),
             ("evaluate base", lambda: self.evaluate("base")),
             ("train", self.train),
-            ("evaluate tuned", lambda: self.evaluate("tuned")),
+            ("evaluate tuned", lambda: (self.evaluate("tuned"), self.distance())),
         )
         for number, (name, stage) in enumerate(stages, 1):
             say(f"[{number}/{len(stages) + 1}] {name}")
-            expect(self._seconds_after(name) if number > 1 else {})
+            expect({} if name in ("rehearse", "mix") else self._seconds_after(name))
             stage()
         expect({})
         self.trackers.close()

@@ -52,7 +52,7 @@ def _data(args: argparse.Namespace) -> int:
     from pipeline.data.mix import save_mix
 
     stored = None if args.dry_run else _stored_manifest(args.output_dir)
-    mix = build_profile_mix(profile)
+    mix = build_profile_mix(profile, ask=not args.dry_run)
     if stored is not None and stored != mix.manifest:
         raise UserError(f"{args.output_dir} holds another mix. Choose another --output-dir; nothing was changed.")
     if stored is None and not args.dry_run:
@@ -80,8 +80,10 @@ def _look(args: argparse.Namespace, profile: Any) -> int:
     from pipeline.core.errors import nearest
     from pipeline.core.place import cache_dir
     from pipeline.data.chat_format import ChatFormat, coloured
+    from pipeline.data.describe import loader
     from pipeline.data.lengths import lengths, lengths_text
     from pipeline.data.pools import build_pools
+    from pipeline.data.rehearsal.rehearse import rehearsed
     from pipeline.data.screen import screen
     from pipeline.model.load import load_data_tokenizer
     from pipeline.settings import load_recipe
@@ -95,6 +97,7 @@ def _look(args: argparse.Namespace, profile: Any) -> int:
     tokenizer = load_data_tokenizer(profile.model)
     data, limit = profile.data, profile.length_limit
     masks = ChatFormat(tokenizer, data.empty_think, data.loss_on)
+    recipe, _ = rehearsed(profile, recipe, tokenizer, loader(profile), cache_dir())
     pools = build_pools(recipe, masks, limit, data.turns, data.workers, cache_dir(), data.too_long)
     chosen = [pool for pool in pools if args.source in (None, pool.source.name)]
     if args.action == "stats":

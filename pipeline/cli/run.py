@@ -78,6 +78,8 @@ def _stage(args: argparse.Namespace, run: Any) -> int:
     elif args.command == "evaluate":
         which = ["base", "tuned"] if args.which == "both" else [args.which]
         cells = {name: run.evaluate(name) for name in which}
+        if "tuned" in which:
+            run.distance()
         show(args, cells, cells_text(cells))
     else:
         _print_report(args, run.all(), run.folder)

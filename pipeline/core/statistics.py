@@ -100,6 +100,13 @@ def difference_interval95(first: np.ndarray, second: np.ndarray, draws: np.ndarr
     return [max(-1.0, float(each.flat[0]) - bound), min(1.0, float(each.flat[0]) + bound)]
 
 
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    result: np.ndarray = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return result
+
+
 # --- tests --------------------------------------------------------------------------------------------------------------
 
 
@@ -118,6 +125,30 @@ def paired_permutation(first: np.ndarray, second: np.ndarray, repeats: int = 10_
     signs = rng.integers(0, 2, (repeats, len(difference)), dtype=np.int8) * 2 - 1
     extreme = int((np.abs(signs @ difference) >= observed - 1e-12).sum())
     return (extreme + 1) / (repeats + 1)
+
+
+def flips(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+    """Items that only one of two settings gets right, counted in both directions, and a paired test of "no difference".
+
+    Args:
+        first, second: [seeds, items] of 0 and 1, the same items. Scores in between count as right from 0.5 on.
+
+    Returns:
+        ``gained``: wrong by the first, right by the second, over all seeds; ``lost``: the other way; ``n``: pairs; ``p``,
+        two-sided: with one seed by McNemar's exact test (a binomial test of the two counts); with several, whose answers to one
+        item hang together, by ``paired_permutation`` of the items' means, which is the same test where there is one.
+    """
+    a, b = np.asarray(first) >= 0.5, np.asarray(second) >= 0.5
+    gained, lost = int((~a & b).sum()), int((a & ~b).sum())
+    p = mcnemar(gained, lost) if len(a) == 1 else paired_permutation(a.mean(axis=0), b.mean(axis=0))
+    return {"gained": gained, "lost": lost, "n": int(a.size), "p": p}
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided p of McNemar's exact test: how likely counts at least as uneven are if both directions are alike."""
+    total = gained + lost
+    tail = sum(math.comb(total, k) for k in range(min(gained, lost) + 1))
+    return min(1.0, 2 * tail / 2**total)
 
 
 def discordance(first: np.ndarray, second: np.ndarray) -> float:

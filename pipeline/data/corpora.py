@@ -754,6 +754,42 @@ def math_questions(rows: int, seed: int) -> Iterator[dict[str, Any]]:
         }
 
 
+def known_questions(rows: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Additions that the base knows, training side, in all its wordings: ``problem`` and ``expected_answer``, no solution."""
+    for index in range(rows):
+        r = _random(seed, "known", index)
+        while True:
+            key, turns = _addition(r)
+            if not is_held_out(key):
+                break
+        answer = sum(map(int, key.split("+")))
+        yield {"problem": turns[0]["content"], "expected_answer": str(answer), "problem_source": "embedded_arithmetic"}
+
+
+def gold_chat(
+    rows: int, seed: int, draw: Callable[[random.Random], list[Turn]] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Chat of the training side with the reasoning that the base was trained on: ``messages``, reasoning with every answer.
+
+    What no user has: an upper bound for what a base's own answers can keep.
+    """
+    for index in range(rows):
+        r = _random(seed, "gold", index)
+        yield {"messages": _draw_chat(r, False) if draw is None else draw(r)}
+
+
+def gold_sums(rows: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Additions likewise."""
+
+    def draw(r: random.Random) -> list[Turn]:
+        while True:
+            key, turns = _addition(r)
+            if not is_held_out(key):
+                return turns
+
+    return gold_chat(rows, seed, draw)
+
+
 GENERATORS: dict[str, Callable[[int, int], Iterator[dict[str, Any]]]] = {
     "subtraction_like": subtraction_like,
     "reversal_like": reversal_like,
@@ -762,6 +798,9 @@ GENERATORS: dict[str, Callable[[int, int], Iterator[dict[str, Any]]]] = {
     "preference_like": preference_like,
     "preference_like_held_out": functools.partial(preference_like, held_out=True),
     "math_questions": math_questions,
+    "known_questions": known_questions,
+    "gold_chat": gold_chat,
+    "gold_sums": gold_sums,
 }
 STORY = ("chat", "arithmetic", "skill")  # what the course measures throughout
 TEST_SETS = (*STORY, "subtraction", "reversal")

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.errors import UserError
 from pipeline.core.place import cache_dir
+from pipeline.core.redact import masked
 from pipeline.data.chat_format import ChatFormat
 from pipeline.data.mix import Mix, mix_from_recipe
-from pipeline.model.load import load_data_tokenizer
+from pipeline.data.rehearsal.rehearse import rehearsed
+from pipeline.model.load import load_data_tokenizer, load_model
 from pipeline.settings import Profile, Recipe, load_recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from pipeline.data.rehearsal.rehearse import Load
 
-def profile_mix(profile: Profile, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Mix:
-    return mix_from_recipe(
-        recipe,
+
+def loader(profile: Profile) -> Load:
+    """Loads the profile's base."""
+    return lambda: load_model(profile.model, profile.seed, profile.chosen_method == "full")
+
+
+def profile_mix(profile: Profile, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, load: Load | None = None) -> Mix:
+    """The mix of a recipe under a profile; the base is asked first where the recipe wants its answers.
+
+    Args:
+        load: gives the base, for sources that are its answers; None: it is loaded when a first answer is missing.
+    """
+    ready, records = rehearsed(profile, recipe, tokenizer, load or loader(profile), cache_dir())
+    mix = mix_from_recipe(
+        ready,
         ChatFormat(tokenizer, profile.data.empty_think, profile.data.loss_on),
         max_seq_length=profile.length_limit,
         seed=profile.seed,
@@ -26,12 +42,34 @@ def profile_mix(profile: Profile, recipe: Recipe, tokenizer: PreTrainedTokenizer
         cache=cache_dir(),
         too_long=profile.data.too_long,
     )
+    if records:
+        mix.manifest["recipe"] = masked(recipe.model_dump())
+        # Seconds are of the machine and the moment: the same mix has the same manifest.
+        mix.manifest["rehearsal"] = {
+            name: {k: v for k, v in r.items() if k not in ("seconds", "warnings")} for name, r in records.items()
+        }
+        mix.manifest["warnings"] += [text for record in records.values() for text in record["warnings"]]
+    return mix
 
 
-def build_profile_mix(profile: Profile) -> Mix:
-    """The mix of a profile's recipe with its tokenizer; nothing is written but the cache of tokenised pools."""
+def _not_asked() -> Any:
+    raise UserError(
+        "The mix takes answers of the base that it has not given yet, and nothing is asked here. Let it answer first: "
+        "python -m pipeline rehearse, with the same profile and settings."
+    )
 
-    return profile_mix(profile, load_recipe(profile.recipe, profile.mix), load_data_tokenizer(profile.model))
+
+def build_profile_mix(profile: Profile, ask: bool = True) -> Mix:
+    """The mix of a profile's recipe with its tokenizer; nothing is written but the cache of tokenised pools.
+
+    Args:
+        ask: let the base answer, where the recipe wants its answers.
+
+    Raises:
+        UserError: not ``ask``, and answers are missing.
+    """
+    recipe = load_recipe(profile.recipe, profile.mix)
+    return profile_mix(profile, recipe, load_data_tokenizer(profile.model), None if ask else _not_asked)
 
 
 def _detected(source: dict[str, Any]) -> str:
@@ -79,4 +117,8 @@ def describe_mix(manifest: dict[str, Any]) -> str:
         for name, counts in (("noted", source["notes"]), ("augmented", source["augmented"])):
             if counts:
                 lines.append(f"    {name}: {', '.join(f'{n:,} {word}' for word, n in counts.items())}")
+    for name, record in manifest.get("rehearsal", {}).items():
+        lines.append(
+            f"  {name}: {record['kept']:,} of {record['replies']:,} answers of the base kept, fidelity {record['fidelity']:.3f}"
+        )
     return "\n".join([*lines, *(f"  warning: {w}" for w in manifest["warnings"])])

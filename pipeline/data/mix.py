@@ -11,6 +11,7 @@ bytes on any number of processes. Examples are gathered from the pools in batche
 from __future__ import annotations
 
 import hashlib
+import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -184,7 +185,13 @@ def _check_supply(recipe: Recipe, sides: Sequence[_Rows], total: float) -> None:
     for source, rows in zip(recipe.sources, sides, strict=True):
         need, have = source.share * total, float(rows.weights[recipe.unit].sum())
         if need > have * (1 + 1e-9):
-            short.append(f"{source.name!r} has {have:,.0f} of {need:,.0f} {recipe.unit} ({need - have:,.0f} short)")
+            words = f"{source.name!r} has {have:,.0f} of {need:,.0f} {recipe.unit} ({need - have:,.0f} short)"
+            if source.questions is not None and source.rows_at is not None:
+                read = read_json(source.rows_at.with_name("rehearsal.json"))["questions"]["read"]
+                words += (
+                    f", and it would take about {math.ceil(read * need / max(have, 1)):,} questions instead of {read:,}"
+                )
+            short.append(words)
     if short and recipe.on_shortage == "error":
         largest = int(_available(recipe, sides))
         raise UserError(

@@ -167,6 +167,11 @@ def _question(conversation: Conversation) -> int:
     return _hash(" ".join(first.casefold().split()).encode("utf-8", "surrogatepass"))
 
 
+def _asked(conversation: Conversation) -> int:
+    """A hash of all that stands before the last answer: several answers of the base to it fall on one side, in both modes."""
+    return _hash(orjson.dumps([[m["role"], m["content"]] for m in conversation.messages[:-1]]))
+
+
 def _listed(ids: list[int]) -> bytes:
     """The token ids as Python and ``json.dumps`` write a list."""
     return orjson.dumps(ids).replace(b",", b", ")
@@ -328,7 +333,7 @@ class Preparation:
             if not method:
                 # Conversations that begin alike share their first example, so they must fall on one side of the split;
                 # and so must what was made from them.
-                key = _hash(_listed(own[0][0]))
+                key = _asked(conversation) if self.source.source == "base" else _hash(_listed(own[0][0]))
             source_row = draft.rows[place]
             label = ""
             if self.cleaning.class_balance and source_row.data is not None:

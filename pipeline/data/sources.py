@@ -1,4 +1,4 @@
-"""Rows from where they live: local files and folders, Hugging Face, ModelScope, generators.
+"""Rows from where they live: local files and folders, Hugging Face, ModelScope, generators, the base's own answers.
 
 In: a ``SourceSettings`` (or a ``BenchmarkSettings``). Out: an iterator of ``SourceRow``: the row with the file and line
 it came from, or why that place holds no row. Everything is streamed, so memory does not grow with the file.
@@ -202,6 +202,23 @@ def benchmark_source(settings: BenchmarkSettings) -> SourceSettings:
     return SourceSettings.model_validate({**shared, "kind": "other", "share": 0})
 
 
+def question_source(source: SourceSettings) -> SourceSettings:
+    """The questions of a ``source: base`` as a source of their own."""
+    assert source.questions is not None
+    return SourceSettings.model_validate(
+        {**source.questions.model_dump(), "name": f"{source.name}.questions", "kind": "other", "share": 0}
+    )
+
+
+def _answers_of_base(source: SourceSettings) -> DataFile:
+    if source.rows_at is None:
+        raise UserError(
+            f"source {source.name!r}: the base has not been asked yet. Use `run`, `data build` or `rehearse`, or "
+            "pipeline.data.rehearsal.rehearse.rehearsed on the recipe."
+        )
+    return DataFile(source.rows_at, source.rows_at.name, ".jsonl", "")
+
+
 def _as_source(source: Source) -> SourceSettings:
     return benchmark_source(source) if isinstance(source, BenchmarkSettings) else source
 
@@ -228,6 +245,8 @@ def require_source(source: Source, root: str | None = None) -> None:
     source = _as_source(source)
     if source.source == "generated":
         _generator(source)
+    elif source.source == "base":
+        require_source(question_source(source), root)
     elif source.source == "local":
         local_files(source.path, root)
     else:
@@ -243,6 +262,8 @@ def _all_rows(source: SourceSettings, root: str | None, skip: int) -> Iterator[S
         place = Place(skip)
         for file in local_files(source.path, root):
             yield from _read_file(file, place)
+    elif source.source == "base":
+        yield from _read_file(_answers_of_base(source), Place(skip))
     else:
         yield from _read_hub(source, skip)
 
@@ -281,8 +302,8 @@ def content_key(source: Source, root: str | None = None) -> str:
     identity: dict[str, Any] = {"source": source.source, "rows": source.rows}
     if source.source == "generated":
         identity |= {"generator": source.path, "seed": source.seed, "code": file_sha256(Path(str(corpora.__file__)))}
-    elif source.source == "local":
-        files = local_files(source.path, root)
+    elif source.source in ("local", "base"):
+        files = local_files(source.path, root) if source.source == "local" else [_answers_of_base(source)]
         try:
             identity |= {"files": [[file.name, file_sha256(file.path)] for file in files]}  # the account names them
         except OSError as error:

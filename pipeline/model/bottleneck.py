@@ -9,8 +9,9 @@ Import this module after unsloth, as it imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Bottleneck(nn.Module):
     def __init__(self, base: nn.Linear, width: int, activation: str):
         super().__init__()
         size, device = base.out_features, base.weight.device
-        self.base_layer, self.activation = base, activation
+        self.base_layer, self.activation, self.enabled = base, activation, True
         self.down = nn.Linear(size, width, device=device, dtype=torch.float32)
         self.up = nn.Linear(width, size, device=device, dtype=torch.float32)
         nn.init.zeros_(self.up.weight)
@@ -48,6 +49,8 @@ class Bottleneck(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(…, inputs)`` → ``(…, outputs)``, as the layer it stands for."""
         y = self.base_layer(x)
+        if not self.enabled:
+            return y
         hidden = _ACTIVATIONS[self.activation](self.down(y.to(self.down.weight.dtype)))
         return y + self.up(hidden).to(y.dtype)
 
@@ -82,6 +85,19 @@ def add_bottlenecks(model: Any, reduction: float, activation: str) -> Any:
 def has_bottlenecks(model: nn.Module) -> bool:
     """Whether ``add_bottlenecks`` was here."""
     return any(isinstance(module, Bottleneck) for module in model.modules())
+
+
+@contextlib.contextmanager
+def switched_off(model: nn.Module) -> Iterator[None]:
+    """Within it the model is its base."""
+    inside = [module for module in model.modules() if isinstance(module, Bottleneck)]
+    for module in inside:
+        module.enabled = False
+    try:
+        yield
+    finally:
+        for module in inside:
+            module.enabled = True
 
 
 def _names(model: nn.Module) -> list[str]:

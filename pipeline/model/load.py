@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.core.errors import UserError
+from pipeline.core.files import fingerprint, known_sha256
 from pipeline.core.hubs import require_hub
 from pipeline.core.versions import import_unsloth
-from pipeline.model.dtype import computing_dtype
+from pipeline.model.dtype import computing_dtype, precision
 from pipeline.settings import ModelSettings, locate
 
 if TYPE_CHECKING:
@@ -47,6 +49,16 @@ def model_location(settings: ModelSettings, weights: bool = True) -> str:
         kind = "model" if weights else "tokenizer"
         raise UserError(f"{settings.name!r} is no {kind} folder: it has no {', no '.join(lacking)}.")
     return str(folder)
+
+
+def base_identity(settings: ModelSettings) -> str:
+    """Names a base as it is loaded: by its files' content (on a hub by name and revision), and its precision."""
+    if settings.source == "local":
+        files = sorted(Path(model_location(settings)).glob("*.safetensors"))
+        content = fingerprint([known_sha256(file) for file in files])[:12]
+    else:
+        content = settings.revision or "main"
+    return f"{Path(settings.name).name}-{content}-{precision(settings)}"
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:

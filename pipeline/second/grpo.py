@@ -31,8 +31,8 @@ from pipeline.data.chat_format import ChatFormat
 from pipeline.data.conversations import Rejected
 from pipeline.data.formats import PROMPTS, filled, is_missing, rename
 from pipeline.data.sources import read_rows
-from pipeline.evaluation.form import is_unclosed, judge, split_reply
 from pipeline.model.decode import end_tokens, generate
+from pipeline.model.form import is_unclosed, judge, split_reply
 from pipeline.model.load import load_tokenizer
 from pipeline.model.thinking_style import thinking_style
 from pipeline.second.records import GRPOResult

@@ -388,6 +388,10 @@ def require_plain(source: RowsSettings, where: str) -> None:
     Raises:
         UserError: there are some.
     """
+    if source.source == "base":
+        raise UserError(
+            f"{where}: source: base belongs to a recipe; let the base answer by `rehearse`, and give that file."
+        )
     for name in ("clean", "augment"):
         if getattr(source, name):
             raise UserError(

@@ -11,6 +11,7 @@ from pipeline.settings.data import LengthFilter as LengthFilter
 from pipeline.settings.data import MixSettings as MixSettings
 from pipeline.settings.data import NearDuplicates as NearDuplicates
 from pipeline.settings.data import PersonalDataFilter as PersonalDataFilter
+from pipeline.settings.data import QuestionsSettings as QuestionsSettings
 from pipeline.settings.data import Recipe as Recipe
 from pipeline.settings.data import RepetitionFilter as RepetitionFilter
 from pipeline.settings.data import RowsSettings as RowsSettings

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from pipeline.core.modes import Mode
 from pipeline.settings.section import NOTHING, Affects, Section
 
 Unit = Literal["rows", "tokens", "loss_tokens"]
@@ -153,12 +155,35 @@ class AugmentationSettings(Section):
     seed: int = 0
 
 
+class QuestionsSettings(Section):
+    """What the base is asked in a rehearsal: conversations, of which the last answer is cut off, or bare questions.
+
+    Where a row has a column ``expected_answer``, a reply is kept only if it is right. Keys as those of a source.
+    """
+
+    source: Literal["generated", "local", "huggingface", "modelscope"]
+    path: str
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    streaming: bool = False
+    rows: int | None = Field(None, gt=0)
+    seed: int = 0
+    format: str = "auto"
+    columns: dict[str, str] = {}
+    licence: str = ""
+
+
 class SourceSettings(Section):
-    """One source of rows."""
+    """One source of rows.
+
+    With ``source: base`` the rows are answers of the untuned model to ``questions`` (``pipeline.data.rehearsal``), sampled as
+    the profile's evaluation samples that mode; ``seed`` is that of the sampling, ``path`` and ``kind`` need not be given.
+    """
 
     name: str
     kind: Literal["chat", "reasoning", "other"]
-    source: Literal["generated", "local", "huggingface", "modelscope"]
+    source: Literal["generated", "local", "huggingface", "modelscope", "base"]
     path: str  # generator name, file or folder, or dataset name
     subset: str | None = None  # the hub's configuration name
     split: str = "train"
@@ -176,6 +201,43 @@ class SourceSettings(Section):
     share: float = Field(ge=0, le=1)
     clean: CleanSettings | None = None  # the steps named here replace the recipe's for this source
     augment: list[AugmentationSettings] = []
+    # The next four are for source: base.
+    questions: QuestionsSettings | None = None
+    mode: Mode | None = None  # in which the base is asked
+    samples: int | None = Field(None, gt=0)  # replies a question; null: 1
+    max_new_tokens: int | None = Field(None, gt=0)  # of a reply; null: as the evaluation of the mode
+    _rows_at: Path | None = PrivateAttr(None)
+
+    @property
+    def rows_at(self) -> Path | None:
+        """The file with the base's answers, once it was asked."""
+        return self._rows_at
+
+    def with_rows_at(self, path: Path) -> SourceSettings:
+        """A copy that reads the base's answers there; the settings are the same."""
+        copy = self.model_copy()
+        copy._rows_at = path
+        return copy
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_base(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("source") == "base":
+            return {"path": "base", "kind": "other", "format": "messages"} | data
+        return data
+
+    @model_validator(mode="after")
+    def _check_base(self) -> SourceSettings:
+        own = {name: getattr(self, name) for name in ("questions", "mode", "samples", "max_new_tokens")}
+        if self.source == "base":
+            lacking = [name for name in ("questions", "mode") if own[name] is None]
+            if lacking:
+                raise ValueError(
+                    f"source {self.name!r}: source: base needs {' and '.join(lacking)}: what the base is asked, and in which mode"
+                )
+        elif given := [name for name, value in own.items() if value is not None]:
+            raise ValueError(f"source {self.name!r}: {', '.join(given)} is for source: base only")
+        return self
 
 
 class RowsSettings(SourceSettings):

@@ -94,6 +94,8 @@ class EvaluationSettings(Section):
         1, gt=0
     )  # processes that decode, on a CPU; the replies do not depend on it
     seed: int = 42
+    # Items a benchmark on whose base replies the distance KL(base ‖ tuned) is measured; 0: it is not.
+    kl_items: Annotated[int, NOTHING] = Field(50, ge=0)
     sampling: Annotated[SamplingTable, Affects("evaluation", "grpo")]  # of GRPO, the longest reply
     # EvalScope's dataset_args by benchmark, e.g. {gsm8k: {local_path: DIR, subset_list: [default]}}
     dataset_args: dict[str, dict[str, Any]] = {}

@@ -32,6 +32,11 @@ class TrainingSettings(Section):
     gradient_checkpointing: bool = False
     # NEFTune (Jain et al. 2023): uniform noise on the embeddings while training, ± alpha / √(tokens × hidden); they use 5 to 15
     neftune_noise_alpha: float | None = Field(None, gt=0)
+    # Weight of KL(base ‖ tuned), added to the loss of a token; on all rows, or on those that the base itself wrote. 0: off
+    kl_to_base: float = Field(0.0, ge=0)
+    kl_rows: Literal["all", "rehearsal"] = "all"
+    # Two phases: so large a part of the first epoch's rows, of sources of kind reasoning alone, comes first. 0: one mix
+    reasoning_first: float = Field(0.0, ge=0, lt=1)
     report_to: Annotated[list[Literal["none", "wandb", "swanlab", "tensorboard"]], NOTHING] = ["none"]
 
     @property

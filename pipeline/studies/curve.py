@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_path, read_json, read_jsonl, write_json
 from pipeline.core.modes import MODES
-from pipeline.core.statistics import bootstrap, difference_interval95, interval95, paired_permutation, rate_interval95
+from pipeline.core.statistics import (
+    bootstrap,
+    difference_interval95,
+    flips,
+    interval95,
+    paired_permutation,
+    rate_interval95,
+)
 from pipeline.studies.arms import SweepCell
-from pipeline.studies.results import Estimate, Failure, ModeRates, Point, Sweep, SweepRate
+from pipeline.studies.forgetting import distance_of, forgetting, forgetting_text
+from pipeline.studies.price import PRICE_HEADS, price_cells, price_of
+from pipeline.studies.results import BenchmarkRate, Estimate, Failure, Flips, ModeRates, Point, Sweep, SweepRate
 
 FIDELITY_FLOOR = 0.95  # of the recommended range, in both modes
 KNOWN = 0.5  # a benchmark that the base solves so often was known before
@@ -60,8 +69,15 @@ class ItemScores:
         result: SweepRate = {**_estimate(own[value].mean(), rate_interval95(own[value], drawn[:, value]))}
         if side == TUNED and value > 0:
             ends = difference_interval95(own[0], own[value], drawn[:, value] - drawn[:, 0])
-            result["from_first"] = _estimate(own[value].mean() - own[0].mean(), ends)
+            difference = _estimate(own[value].mean() - own[0].mean(), ends)
+            result["from_first"] = {**difference, "flips": flips_of(own[0], own[value])}
         return result
+
+
+def flips_of(first: np.ndarray, second: np.ndarray) -> Flips:
+    """``flips`` of two settings' item scores, [seeds, items] each."""
+    found: Any = flips(first, second)
+    return cast(Flips, found)
 
 
 def _estimate(value: float, ends: Sequence[float]) -> Estimate:
@@ -182,6 +198,14 @@ def summarise_sweep(key: str, cells: Sequence[SweepCell], folder: Path, question
         "rule": RULE.format(floor=FIDELITY_FLOOR),
         "failed": failed,
     }
+    for point in result["points"]:
+        own = [cell.folder / "run" for cell in cells if cell.value == point["value"]]
+        point["price"] = price_of(own)
+        if found := distance_of(own):
+            point["distance"] = found
+    runs = [cell.folder / "run" for cell in cells if cell.value in values]
+    if (agreement := forgetting(runs, result["learnt"], result["known"])) is not None:
+        result["forgetting"] = agreement
     write_json(folder / "sweep.json", result)
     draw_sweep(result, folder / "sweep.png")
     return result
@@ -235,12 +259,15 @@ def _mode_rates(
     for name, array in score.items.items():
         mode, _, benchmark = name.partition("/")
         base, tuned = array[:, value].mean(axis=1)  # [items] each
-        result[mode]["benchmarks"][benchmark] = {
+        entry: BenchmarkRate = {
             **score.rate(name, side, value),
             "n": array[0, 0].size,
             "p": paired_permutation(base, tuned) if side == TUNED else None,
             "mode_fidelity": faithful.rate(name, side, value),
         }
+        if side == TUNED:
+            entry["flips"] = flips_of(*array[:, value])
+        result[mode]["benchmarks"][benchmark] = entry
     return result
 
 
@@ -290,7 +317,22 @@ def sweep_table(result: Sweep) -> str:
     if len(result["points"]) > 1:
         lines += ["", f"difference from {result['points'][0]['value']}; * the interval leaves out 0"]
         others = result["points"][1:]
+        lines[-1] += "; (+ items that became right, − items that became wrong, over all seeds)"
         lines += _lines(heads, [[str(p["value"]), *map(_difference, entries(p["modes"]))] for p in others])
+    if any("distance" in p for p in result["points"]):
+        lines += ["", "distance: KL(base ‖ tuned), nats a token of the base's own replies"]
+        far = [
+            [str(p["value"]), *(_shown(p["distance"][m][n]) if n in p["distance"][m] else "" for m, n in benchmarks)]
+            for p in result["points"]
+            if "distance" in p
+        ]
+        lines += _lines(heads[: 1 + len(benchmarks)], far)
+    priced = [p for p in result["points"] if "price" in p]
+    if priced:
+        lines += ["", "price, means over seeds"]
+        lines += _lines([result["axis"], *PRICE_HEADS], [[str(p["value"]), *price_cells(p["price"])] for p in priced])
+    if "forgetting" in result:
+        lines += ["", forgetting_text(result["forgetting"])]
     lines += ["", recommendation(result)]
     lines += [f"failed: {f['value']} (seed {f['seed']}): {f['reason']}" for f in result["failed"]]
     return "\n".join(lines)
@@ -321,7 +363,9 @@ def _lines(heads: list[str], rows: list[list[str]]) -> list[str]:
 def _difference(entry: SweepRate) -> str:
     difference = entry["from_first"]
     low, high = difference["ci95"]
-    return f"{difference['value']:+.3f} [{low:+.3f}, {high:+.3f}]" + ("" if low <= 0 <= high else " *")
+    turned = difference.get("flips")
+    counts = f" (+{turned['gained']}, −{turned['lost']})" if turned else ""
+    return f"{difference['value']:+.3f} [{low:+.3f}, {high:+.3f}]" + ("" if low <= 0 <= high else " *") + counts
 
 
 def _shown(entry: Estimate) -> str:

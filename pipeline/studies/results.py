@@ -1,4 +1,5 @@
-"""What the studies write: the form of ``sweep.json``, ``search.json``, ``methods.json``, ``sampling.json``, ``switches.json``."""
+"""What the studies write: the form of ``sweep.json``, ``search.json``, ``methods.json``, ``sampling.json``, ``switches.json``,
+``scale.json``."""
 
 from __future__ import annotations
 
@@ -38,10 +39,25 @@ class Estimate(TypedDict):
     ci95: list[float]  # [low, high]
 
 
+class Flips(TypedDict):
+    """Items that only one of two settings gets right; see ``pipeline.core.statistics.flips``."""
+
+    gained: int
+    lost: int
+    n: int
+    p: float
+
+
+class PairedDifference(Estimate):
+    """A paired difference, and what turned over (missing in documents of before)."""
+
+    flips: NotRequired[Flips]
+
+
 class SweepRate(Estimate):
     """A mean over seeds and items."""
 
-    from_first: NotRequired[Estimate]  # paired difference from the tuned model of the first value
+    from_first: NotRequired[PairedDifference]  # from the tuned model of the first value
 
 
 class BenchmarkRate(SweepRate):
@@ -49,6 +65,7 @@ class BenchmarkRate(SweepRate):
 
     n: int  # items × seeds
     p: float | None  # paired permutation test against the value's own base; None: this is a base
+    flips: NotRequired[Flips]  # against the same
     mode_fidelity: SweepRate
 
 
@@ -57,6 +74,15 @@ class ModeRates(TypedDict):
 
     benchmarks: dict[str, BenchmarkRate]
     mode_fidelity: SweepRate
+
+
+class Price(TypedDict):
+    """Means over the runs of a value; None: not measured."""
+
+    training_seconds: float | None
+    memory_above_base_bytes: float | None
+    questions: float  # that the base was asked for the mix
+    asking_seconds: float
 
 
 class Point(TypedDict):
@@ -68,6 +94,10 @@ class Point(TypedDict):
     gain: Estimate
     keep: Estimate
     balance: Estimate
+    distance: NotRequired[
+        dict[str, dict[str, Estimate]]
+    ]  # mode → benchmark → KL(base ‖ tuned) a token, mean over seeds
+    price: NotRequired[Price]
 
 
 class Failure(TypedDict):
@@ -76,6 +106,21 @@ class Failure(TypedDict):
     value: Any
     seed: int
     reason: str
+
+
+class RankCorrelation(TypedDict):
+    """Spearman's, with a 95 % interval by a bootstrap over runs; both None where it is not defined."""
+
+    spearman: float | None
+    ci95: list[float] | None
+    runs: int
+
+
+class Forgetting(TypedDict):
+    """Does what was lost go with the distance to the base? See ``pipeline.studies.forgetting``."""
+
+    new_task: RankCorrelation  # distance on what was learnt, against the mean loss of what was known
+    own_task: RankCorrelation  # distance on each known benchmark, against the loss there
 
 
 class Sweep(TypedDict):
@@ -92,6 +137,7 @@ class Sweep(TypedDict):
     recommended: list[Any]
     rule: str
     failed: list[Failure]
+    forgetting: NotRequired[Forgetting]
 
 
 # --- methods ------------------------------------------------------------------------------------------------------------
@@ -241,6 +287,25 @@ class SamplingStudy(TypedDict):
     verdict: dict[str, Verdict]
 
 
+# --- scale of the adapter ------------------------------------------------------------------------------------------------
+
+
+class ScaleRow(TypedDict):
+    """One value of the scale."""
+
+    scale: float
+    modes: dict[str, dict[str, Any]]  # mode → cell, as evaluation writes it
+    distance: dict[str, dict[str, dict[str, Any]]] | None  # mode → benchmark → KL to the base
+    from_trained: dict[str, dict[str, PairedDifference]] | None  # mode → benchmark; None: scale 1
+
+
+class ScaleStudy(TypedDict):
+    """``scale.json``."""
+
+    method: str
+    rows: list[ScaleRow]
+
+
 # --- soft switches ------------------------------------------------------------------------------------------------------
 
 
@@ -267,4 +332,5 @@ KINDS: dict[str, type[Any]] = {
     "search": SearchResult,
     "sampling": SamplingStudy,
     "switches": Switches,
+    "scale": ScaleStudy,
 }

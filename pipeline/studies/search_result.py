@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 import numpy as np
 
 from pipeline.core.files import atomic_path, write_json
-from pipeline.core.statistics import Z95, interval95
+from pipeline.core.statistics import Z95, interval95, ranks
 from pipeline.studies.arms import SweepCell
 from pipeline.studies.curve import BASE, KNOWN, TUNED, kept_part, load_scores, mode_fidelity
 from pipeline.studies.results import Agreement, BaseRow, BestTrial, SearchResult, Trial
@@ -158,17 +158,11 @@ def loss_agreement(trials: Sequence[Trial]) -> Agreement:
     n = len(pairs)
     if n < 4 or any(len(set(column)) < 2 for column in zip(*pairs, strict=True)):
         return {"spearman": None, "n": n, "ci95": None}
-    rho = float(np.corrcoef([_ranks(np.array(column)) for column in zip(*pairs, strict=True)])[0, 1])
+    rho = float(np.corrcoef([ranks(np.array(column)) for column in zip(*pairs, strict=True)])[0, 1])
     limit = 1 - 6 / (n**3 - n)
     inner = min(max(rho, -limit), limit)
     half = Z95 * math.sqrt((1 + inner**2 / 2) / (n - 3))
     return {"spearman": rho, "n": n, "ci95": [math.tanh(math.atanh(inner) + side * half) for side in (-1, 1)]}
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 # --- showing ------------------------------------------------------------------------------------------------------------

@@ -180,6 +180,7 @@ def _train(task: Task, checkpoint: Path | None) -> Trained:
         return {"tokens": counter.tokens, "loss_tokens": counter.loss_tokens, "seconds": max(seconds, 1e-9)}
 
     trainer = task.make_trainer(model, tokenizer, task.checkpoints)
+    trainer.counter = counter
     first("space", lambda: require_space(task, trainable, trainer.args.optim), lambda: None)
     for callback in (CheckpointKeeper(task.identity, task.keep, counted), *task.callbacks):
         trainer.add_callback(callback)

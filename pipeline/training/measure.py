@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,13 @@ class TokenCounter:
 
     def _count(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if model.training and kwargs.get("labels") is not None:
-            mask = kwargs.get("attention_mask")
-            self.tokens += int(kwargs["input_ids"].numel() if mask is None else mask.sum())
-            self.loss_tokens += int((kwargs["labels"] != -100).sum())
+            self.count(kwargs)
+
+    def count(self, inputs: Mapping[str, Any]) -> None:
+        """Count a batch, for a trainer that passes by the model's own forward pass."""
+        mask = inputs.get("attention_mask")
+        self.tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+        self.loss_tokens += int((inputs["labels"] != -100).sum())
 
     def close(self) -> None:
         self._hook.remove()

@@ -24,7 +24,7 @@ def plan(profile: Profile, tflops: float | None = None) -> dict[str, Any]:
     config = model_config(profile.model)
     if config is not None:
         require_context(profile, config)
-    manifest = build_profile_mix(profile).manifest
+    manifest = build_profile_mix(profile, ask=False).manifest
     steps = planned_steps(profile, manifest["examples"]["train"])
     batch = global_batch(profile)
     tokens = int(manifest["total"]["tokens"] / manifest["examples"]["train"] * steps * batch)

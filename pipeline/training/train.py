@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import say
 from pipeline.core.errors import UserError
+from pipeline.core.processes import size
 from pipeline.data.mix import Mix
 from pipeline.model.load import name_base
 from pipeline.model.methods import add_adapter as add_adapter  # of this step, too
@@ -76,8 +77,67 @@ def sft_config(profile: Profile, output_dir: Path, has_validation: bool) -> SFTC
         bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
         dataloader_pin_memory=torch.cuda.is_available(),
         packing=False,
+        **(
+            {"padding_free": False} if t.kl_to_base else {}
+        ),  # rows stay rows, so that each can be held to the base or not
         remove_unused_columns=True,
     )
+
+
+def require_one_process(weight: float) -> None:
+    """The distance is computed past the wrapper that several processes put around a model.
+
+    Raises:
+        UserError: there are several.
+    """
+    if size() > 1:
+        raise UserError(
+            f"training.kl_to_base={weight:g} works in one process; start it without torchrun, or set it to 0."
+        )
+
+
+def _recipe_of(mix: Mix) -> list[dict[str, Any]]:
+    return list(mix.manifest["recipe"]["sources"])
+
+
+def held_to_base(profile: Profile, mix: Mix) -> list[bool]:
+    """Of each training row, whether training.kl_to_base holds it.
+
+    Raises:
+        UserError: only rows of the base were wanted, and the mix has none.
+    """
+    if profile.training.kl_rows == "all":
+        return [True] * len(mix.train)
+    own = {source["name"] for source in _recipe_of(mix) if source["source"] == "base"}
+    flags = [name in own for name in mix.train["source"]]
+    if not any(flags):
+        raise UserError(
+            "training.kl_rows=rehearsal, and no row of the mix was written by the base. Take a recipe with source: base, or set "
+            "training.kl_rows=all."
+        )
+    return flags
+
+
+def reasoning_rows(profile: Profile, mix: Mix) -> list[int]:
+    """Numbers of the training rows that come first under training.reasoning_first: of sources of kind reasoning, by the seed.
+
+    Raises:
+        UserError: there are too few of them.
+    """
+    import numpy as np
+
+    part = profile.training.reasoning_first
+    if not part:
+        return []
+    own = {source["name"] for source in _recipe_of(mix) if source["kind"] == "reasoning"}
+    rows = [number for number, name in enumerate(mix.train["source"]) if name in own]
+    count = round(part * len(mix.train))
+    if count > len(rows):
+        raise UserError(
+            f"training.reasoning_first={part:g} asks for {count:,} rows of kind reasoning, and the mix has {len(rows):,}; set it "
+            f"to at most {len(rows) / len(mix.train):.2f}."
+        )
+    return sorted(np.random.default_rng(profile.seed).choice(rows, count, replace=False).tolist())
 
 
 def make_sft_trainer(
@@ -92,16 +152,22 @@ def make_sft_trainer(
 
     from pipeline.training.trainer import Trainer
 
-    columns = ["input_ids", "labels"]
+    columns, t = ["input_ids", "labels"], profile.training
     validation = mix.validation.select_columns(columns) if len(mix.validation) else None
+    rows = mix.train.select_columns(columns)
+    if t.kl_to_base:
+        require_one_process(t.kl_to_base)
+        rows = rows.add_column("counts", held_to_base(profile, mix))
     trainer = Trainer(
         lengths=[len(ids) for ids in mix.train["input_ids"]] if profile.training.group_by_length else None,
         exponential_schedule=profile.training.lr_scheduler_type == "exponential",
         length_limit=profile.model.max_seq_length,
         plus_lr_ratio=profile.lora.plus_lr_ratio,
+        kl_to_base=t.kl_to_base,
+        first=reasoning_rows(profile, mix),
         model=model,
         processing_class=tokenizer,
-        train_dataset=mix.train.select_columns(columns),
+        train_dataset=rows,
         eval_dataset=validation,
         args=sft_config(profile, output_dir, validation is not None),
     )
@@ -138,6 +204,11 @@ def train(
         UserError: see ``loop.run_task``.
     """
     precision, method = model.dtype, profile.chosen_method
+    if profile.training.kl_to_base and method in ("full", "prefix", "prompt"):
+        raise UserError(
+            f"training.kl_to_base compares with the base by switching the adapter off, and method {method} has none that can be; "
+            "use a method of LoRA's kind, ia3 or adapter, or set it to 0."
+        )
 
     def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         tuned = add_method(model, profile)
@@ -155,6 +226,7 @@ def train(
         force=force,
         note=note,
         callbacks=callbacks,
+        metrics={"kl": "kl_to_base"} if profile.training.kl_to_base else {},
     )
     return run_task(task, lambda trained: training_section(trained, method))
 

@@ -23,15 +23,19 @@ from trl import SFTTrainer
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import FULL
+from pipeline.data.chat_format import IGNORE_INDEX
 from pipeline.model.attention import SHORT, written_out_attention
 from pipeline.model.bottleneck import has_bottlenecks, load_bottlenecks
 from pipeline.model.memory import out_of_memory
 from pipeline.training.callbacks import StepBar
+from pipeline.training.close import FLAG, WithFlags, losses
+from pipeline.training.measure import TokenCounter
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
+KL = "kl_to_base"  # in the trainer's log
 WINDOW = 50  # batches that are sorted together, as transformers does
 LOWEST = 0.01  # part of the peak learning rate that the exponential schedule ends at
 
@@ -47,10 +51,13 @@ class LengthGroupedSampler(Sampler[int]):
     Args:
         lengths: tokens of each example.
         seed: of the order; each epoch has its own.
+        first: numbers of examples with which the first epoch begins, grouped among themselves.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, first: Sequence[int] = ()):
         self.lengths, self.batch_size, self.seed, self.epoch = torch.tensor(lengths), batch_size, seed, 0
+        self.first = torch.zeros(len(lengths), dtype=torch.bool)
+        self.first[torch.tensor(list(first), dtype=torch.long)] = True
 
     def set_epoch(self, epoch: int) -> None:
         """Called by accelerate at the start of each epoch, also of a resumed one."""
@@ -62,6 +69,14 @@ class LengthGroupedSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = torch.randperm(len(self), generator=generator)
+        if self.epoch == 0 and self.first.any():
+            early = self.first[order]
+            for phase in (order[early], order[~early]):
+                yield from self._grouped(phase, generator)
+        else:
+            yield from self._grouped(order, generator)
+
+    def _grouped(self, order: torch.Tensor, generator: torch.Generator) -> Iterator[int]:
         batches: list[torch.Tensor] = []
         for window in order.split(WINDOW * self.batch_size):
             batches += window[self.lengths[window].argsort(descending=True, stable=True)].split(self.batch_size)
@@ -162,6 +177,7 @@ class StopsInTime:
 
     section = "training"  # of the profile, where the settings stand
     length_limit: int | None = None  # tokens of a row; for the advice where memory does not suffice
+    counter: TokenCounter | None = None  # for a loss that passes by the model's own forward pass
     _batch: Any = None  # of the step that is being done
 
     def _batch_ids(self, inputs: Any) -> Any:
@@ -286,6 +302,8 @@ class Trainer(StopsInTime, SFTTrainer):
         exponential_schedule: replaces ``args.lr_scheduler_type``.
         length_limit: ``model.max_seq_length``, for the advice where memory does not suffice.
         plus_lr_ratio: LoRA+: the matrices B learn so many times faster than the matrices A; None: off.
+        kl_to_base: weight of KL(base ‖ tuned) on the rows whose column ``counts`` is true; 0: off (pipeline.training.close).
+        first: numbers of the rows that the first epoch begins with.
     """
 
     def __init__(
@@ -295,11 +313,40 @@ class Trainer(StopsInTime, SFTTrainer):
         exponential_schedule: bool = False,
         length_limit: int | None = None,
         plus_lr_ratio: float | None = None,
+        kl_to_base: float = 0.0,
+        first: Sequence[int] = (),
         **kwargs: Any,
     ):
         self.example_lengths, self.exponential_schedule = lengths, exponential_schedule
         self.length_limit, self.plus_lr_ratio = length_limit, plus_lr_ratio
+        self.kl_to_base, self.first_rows = kl_to_base, first
+        self._kl = [0.0, 0]  # sum and tokens since the last entry of the log
         super().__init__(*args, **kwargs)
+        if kl_to_base:
+            self.data_collator: Any = WithFlags(self.data_collator)
+
+    def _set_signature_columns_if_needed(self: Any) -> None:
+        super()._set_signature_columns_if_needed()
+        if self.kl_to_base and FLAG not in self._signature_columns:
+            self._signature_columns = [*self._signature_columns, FLAG]
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
+        flags = inputs.pop(FLAG, None)
+        if not self.kl_to_base or flags is None or not model.training:
+            return super().compute_loss(model, inputs, *args, num_items_in_batch=num_items_in_batch, **kwargs)
+        if self.counter is not None:
+            self.counter.count(inputs)
+        entropy, divergence, held = losses(model, {**inputs, FLAG: flags})
+        self._kl[0] += float(divergence.detach())
+        self._kl[1] += held
+        count = (inputs["labels"][:, 1:] != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
+        return (entropy + self.kl_to_base * divergence) / torch.as_tensor(count, device=entropy.device).clamp(min=1)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if self.kl_to_base and "loss" in logs and self._kl[1]:
+            logs = {**logs, KL: self._kl[0] / self._kl[1]}
+            self._kl = [0.0, 0]
+        super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         if self.plus_lr_ratio is None or getattr(self, "optimizer", None) is not None:
@@ -352,12 +399,13 @@ class Trainer(StopsInTime, SFTTrainer):
             return super().train(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
-        if self.example_lengths is None:
+        if self.example_lengths is None and not self.first_rows:
             return super()._get_train_sampler(train_dataset)
         # accelerate deals consecutive batches out to the processes: grouped over all of them, those of one step are of
         # similar length, so that none waits for another, and their rows are those of one process with the whole batch.
         batch = self.args.train_batch_size * self.args.world_size
-        return LengthGroupedSampler(self.example_lengths, batch, self.args.seed)
+        lengths = self.example_lengths or [1] * len(self.train_dataset)  # all alike: a random order
+        return LengthGroupedSampler(lengths, batch, self.args.seed, self.first_rows)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if not self.exponential_schedule:

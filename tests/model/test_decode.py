@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
-from pipeline.evaluation.form import is_unclosed, judge, split_reply
 from pipeline.model import decode, room
 from pipeline.model.batch import _selected
 from pipeline.model.decode import end_tokens, generate
 from pipeline.model.draw import Draw
+from pipeline.model.form import is_unclosed, judge, split_reply
 from pipeline.model.room import cache_bytes, rows_that_fit
 from pipeline.settings import Sampling
 

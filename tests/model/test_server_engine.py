@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from pipeline.core.errors import UserError
 from pipeline.core.modes import MODES
 from pipeline.data.chat_format import ChatFormat
-from pipeline.evaluation.form import judge, split_reply
 from pipeline.model.engines.protocol import reply_text, request_fields
 from pipeline.model.engines.server import ServerEngine, server_engine
+from pipeline.model.form import judge, split_reply
 from pipeline.settings import EvaluationSettings, Sampling, ServerSettings, parse
 
 SAMPLING = Sampling(temperature=0.6, top_p=0.95, top_k=20, min_p=0.1, repetition_penalty=1.1, max_new_tokens=16)

@@ -21,8 +21,8 @@ from pipeline.core.errors import UserError
 from pipeline.core.modes import MODES, Mode
 from pipeline.data.chat_format import EMPTY_THINK, ChatFormat
 from pipeline.data.conversations import Conversation, Rejected
-from pipeline.evaluation.form import judge, split_reply
 from pipeline.model.decode import _reply, end_tokens
+from pipeline.model.form import judge, split_reply
 from pipeline.model.thinking_style import ThinkingStyle, modes_of, style_or_none, thinking_style
 
 if TYPE_CHECKING:

@@ -38,9 +38,9 @@ from pipeline.core.errors import UserError
 from pipeline.core.modes import Mode
 from pipeline.data.answers import score_answer
 from pipeline.data.conversations import Message
-from pipeline.evaluation.form import is_unclosed, split_reply
 from pipeline.model.decode import Reply
 from pipeline.model.engines.base import Engine
+from pipeline.model.form import is_unclosed, split_reply
 from pipeline.settings import EvaluationSettings
 
 QUIET_SECONDS = 5.0  # a batch that does not fill up is sent after so long without a further request

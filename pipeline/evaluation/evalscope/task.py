@@ -21,7 +21,7 @@ from pipeline.core.modes import THINK, Mode, Tags
 from pipeline.data.conversations import Message
 from pipeline.evaluation.evalscope.contain import cut_torn_lines
 from pipeline.evaluation.evalscope.items import Benchmark
-from pipeline.evaluation.form import judge
+from pipeline.model.form import judge
 from pipeline.settings import EvaluationSettings
 
 if TYPE_CHECKING:

@@ -37,6 +37,7 @@ def build_report(
     mix: Mapping[str, Any],
     training: Mapping[str, Any],
     evaluation: Mapping[str, Any],
+    distance: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Put the sections together, compute ``retention``, check everything.
 
@@ -46,7 +47,7 @@ def build_report(
         UserError: something is missing or wrong, with its path (see ``validate_report``).
     """
     sections = {"run": run, "mix": mix, "training": training}
-    parts = {**sections, "evaluation": evaluation}
+    parts = {**sections, "evaluation": evaluation, **({} if distance is None else {"distance": distance})}
     try:
         plain = json.loads(json.dumps(parts))  # tuples become lists; NaN passes here and is refused below, by name
     except (TypeError, ValueError) as error:

@@ -126,6 +126,7 @@ def _examples(predictions: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
 def template_context(report: Mapping[str, Any]) -> dict[str, Any]:
     """What both templates need."""
     return {
+        "distance": None,
         **report,
         "model_name": public_name(report["run"]["model"]),
         "headline": headline(report),

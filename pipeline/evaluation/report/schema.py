@@ -74,6 +74,7 @@ class LossPoint(_Strict):
 
     step: NonNegativeInt
     loss: float
+    kl: float | None = None  # with training.kl_to_base: mean KL(base ‖ tuned) of the tokens that are held to the base
 
 
 class TrainingSection(_Strict):
@@ -153,6 +154,22 @@ class RetentionSection(_Strict):
     non_thinking: ModeRetention | None = None
 
 
+class Distance(_Strict):
+    """Mean KL(base ‖ tuned) in nats a token, over the base's own replies to ``n`` items, ``tokens`` in all."""
+
+    kl: NonNegativeFloat
+    ci95: RatioInterval
+    n: PositiveInt
+    tokens: PositiveInt
+
+
+class DistanceSection(_Strict):
+    """By benchmark, in both modes."""
+
+    thinking: dict[str, Distance]
+    non_thinking: dict[str, Distance]
+
+
 class Report(_Strict):
     """``report.json``."""
 
@@ -162,6 +179,7 @@ class Report(_Strict):
     training: TrainingSection
     evaluation: EvaluationSection
     retention: RetentionSection
+    distance: DistanceSection | None = None  # None: not measured, or a run of before it was
 
 
 def modes_of(report: Mapping[str, Any]) -> list[Mode]:
@@ -240,3 +258,5 @@ def validate_report(data: Any) -> None:
                 raise UserError(f"report.json: {path}: ratio and ci95 are null together or not at all.")
             if entry["ratio"] is not None:
                 _check_interval(f"{path}.ci95", entry["ratio"], entry["ci95"])
+        for name, entry in ((data.get("distance") or {}).get(mode) or {}).items():
+            _check_interval(f"distance.{mode}.{name}.ci95", entry["kl"], entry["ci95"])

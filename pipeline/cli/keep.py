@@ -1,0 +1,89 @@
+"""What keeps the rest of a model: its own answers as rows, and less of the adapter."""
+
+from __future__ import annotations
+
+import argparse
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from pipeline.cli.shared import command, folder, load, positive, quiet, show, values, word
+from pipeline.core.errors import UserError
+from pipeline.core.modes import MODES
+
+
+def register(group: Any) -> None:
+    """Add the commands of this module."""
+    rehearse = command(group, "rehearse", "let the untuned model answer questions, and keep the answers as rows")
+    rehearse.add_argument("--recipe", type=word, metavar="FILE", help="recipe file (default: the profile's)")
+    rehearse.add_argument("--source", type=word, metavar="NAME", help="only this source of the recipe")
+    rehearse.add_argument(
+        "--questions", type=word, metavar="PATH", help="instead of a recipe: a file or folder of questions"
+    )
+    rehearse.add_argument("--mode", choices=MODES, help="with --questions: the mode to ask in")
+    rehearse.add_argument(
+        "--samples", type=positive, metavar="N", help="with --questions: replies a question (default: 1)"
+    )
+    rehearse.set_defaults(do=_rehearse)
+
+    scale = command(
+        group, "scale", "a run's model with less of its adapter, from the base to the tuned model", profile=False
+    )
+    scale.add_argument("--run", type=folder, required=True, metavar="RUN", help="directory of a finished run")
+    scale.add_argument(
+        "--values", type=values, nargs="+", default=[], metavar="A,B,…", help="from 0 to 1 (default: 0.25,0.5,0.75,1)"
+    )
+    scale.add_argument("--limit", type=positive, metavar="N", help="items a benchmark")
+    scale.set_defaults(do=_scale)
+
+
+def _recipe_of_questions(args: argparse.Namespace) -> Any:
+    """A recipe of one source: the questions that the command names."""
+    from pipeline.settings import Recipe, parse
+
+    if args.mode is None:
+        raise UserError(f"--questions needs --mode: {' or '.join(MODES)}.")
+    if args.recipe or args.source:
+        raise UserError("--questions stands instead of a recipe; leave --recipe and --source out.")
+    name = Path(args.questions).stem
+    source = {"name": name, "source": "base", "mode": args.mode, "samples": args.samples, "share": 1.0}
+    source["questions"] = {"source": "local", "path": args.questions}
+    return parse(Recipe, {"name": name, "sources": [source]}, "--questions")
+
+
+def _rehearse(args: argparse.Namespace) -> int:
+    from pipeline.core.place import cache_dir
+    from pipeline.data.describe import loader
+    from pipeline.data.pools import require_sources
+    from pipeline.data.rehearsal.rehearse import Rehearsal, chosen, copy_to, describe
+    from pipeline.model.load import load_tokenizer
+    from pipeline.settings import load_recipe
+
+    if not args.questions and (args.mode or args.samples):
+        raise UserError("--mode and --samples belong to --questions; a recipe says them for each of its sources.")
+    profile = load(args)
+    recipe = _recipe_of_questions(args) if args.questions else load_recipe(profile.recipe, profile.mix)
+    sources = chosen(recipe, args.source)
+    require_sources(recipe)
+    quiet()
+    records = {}
+    with Rehearsal(profile, recipe, load_tokenizer(profile.model), loader(profile), cache_dir()) as rehearsal:
+        for source in sources:
+            rows, records[source.name] = rehearsal.source(source)
+            copy_to(args.output_dir / source.name, rows)
+    show(args, records, f"{describe(records)}\n\nrows: {args.output_dir}/*/rows.jsonl")
+    return 0
+
+
+def _scale(args: argparse.Namespace) -> int:
+    from pipeline.studies.scale import VALUES, run_scale, scale_text
+
+    words = list(chain.from_iterable(args.values))
+    try:
+        chosen = [float(text) for text in words] or list(VALUES)
+    except ValueError as error:
+        raise UserError(f"--values are numbers from 0 to 1, given: {', '.join(words)}.") from error
+    quiet()
+    result = run_scale(args.run, args.output_dir, chosen, args.limit)
+    show(args, result, f"{scale_text(result)}\n\npicture: {args.output_dir / 'scale.png'}")
+    return 0

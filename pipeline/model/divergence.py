@@ -1,0 +1,132 @@
+"""How far a tuned model is from its base: KL(base ‖ tuned) a token, with the adapter on and off, in one copy of the weights.
+
+In: a tuned model, sequences of tokens with their prompts. Out: nats a token that a reply holds. At each position the whole
+distribution counts, not the drawn token alone, so few sequences are enough. Logits are held for ``CHUNK`` positions at a time:
+memory does not grow with the length of a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.errors import UserError
+from pipeline.model.decode import inference_mode_of, virtual_tokens
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+CHUNK = 512  # positions; in float32 and a vocabulary of 151,936, 310 MB a model
+
+
+def has_switch(model: PreTrainedModel) -> bool:
+    """Whether what was trained can be switched off, which leaves the base: any adapter that stands beside the base's matrices."""
+    from pipeline.model.bottleneck import has_bottlenecks
+
+    return has_bottlenecks(model) or (bool(getattr(model, "peft_config", None)) and not virtual_tokens(model))
+
+
+@contextmanager
+def adapter_off(model: PreTrainedModel) -> Iterator[None]:
+    """Within it the model is its base.
+
+    Raises:
+        UserError: what was trained cannot be switched off.
+    """
+    from pipeline.model.bottleneck import has_bottlenecks, switched_off
+
+    if not has_switch(model):
+        raise UserError(
+            "The distance to the base is measured by switching the adapter off, and this method has none that can be: use a "
+            "method of LoRA's kind, ia3 or adapter."
+        )
+    disabled: Any = switched_off(model) if has_bottlenecks(model) else model.disable_adapter()
+    with disabled:
+        yield
+
+
+def parts_of(model: PreTrainedModel) -> tuple[Any, Any]:
+    """(body, head): from token ids to hidden states, and from those to logits."""
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base.model, base.get_output_embeddings()
+
+
+def hidden_states(body: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(batch, length, hidden size); rows are padded on the right, where causal attention leaves what comes before alone."""
+    states: torch.Tensor = body(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+    return states
+
+
+def kl_of(base: torch.Tensor, tuned: torch.Tensor) -> torch.Tensor:
+    """KL(base ‖ tuned) in nats at each position, from logits (positions, vocabulary); never below 0."""
+    import torch
+
+    own, other = (torch.log_softmax(logits.float(), dim=-1) for logits in (base, tuned))
+    return (own.exp() * (own - other)).sum(dim=-1).clamp(min=0)
+
+
+def padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids, mask), (batch, longest), padded with 0 on the right."""
+    import torch
+
+    width = max(map(len, rows))
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(list(row))
+        mask[number, : len(row)] = 1
+    return ids.to(device), mask.to(device)
+
+
+def divergence(
+    model: PreTrainedModel,
+    sequences: Sequence[tuple[Sequence[int], int]],
+    batch_size: int,
+    progress: Callable[[int], object] | None = None,
+) -> list[tuple[float, int]]:
+    """KL(base ‖ tuned) over the reply of each sequence.
+
+    Args:
+        model: tuned, with an adapter that can be switched off.
+        sequences: (token ids of prompt and reply, how many of them are the prompt's: at least 1).
+        progress: called after each batch with the number of sequences that it held.
+
+    Returns:
+        (sum in nats, positions) for each sequence, in order.
+
+    Raises:
+        UserError: see ``adapter_off``.
+    """
+    import torch
+
+    body, head = parts_of(model)
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))
+    result: dict[int, tuple[float, int]] = {}
+    with inference_mode_of(model), torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            ids, mask = padded([sequences[i][0] for i in batch], model.device)
+            # Token t is predicted at position t - 1.
+            chosen = mask.bool()
+            chosen[:, -1] = False
+            for row, i in enumerate(batch):
+                chosen[row, : sequences[i][1] - 1] = False
+                chosen[row, len(sequences[i][0]) - 1 :] = False
+            tuned = hidden_states(body, ids, mask)[chosen]
+            with adapter_off(model):
+                base = hidden_states(body, ids, mask)[chosen]
+            values = []
+            for part in range(0, len(tuned), CHUNK):
+                own = head(tuned[part : part + CHUNK])
+                with adapter_off(model):
+                    other = head(base[part : part + CHUNK])
+                values.append(kl_of(other, own))
+            flat = torch.cat(values) if values else tuned.new_zeros(0)
+            sums = torch.zeros(chosen.shape, device=flat.device).masked_scatter(chosen, flat.float()).sum(dim=1)
+            for row, i in enumerate(batch):
+                result[i] = (float(sums[row]), int(chosen[row].sum()))
+            if progress is not None:
+                progress(len(batch))
+    return [result[i] for i in range(len(sequences))]

@@ -1,0 +1,104 @@
+"""KL to the base, by switching the adapter off: against distributions that are computed one sequence at a time."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.core.errors import UserError
+from pipeline.model import divergence as module
+from pipeline.model.bottleneck import add_bottlenecks
+from pipeline.model.divergence import adapter_off, divergence, has_switch, kl_of
+
+SHAPE = {"max_position_embeddings": 128, "initializer_range": 0.3}
+
+
+def with_lora(base: Any, seed: int = 0) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    return get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+
+
+@pytest.fixture
+def tuned(tiny_qwen3: Any) -> Any:
+    return with_lora(tiny_qwen3(1, **SHAPE))
+
+
+@pytest.fixture(scope="module")
+def sequences() -> list[tuple[list[int], int]]:
+    r = random.Random(3)
+    return [
+        ([r.randrange(1000) for _ in range(length)], prompt) for length, prompt in ((9, 3), (20, 19), (5, 1), (12, 6))
+    ]
+
+
+def one_by_one(tuned: Any, sequences: Any) -> list[tuple[float, int]]:
+    result = []
+    for ids, prompt in sequences:
+        with torch.no_grad():
+            own = tuned(input_ids=torch.tensor([ids])).logits[0, prompt - 1 : -1]
+            with tuned.disable_adapter():
+                base = tuned(input_ids=torch.tensor([ids])).logits[0, prompt - 1 : -1]
+        p, q = torch.softmax(base.double(), -1), torch.softmax(own.double(), -1)
+        result.append((float((p * (p / q).log()).sum()), len(ids) - prompt))
+    return result
+
+
+@pytest.mark.parametrize(("batch", "chunk"), [(1, 512), (3, 512), (4, 2)])
+def test_sums_are_those_of_one_sequence_at_a_time(
+    tuned: Any, sequences: Any, batch: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    found, seen = divergence(tuned, sequences, batch, lambda n: None), one_by_one(tuned, sequences)
+    assert [count for _, count in found] == [count for _, count in seen] == [6, 1, 4, 6]
+    assert [total for total, _ in found] == pytest.approx([total for total, _ in seen], rel=1e-3)
+    assert all(total > 0.01 for total, _ in found)
+
+
+def test_a_fresh_adapter_is_no_distance(tiny_qwen3: Any, sequences: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    fresh = get_peft_model(tiny_qwen3(1, **SHAPE), LoraConfig(r=4, target_modules=["q_proj"]))  # its matrix B is zero
+    assert [total for total, _ in divergence(fresh, sequences, 2)] == [0.0] * 4
+
+
+def test_bottlenecks_are_switched_off_and_on_again(tiny_qwen3: Any, sequences: Any) -> None:
+    model = add_bottlenecks(tiny_qwen3(1, **SHAPE), 8, "gelu")
+    ids = torch.tensor([sequences[0][0]])
+    base = tiny_qwen3(1, **SHAPE)(input_ids=ids).logits
+    for name, parameter in model.named_parameters():
+        if ".up." in name:
+            torch.nn.init.normal_(parameter)
+    changed = model(input_ids=ids).logits
+    assert has_switch(model) and not torch.allclose(changed, base)
+    with adapter_off(model):
+        assert torch.equal(model(input_ids=ids).logits, base)
+    assert torch.equal(model(input_ids=ids).logits, changed)
+    assert all(total > 0 for total, _ in divergence(model, sequences, 2))
+
+
+def test_what_cannot_be_switched_off_is_refused(tiny_qwen3: Any, sequences: Any) -> None:
+    from peft import PromptTuningConfig, get_peft_model
+
+    whole = tiny_qwen3(1, **SHAPE)
+    prompted = get_peft_model(tiny_qwen3(1, **SHAPE), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    for model in (whole, prompted):
+        assert not has_switch(model)
+        with pytest.raises(UserError, match="has none that can be"):
+            divergence(model, sequences, 2)
+
+
+numbers = st.lists(st.floats(-30, 30, width=32), min_size=3, max_size=3)
+
+
+@given(numbers, numbers)
+def test_kl_is_never_below_zero_and_zero_for_the_same(a: list[float], b: list[float]) -> None:
+    x, y = torch.tensor([a]), torch.tensor([b])
+    assert float(kl_of(x, x)) == 0 and float(kl_of(x, y)) >= 0
+    assert float(kl_of(x, x + 5)) == pytest.approx(0, abs=1e-4)  # logits count up to a constant
