@@ -81,7 +81,7 @@ def look(name: str, hub: str, revision: str | None = None) -> Remote:
     )
     try:
         found = (_huggingface if hub == "huggingface" else _modelscope)(name, revision)
-    except _library_errors() as error:
+    except _library_errors(hub) as error:
         raise _problem(what, revision, error) from error
     commit, licence, files = found
     require_weights([file for file, _, _ in files], what)
@@ -107,7 +107,8 @@ def _modelscope(name: str, revision: str | None) -> Listing:
     from modelscope.hub.api import HubApi
 
     api = HubApi()
-    licence = str(api.get_model(name, revision=revision or "master").get("License") or "not stated")
+    about = api.get_model(name, revision=revision or "master")
+    licence = str(about.get("License") or about.get("license") or "not stated")
     entries = api.get_model_files(name, revision=revision or "master", recursive=True)
     files = [(e["Path"], int(e.get("Size") or 0), e.get("Sha256") or None) for e in entries if e.get("Type") != "tree"]
     return revision or "master", licence, files
@@ -137,7 +138,7 @@ def download(remote: Remote, folder: Path) -> None:
             from_modelscope(
                 remote.name, revision=remote.commit, local_dir=str(folder), allow_patterns=list(remote.sizes)
             )
-    except _library_errors() as error:
+    except _library_errors(remote.hub) as error:
         raise _problem(what, remote.commit, error) from error
     for file, size in remote.sizes.items():
         path = folder / file
@@ -151,11 +152,15 @@ def download(remote: Remote, folder: Path) -> None:
             )
 
 
-def _library_errors() -> tuple[type[Exception], ...]:
+def _library_errors(hub: str) -> tuple[type[Exception], ...]:
     import httpx
-    import requests
 
-    return (OSError, ValueError, RuntimeError, LookupError, httpx.HTTPError, requests.RequestException)
+    plain = (OSError, ValueError, RuntimeError, LookupError, httpx.HTTPError)
+    if hub == "huggingface":
+        return plain
+    from modelscope_hub.errors import HubError
+
+    return (*plain, HubError)
 
 
 def _problem(what: str, revision: str | None, error: BaseException) -> UserError:

@@ -171,6 +171,40 @@ def test_names_that_are_none(name: str) -> None:
         online.look(name, "huggingface")
 
 
+def test_modelscope_lists_and_is_asked_for_what_is_wanted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its library is stood in for: what is passed to it, and what becomes of its answers."""
+    import modelscope
+    from modelscope.hub.api import HubApi
+    from modelscope_hub.errors import NotExistError
+
+    listing = [
+        {"Path": "config.json", "Size": 2},
+        {"Path": "model.safetensors", "Size": 3},
+        {"Path": "a.bin", "Size": 9},
+    ]
+    monkeypatch.setattr(online, "require_hub", lambda *_: None)
+    monkeypatch.setattr(HubApi, "get_model", lambda self, name, revision: {"license": "apache-2.0"})
+    monkeypatch.setattr(HubApi, "get_model_files", lambda self, name, revision, recursive: listing)
+    remote = online.look(NAME, "modelscope")
+    assert (remote.licence, remote.bytes, set(remote.sizes)) == ("apache-2.0", 5, {"config.json", "model.safetensors"})
+
+    def sent(name: str, revision: str, local_dir: str, allow_patterns: list[str]) -> None:
+        assert (name, sorted(allow_patterns)) == (NAME, ["config.json", "model.safetensors"])
+        (Path(local_dir) / "config.json").write_text("{}")
+        (Path(local_dir) / "model.safetensors").write_text("ab")  # a byte is missing
+
+    monkeypatch.setattr(modelscope, "snapshot_download", sent)
+    with pytest.raises(UserError, match=r"model.safetensors came over damaged \(2 of 3 bytes"):
+        online.download(remote, tmp_path)
+
+    def absent(*_: object, **__: object) -> None:
+        raise NotExistError("no such model")
+
+    monkeypatch.setattr(HubApi, "get_model", absent)
+    with pytest.raises(UserError, match="ModelScope.* does not exist there"):
+        online.look(NAME, "modelscope")
+
+
 def test_a_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "*")
