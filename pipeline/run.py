@@ -35,9 +35,11 @@ from pipeline.core.redact import masked
 from pipeline.core.versions import installed
 from pipeline.data.describe import describe_mix, profile_mix
 from pipeline.data.mix import Mix, load_mix, save_mix
+from pipeline.model.config import model_config
 from pipeline.model.dtype import computing_dtype, precision
 from pipeline.model.load import load_model, load_tokenizer, model_location
 from pipeline.model.methods import require_fit, weights_files
+from pipeline.model.room import require_context
 from pipeline.settings import Profile, Recipe, load_recipe, parse, read_yaml
 from pipeline.settings.compare import affects, differing, shortened
 from pipeline.settings.section import Result
@@ -222,10 +224,20 @@ class Run:
         """Fail before anything is written, and before any library is loaded, where model or data are out of reach."""
         from pipeline.data.pools import require_sources
 
-        location = model_location(self.profile.model)
-        if self.profile.model.source == "local":
-            require_fit(self.profile, read_json(Path(location) / "config.json"))
+        model_location(self.profile.model)
+        config = model_config(self.profile.model)
+        if config is not None:
+            require_fit(self.profile, config)
+            require_context(self.profile, config)
         require_sources(self.recipe)
+
+    def _require_evaluation(self) -> None:
+        """Fail before the mix is built where the evaluation could not be done."""
+        from pipeline.evaluation.preflight import require_evaluation
+
+        if any(self._cells(which) is None for which in ("base", "tuned")):
+            config, tokenizer = model_config(self.profile.model), load_tokenizer(self.profile.model)
+            require_evaluation(self.profile, tokenizer, config, self.folder)
 
     def _path(self, *parts: str) -> Path:
         return self.folder.joinpath(*parts)
@@ -430,6 +442,7 @@ class Run:
 
     def all(self) -> dict[str, Any]:
         """Every stage in order; finished ones are not repeated."""
+        first("look at the evaluation", self._require_evaluation, lambda: None)
         stages = (
             ("mix", self.data),
             ("evaluate base", lambda: self.evaluate("base")),

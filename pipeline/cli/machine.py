@@ -30,9 +30,7 @@ def register(group: Any) -> None:
     )
     power.set_defaults(do=_power)
 
-    costs = command(
-        group, "estimate", "memory and time of training before it starts, for every size and method", output=False
-    )
+    costs = command(group, "estimate", "memory and time of training and evaluation before they start", output=False)
     costs.add_argument("--tokens", type=positive, metavar="N", help="of the whole training (default: a million)")
     costs.add_argument(
         "--tflops",
@@ -60,8 +58,11 @@ def _power(args: argparse.Namespace) -> int:
 
 
 def _estimate(args: argparse.Namespace) -> int:
-    from pipeline.training.estimate import estimate, text
+    from pipeline.training.estimate import estimate, profile_sizes, text
+    from pipeline.training.estimate_replies import estimate_replies, replies_text
 
-    result = estimate(load(args), args.tokens, args.tflops)
-    show(args, result, text(result))
+    profile = load(args)
+    result = estimate(profile, args.tokens, args.tflops)
+    result["evaluation"] = estimate_replies(profile, profile_sizes(profile))
+    show(args, result, "\n\n".join([text(result), replies_text(result["evaluation"])]))
     return 0

@@ -88,6 +88,7 @@ def _plan(args: argparse.Namespace, profile: Any) -> int:
     from pipeline.core.console import duration
     from pipeline.data.describe import describe_mix
     from pipeline.training.estimate import text
+    from pipeline.training.estimate_replies import replies_text
     from pipeline.training.plan import plan
 
     result: dict[str, Any] = first("plan", lambda: plan(profile, args.tflops), dict)
@@ -102,7 +103,8 @@ def _plan(args: argparse.Namespace, profile: Any) -> int:
         lines.append(
             f"time of the whole run: about {duration(result['estimated_seconds'])} on {result['estimate_measured_on']}"
         )
-    show(args, result, "\n".join([*lines, text(result["estimate"])]))
+    lines += [text(result["estimate"]), "", replies_text(result["evaluation"], bool(result["estimated_seconds"]))]
+    show(args, result, "\n".join(lines))
     return 0
 
 

@@ -7,14 +7,16 @@ with its interval, and the form of the replies. On disk, below ``output_dir/<mod
 * ``cell.json``: the cell and the fingerprint of what it measures; written last, so its presence says "finished";
 * ``evalscope/<benchmark>/``: EvalScope's own working folder, with its report and its log.
 
-A finished cell is taken as it is; an unfinished one goes on from the replies that EvalScope has stored.
+A finished cell is taken as it is; an unfinished one goes on from the replies that EvalScope has stored: every reply as soon as
+it has ended, so a kill loses those that were being written.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,17 +30,15 @@ from pipeline.evaluation.evalscope.contain import contained
 from pipeline.evaluation.evalscope.items import data_identity, prepare
 from pipeline.evaluation.evalscope.task import Row, run_benchmark, work_dir_of
 from pipeline.model.decode import Reply
-from pipeline.model.decoders import decoders
-from pipeline.settings import EvaluationSettings
+from pipeline.model.engines.base import Arrived, Conversation, Engine
+from pipeline.model.engines.local import local_engine
+from pipeline.settings import EvaluationSettings, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from pipeline.evaluation.evalscope.bridge import ReplyTo
-
 Cell = dict[str, Any]
-
-AHEAD = 4  # batches whose prompts are collected before decoding, to be sorted by length together
+ReplyTo = Callable[[list[list[Message]], Mode], list[Reply]]
 _FORM = ("opened", "closed", "leaked", "truncated")
 
 
@@ -58,23 +58,36 @@ def evaluate_model(
             whether results on disk are those of this model; the weights themselves are not looked at.
 
     Returns:
-        One cell a mode; see ``evaluate_replies``.
+        One cell a mode; see ``evaluate_engine``.
 
     Raises:
-        UserError: see ``evaluate_replies`` and ``generate``.
+        UserError: see ``evaluate_engine`` and ``generate``.
     """
-    chat_format = ChatFormat(tokenizer)
+    with local_engine(model, tokenizer, ChatFormat(tokenizer).prompt_ids, settings) as engine:
+        return evaluate_engine(engine, model_id, settings, output_dir, modes, progress)
 
-    with decoders(model, tokenizer, settings.workers) as decoding:
 
-        def reply_to(conversations: list[list[Message]], mode: Mode) -> list[Reply]:
-            prompts = [chat_format.prompt_ids(messages, mode) for messages in conversations]
-            sampling = getattr(settings.sampling, mode)
-            return decoding.generate(prompts, sampling, settings.batch_size, settings.seed)
+@dataclass(frozen=True)
+class _Function:
+    """A function as an engine."""
 
-        return evaluate_replies(
-            reply_to, model_id, settings, output_dir, modes, progress, at_once=AHEAD * settings.batch_size
-        )
+    reply_to: ReplyTo
+    window: int
+    one_by_one: bool = False
+    identity: dict[str, Any] = field(default_factory=dict)
+
+    def require_room(self, conversations: Sequence[Conversation], mode: Mode, sampling: Sampling) -> None:
+        """Only the function knows."""
+
+    def replies(
+        self,
+        conversations: Sequence[Conversation],
+        mode: Mode,
+        sampling: Sampling,
+        seed: int,
+        arrived: Arrived | None = None,
+    ) -> list[Reply]:
+        return self.reply_to([[dict(message) for message in messages] for messages in conversations], mode)
 
 
 def evaluate_replies(
@@ -88,9 +101,22 @@ def evaluate_replies(
 ) -> dict[str, Cell]:
     """Evaluate whatever answers: ``reply_to(conversations, mode)`` returns one ``Reply`` a conversation, in order.
 
-    ``evaluate_model`` is this with a model behind ``reply_to``; a server, or a file of stored replies, fits as well. It
-    is called in the thread of the caller, with at most ``at_once`` conversations (None: ``settings.batch_size``). What has
-    been answered is stored after each call.
+    It is called in the thread of the caller, with at most ``at_once`` conversations (None: ``settings.batch_size``). What has
+    been answered is stored after each call. Returns and raises as ``evaluate_engine``.
+    """
+    engine = _Function(reply_to, at_once or settings.batch_size)
+    return evaluate_engine(engine, model_id, settings, output_dir, modes, progress)
+
+
+def evaluate_engine(
+    engine: Engine,
+    model_id: str,
+    settings: EvaluationSettings,
+    output_dir: Path,
+    modes: Sequence[Mode] = MODES,
+    progress: bool = True,
+) -> dict[str, Cell]:
+    """Evaluate what an engine answers.
 
     Returns:
         ``{mode: {"benchmarks": {name: {"score", "n", "ci95": [lo, hi]}}, "n", "mode_fidelity", "mode_fidelity_ci95",
@@ -99,13 +125,16 @@ def evaluate_replies(
 
     Raises:
         UserError: an unknown benchmark or key in ``dataset_args``, data that cannot be found or read, a hub that cannot
-            be reached, or a benchmark of which EvalScope scored fewer items than it asked.
+            be reached, a prompt for which there is no room (before the first reply), what keeps the engine from answering, or a
+            benchmark of which EvalScope scored fewer items than it asked.
     """
     repeated = {name for name in settings.benchmarks if settings.benchmarks.count(name) > 1}
     if repeated:
         raise UserError(f"evaluation.benchmarks names {', '.join(sorted(repeated))} more than once.")
     data = {name: data_identity(name, settings) for name in settings.benchmarks}
-    identities = {mode: {n: _identity(n, mode, model_id, settings, data[n]) for n in data} for mode in modes}
+    identities = {
+        mode: {n: _identity(n, mode, model_id, settings, data[n]) | engine.identity for n in data} for mode in modes
+    }
     cells: dict[str, Cell] = {}
     for mode in modes:
         stored = _stored_cell(output_dir / mode, fingerprint(identities[mode]))
@@ -115,13 +144,15 @@ def evaluate_replies(
     if missing:
         with contained(output_dir, settings.benchmarks) as notes:
             benchmarks = [prepare(name, settings, output_dir) for name in settings.benchmarks]
+            prompts = [prompt for benchmark in benchmarks for prompt in benchmark.prompts]
+            for mode in missing:
+                engine.require_room(prompts, mode, getattr(settings.sampling, mode))
             for mode in missing:
                 rows = []
                 for benchmark in benchmarks:
                     folder = output_dir / mode / "evalscope" / benchmark.name
                     work_dir = work_dir_of(folder, identities[mode][benchmark.name])
-                    window = at_once or settings.batch_size
-                    rows += run_benchmark(benchmark, mode, model_id, settings, work_dir, reply_to, progress, window)
+                    rows += run_benchmark(benchmark, mode, model_id, settings, work_dir, engine, progress)
                 cells[mode] = _cell(rows)
                 write_jsonl(output_dir / mode / "predictions.jsonl", rows)
                 record = {

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -53,15 +53,23 @@ class Decoders:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, others: Sequence[Connection]):
         self.model, self.tokenizer, self.others = model, tokenizer, list(others)
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, batch_size: int, seed: int) -> list[Reply]:
-        """As ``decode.generate``; a process that died is said, and its part is done here.
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        batch_size: int,
+        seed: int,
+        arrived: Callable[[int, Reply], object] | None = None,
+    ) -> list[Reply]:
+        """As ``decode.generate``; a process that died is said, and its part is done here. The others tell of their replies when
+        their part is done.
 
         Raises:
             UserError: as ``decode.generate``.
         """
         parts = deal(prompts, 1 + len(self.others))
         waiting: list[tuple[Connection, list[int]]] = []
-        common = {"batch_size": batch_size, "seed": seed}
+        common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "parts": 1 + len(self.others)}
         mine = [parts[0]]
         for connection, part in zip(list(self.others), parts[1:], strict=True):
             asked = {"prompts": [list(prompts[i]) for i in part], "sampling": sampling.model_dump(), **common}
@@ -74,7 +82,13 @@ class Decoders:
         errors = []
         while mine:
             part = mine.pop()
-            own = generate(self.model, self.tokenizer, [prompts[i] for i in part], sampling, batch_size, seed)
+
+            def tell(place: int, reply: Reply, part: list[int] = part) -> None:
+                if arrived is not None:
+                    arrived(part[place], reply)
+
+            mine_now = [prompts[i] for i in part]
+            own = generate(self.model, self.tokenizer, mine_now, sampling, arrived=tell, **common)
             replies |= dict(zip(part, own, strict=True))
             while waiting:
                 connection, theirs = waiting.pop()
@@ -86,7 +100,11 @@ class Decoders:
                 if "error" in answer:
                     errors.append(answer["error"])
                 else:
-                    replies |= {i: Reply(**reply) for i, reply in zip(theirs, answer["replies"], strict=True)}
+                    found = {i: Reply(**reply) for i, reply in zip(theirs, answer["replies"], strict=True)}
+                    replies |= found
+                    if arrived is not None:
+                        for place, reply in found.items():
+                            arrived(place, reply)
         if errors:
             raise UserError(errors[0])
         return [replies[i] for i in range(len(prompts))]

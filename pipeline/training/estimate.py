@@ -258,7 +258,7 @@ def trainable(sizes: Sizes, job: Job) -> int:
     return sizes.parameters if job.method == "full" else sizes.adapter(job.rank, job.modules)
 
 
-def _weights(sizes: Sizes, job: Job) -> float:
+def weights_bytes(sizes: Sizes, job: Job) -> float:
     """Bytes of the base: linear modules in the method's precision, embeddings and norms never in 4 bit."""
     number = job.trainable_bytes if job.method == "full" else _compute(job)
     if job.method != "qlora":
@@ -350,7 +350,7 @@ def memory(sizes: Sizes, job: Job) -> dict[str, int]:
     formulas.
     """
     full, t = job.method == "full", trainable(sizes, job)
-    weights, gradients = _weights(sizes, job), float(t * job.trainable_bytes)
+    weights, gradients = weights_bytes(sizes, job), float(t * job.trainable_bytes)
     if full and job.device == "cuda" and job.bf16 and job.trainable_bytes == FLOAT32:
         weights += t * BFLOAT16  # autocast keeps the weights' bfloat16 copies until the step ends
     per_layer = _layer(sizes, job) * job.tokens

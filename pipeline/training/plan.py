@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.data.describe import build_profile_mix
+from pipeline.model.config import model_config
+from pipeline.model.room import require_context
 from pipeline.settings import Profile
-from pipeline.training.estimate import estimate, global_batch, planned_steps
+from pipeline.training.estimate import estimate, global_batch, planned_steps, profile_sizes
+from pipeline.training.estimate_replies import estimate_replies
 
 
 def plan(profile: Profile, tflops: float | None = None) -> dict[str, Any]:
@@ -14,8 +17,13 @@ def plan(profile: Profile, tflops: float | None = None) -> dict[str, Any]:
 
     The time scales measured rates (``estimate`` in the profile, with the machine they were measured on); where the profile has
     none, that of training comes from a count of operations and ``tflops``, and is null without it.
-    """
 
+    Raises:
+        UserError: the replies of the evaluation cannot fit into the model; what building the mix raises.
+    """
+    config = model_config(profile.model)
+    if config is not None:
+        require_context(profile, config)
     manifest = build_profile_mix(profile).manifest
     steps = planned_steps(profile, manifest["examples"]["train"])
     batch = global_batch(profile)
@@ -38,4 +46,5 @@ def plan(profile: Profile, tflops: float | None = None) -> dict[str, Any]:
         "estimate_measured_on": rates.machine if rates else None,
         "estimated_memory_bytes": estimated["memory_bytes"],
         "estimate": estimated,
+        "evaluation": estimate_replies(profile, profile_sizes(profile)),
     }

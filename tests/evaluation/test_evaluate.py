@@ -20,9 +20,12 @@ from pipeline.core.statistics import wilson
 from pipeline.data import corpora
 from pipeline.data.answers import score_answer
 from pipeline.evaluation.evalscope import contain
+from pipeline.evaluation.evalscope.items import prepare
 from pipeline.evaluation.evaluate import evaluate_model, evaluate_replies, interval
 from pipeline.model.decode import Reply
-from pipeline.settings import EvaluationSettings
+from pipeline.run import Run
+from pipeline.settings import EvaluationSettings, load_profile
+from pipeline.training.plan import plan
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "eval"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no copies of GSM8K and IFEval on this machine")
@@ -495,3 +498,58 @@ def test_intervals():
     assert interval([0.5, 0.7]) == pytest.approx([0.6 - 1.96 * 0.1, 0.6 + 1.96 * 0.1], abs=1e-4)
     assert interval([0.95, 1.0])[1] == 1.0
     assert interval([8.0, 10.0])[1] > 10
+
+
+# --- looked at before anything is built ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (
+            ["evaluation.sampling.thinking.max_new_tokens=1020"],
+            r"thinking.max_new_tokens=1020 cannot fit: .* 1024 positions",
+        ),
+        (["evaluation.sampling.non_thinking.max_new_tokens=4096"], "at most 1008, less what your prompts take"),
+        (["method=prompt", "evaluation.sampling.thinking.max_new_tokens=1000"], "at most 988"),  # virtual tokens count
+    ],
+)
+def test_replies_that_cannot_fit_are_refused_before_the_mix_is_built(tmp_path, sets, words):
+    profile = load_profile("embedded", sets)
+    with pytest.raises(UserError, match=words):
+        Run.open(profile, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=words):
+        plan(profile)
+
+
+def test_a_prompt_without_room_for_its_reply_is_found_before_the_mix_is_built(tmp_path, monkeypatch):
+    def never(*_):
+        raise AssertionError("the mix was built")
+
+    monkeypatch.setattr("pipeline.run.profile_mix", never)
+    tight = ["evaluation.limit=20", "evaluation.sampling.thinking.max_new_tokens=1000"]
+    with pytest.raises(UserError, match=r"longest prompt of the evaluation \(thinking\) has \d+ tokens; with max_new"):
+        Run.open(load_profile("embedded", tight), tmp_path / "a").all()
+    short = ["evaluation.limit=20", "model.max_seq_length=24", "data.max_length=24"]
+    with pytest.raises(UserError, match=r"has \d+ tokens, more than model.max_seq_length=24, where it would be cut"):
+        Run.open(load_profile("embedded", short), tmp_path / "b").all()
+    with pytest.raises(UserError, match="there is no benchmark 'gsm9k'"):
+        Run.open(load_profile("embedded", ["evaluation.benchmarks=[gsm9k]"]), tmp_path / "c").all()
+    with pytest.raises(AssertionError, match="the mix was built"):
+        Run.open(load_profile("embedded", ["evaluation.limit=20"]), tmp_path / "d").all()
+
+
+@needs_shared
+def test_prompts_with_examples_are_those_that_are_asked(tmp_path):
+    folder = tmp_path / "user"
+    write_jsonl(folder / "test.jsonl", read_jsonl(SHARED / "gsm8k_test.jsonl")[:3])
+    write_jsonl(folder / "train.jsonl", read_jsonl(SHARED / "gsm8k_train.jsonl")[:20])
+    replay = Replay(lambda prompt, mode: say("0"))
+    config = settings("gsm8k", gsm8k={"local_path": str(folder)})
+    evaluate_replies(replay, "m", config, tmp_path / "run", ["non_thinking"], False)
+    with contain.contained(tmp_path / "items", ["gsm8k"]):
+        prompts = prepare("gsm8k", config, tmp_path / "items").prompts
+    assert sorted(prompt[-1]["content"] for prompt in prompts) == sorted(
+        prompt for batch in replay.batches for prompt in batch
+    )

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
 from pipeline.evaluation.form import is_unclosed, judge, split_reply
-from pipeline.model import decode
-from pipeline.model.decode import _Draw, end_tokens, generate
+from pipeline.model import decode, room
+from pipeline.model.batch import _selected
+from pipeline.model.decode import end_tokens, generate
+from pipeline.model.draw import Draw
+from pipeline.model.room import cache_bytes, rows_that_fit
 from pipeline.settings import Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,7 +116,7 @@ def test_think_tags_stay_in_the_text(model, tokenizer):
 def test_progress_counts_every_prompt(model, tokenizer, prompts):
     seen = []
     generate(model, tokenizer, prompts, GREEDY, 4, seed=0, progress=seen.append)
-    assert seen == [4, 4, 1]
+    assert seen == [1] * 9
     assert generate(model, tokenizer, [], GREEDY, 4, seed=0) == []
 
 
@@ -130,11 +136,104 @@ def test_the_model_and_the_random_states_are_left_as_they_were(model, tokenizer,
     model.eval()
 
 
-def test_a_prompt_beyond_the_context_is_refused(model, tokenizer):
+def test_prompt_and_reply_have_limits_of_their_own(model, tokenizer, monkeypatch):
     with pytest.raises(UserError, match=r"Prompt 1 has 105 tokens; with max_new_tokens=24 .* context of 128"):
         generate(model, tokenizer, [[5], [5] * 105], GREEDY, 2, seed=0)
     with pytest.raises(UserError, match="Prompt 0 is empty"):
         generate(model, tokenizer, [[]], GREEDY, 2, seed=0)
+    monkeypatch.setattr(model, "max_seq_length", 20, raising=False)
+    with pytest.raises(UserError, match=r"Prompt 1 has 21 tokens, more than model.max_seq_length=20"):
+        generate(model, tokenizer, [[5] * 20, [5] * 21], GREEDY, 2, seed=0)
+    assert generate(model, tokenizer, [[5] * 20], GREEDY, 2, seed=0)[0].output_tokens == 24  # a reply goes beyond
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ending(model, tokenizer, prompts):
+    """The model with more ends of a reply, so that replies end at all times; and 16 prompts."""
+    kept = model.generation_config.eos_token_id
+    ids = [i for reply in generate(model, tokenizer, prompts[:2], SAMPLED, 2, seed=1) for i in reply.token_ids]
+    model.generation_config.eos_token_id = [*sorted(set(ids))[::2], tokenizer.eos_token_id]
+    yield prompts + [prompt[::-1] for prompt in prompts[:7]]
+    model.generation_config.eos_token_id = kept
+
+
+def calls_of(monkeypatch, model):
+    """Rows of each call of ``model.generate``."""
+    rows, real = [], model.generate
+
+    def count(**inputs):
+        rows.append(len(inputs["input_ids"]))
+        return real(**inputs)
+
+    monkeypatch.setattr(model, "generate", count)
+    return rows
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_rows_that_have_ended_leave_the_batch_and_change_nothing(model, tokenizer, ending, sampling, monkeypatch):
+    long = sampling.model_copy(update={"max_new_tokens": 90, "repetition_penalty": 1.1})
+    alone = [generate(model, tokenizer, [prompt], long, 1, seed=5)[0] for prompt in ending]
+    assert len({reply.output_tokens for reply in alone}) > 4 and any(not reply.truncated for reply in alone)
+    rows, early = calls_of(monkeypatch, model), []
+    together = generate(
+        model, tokenizer, ending, long, 16, seed=5, arrived=lambda place, reply: early.append((place, reply))
+    )
+    assert together == alone
+    assert rows[0] == 16 and len(rows) > 1 and all(b <= a / 2 for a, b in itertools.pairwise(rows))
+    assert sorted(place for place, _ in early) == list(range(16)) and all(together[p] == r for p, r in early)
+    lengths = [reply.output_tokens for _, reply in early]
+    assert lengths[0] < lengths[-1]  # handed over when it ended, not with the last
+
+
+@given(
+    lengths=st.lists(st.integers(1, 5000), min_size=1, max_size=80).map(sorted),
+    new=st.integers(1, 9000),
+    room=st.none() | st.integers(0, 10**6),
+    at_most=st.integers(1, 64),
+)
+def test_rows_that_fit(lengths, new, room, at_most):
+    count = rows_that_fit(lengths, new, room, at_most)
+    assert 1 <= count <= min(at_most, len(lengths))
+    if room is None:
+        assert count == min(at_most, len(lengths))
+        return
+    assert count == 1 or count * (lengths[count - 1] + new) <= room
+    if count < min(at_most, len(lengths)):  # one more would not fit
+        assert (count + 1) * (lengths[count] + new) > room
+
+
+def test_rows_of_a_cache_as_unsloth_hands_it_out_on_a_gpu():
+    import torch
+
+    layers = [(torch.randn(4, 1, 5, 8), torch.randn(4, 1, 5, 8)) for _ in range(2)]
+    cache = _selected(layers, torch.tensor([1, 3]))
+    assert cache.get_seq_length() == 5
+    for (keys, values), layer in zip(layers, cache.layers, strict=True):
+        assert torch.equal(layer.keys, keys[[1, 3]]) and torch.equal(layer.values, values[[1, 3]])
+
+
+def test_batches_are_as_large_as_memory_allows(model, tokenizer, prompts, monkeypatch):
+    together = generate(model, tokenizer, prompts, SAMPLED, 9, seed=5)
+    config = model.config.to_dict()
+    assert cache_bytes(config, 4) == 2 * 2 * 1 * 32 * 4  # two layers, one head of keys and values
+    assert cache_bytes({**config, "layer_types": ["linear_attention", "full_attention"]}, 4) == 2 * 1 * 32 * 4
+    rows = calls_of(monkeypatch, model)
+    longest = max(map(len, prompts)) + SAMPLED.max_new_tokens
+    monkeypatch.setattr(
+        room, "free_bytes", lambda device: 3 * longest * cache_bytes(config, 4) / room.CACHE_SHARE["cpu"]
+    )
+    assert generate(model, tokenizer, prompts, SAMPLED, 9, seed=5) == together
+    assert sum(rows) == 9 and 3 <= max(rows) < 9
+    rows.clear()
+    assert generate(model, tokenizer, prompts, SAMPLED, 9, seed=5, parts=3) == together
+    assert sum(rows) == 9 and max(rows) <= 2
+    monkeypatch.setattr(room, "free_bytes", lambda device: 0)
+    rows.clear()
+    assert generate(model, tokenizer, prompts, SAMPLED, 9, seed=5) == together
+    assert rows == [1] * 9
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
@@ -161,7 +260,7 @@ def test_the_distribution_is_that_of_transformers(temperature, top_p, top_k, min
     uniforms = ((torch.arange(n) + 0.5) / n)[:, None]
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_new_tokens=1)
     prompt = torch.ones(n, 1, dtype=torch.long)
-    drawn = _Draw(sampling, uniforms, prompt)(prompt, scores.repeat(n, 1))
+    drawn = Draw(sampling, uniforms, prompt)(prompt, scores.repeat(n, 1))
     assert torch.isfinite(drawn).sum(-1).eq(1).all()
     counts = torch.bincount(drawn.argmax(-1), minlength=50) / n
     assert torch.allclose(counts, expected.softmax(-1)[0], atol=3 / n)
@@ -176,10 +275,10 @@ def test_the_repetition_penalty_is_that_of_transformers_and_blind_to_padding():
     ids = torch.tensor([[3, 3, 4, 7]])
     sampling = Sampling(temperature=0, top_p=1, top_k=0, repetition_penalty=1.5, max_new_tokens=1)
     expected = RepetitionPenaltyLogitsProcessor(1.5)(ids, scores)
-    assert torch.equal(_Draw(sampling, None, torch.ones(1, 3))(ids, scores), expected)
+    assert torch.equal(Draw(sampling, None, torch.ones(1, 3))(ids, scores), expected)
     padded = torch.tensor([[0, 0, 3, 3, 4, 7]])
     mask = torch.tensor([[0, 0, 1, 1, 1]])
-    assert torch.equal(_Draw(sampling, None, mask)(padded, scores), expected)
+    assert torch.equal(Draw(sampling, None, mask)(padded, scores), expected)
 
 
 # --- form -------------------------------------------------------------------------------------------------------------
@@ -243,7 +342,7 @@ def test_importing_is_cheap():
 
 def test_a_batch_that_does_not_fit_is_halved(model, tokenizer, prompts, monkeypatch, capsys):
     together = generate(model, tokenizer, prompts, SAMPLED, 9, seed=5)
-    sizes, real = [], decode._generate_batch
+    sizes, real = [], decode.decode_batch
 
     def fits_two(model, tokenizer, batch, *rest):
         sizes.append(len(batch))
@@ -251,7 +350,7 @@ def test_a_batch_that_does_not_fit_is_halved(model, tokenizer, prompts, monkeypa
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
         return real(model, tokenizer, batch, *rest)
 
-    monkeypatch.setattr(decode, "_generate_batch", fits_two)
+    monkeypatch.setattr(decode, "decode_batch", fits_two)
     counted: list[int] = []
     assert generate(model, tokenizer, prompts, SAMPLED, 9, seed=5, progress=counted.append) == together
     assert sizes[:4] == [9, 4, 2, 2] and sum(counted) == len(prompts)
@@ -262,13 +361,13 @@ def test_one_reply_that_does_not_fit_ends_with_advice(model, tokenizer, prompts,
     def never(*_):
         raise MemoryError
 
-    monkeypatch.setattr(decode, "_generate_batch", never)
+    monkeypatch.setattr(decode, "decode_batch", never)
     with pytest.raises(UserError, match="max_new_tokens"):
         generate(model, tokenizer, prompts[:1], GREEDY, 1, seed=0)
 
     def broken(*_):
         raise RuntimeError("shape '[3]' is invalid")
 
-    monkeypatch.setattr(decode, "_generate_batch", broken)
+    monkeypatch.setattr(decode, "decode_batch", broken)
     with pytest.raises(RuntimeError, match="shape"):
         generate(model, tokenizer, prompts, GREEDY, 9, seed=0)

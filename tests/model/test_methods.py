@@ -108,6 +108,7 @@ import torch
 from pipeline.cli.shared import quiet
 from pipeline.core.errors import UserError
 from pipeline.core.files import file_sha256
+from pipeline.model import batch
 from pipeline.model.decode import generate
 from pipeline.model.methods import add_method, base_identity, load_adapter, method_of, weights_files
 from pipeline.data.describe import build_profile_mix
@@ -116,6 +117,7 @@ from pipeline.model.load import load_model
 from pipeline.training.train import make_sft_trainer, train
 
 quiet()
+batch.LOOK_EVERY = batch.WORTH_IT = 1  # replies this short would not be worth a smaller batch
 folder, tiny = Path(sys.argv[1]), [
     "training.max_steps=4", "training.eval_steps=4", "training.save_steps=2", "training.logging_steps=1", "mix.total=200",
     "training.learning_rate=0.01", "training.warmup_steps=0",
@@ -142,8 +144,12 @@ for method in sys.argv[2:]:
     again = folder / f"{method}-resumed"
     shutil.copytree(place / "checkpoints" / "checkpoint-2", again / "checkpoints" / "checkpoint-2")
     resumed, _ = train(load_model(profile.model, profile.seed, method == "full")[0], tokenizer, profile, mix, again, True)
-    sampling = profile.evaluation.sampling.thinking.model_copy(update={"max_new_tokens": 12})
+    sampling = profile.evaluation.sampling.thinking.model_copy(update={"max_new_tokens": 24})
+    ends, loaded.generation_config.eos_token_id = loaded.generation_config.eos_token_id, list(range(0, 1024, 6))
     replies = [[r.token_ids for r in generate(loaded, tokenizer, prompts, sampling, size, 1)] for size in (3, 1)]
+    lengths = sorted(len(r) for r in replies[0])
+    loaded.generation_config.eos_token_id = ends
+    sampling = sampling.model_copy(update={"max_new_tokens": 12})
     greedy = sampling.model_copy(update={"temperature": 0.0})
     reply = generate(loaded, tokenizer, prompts[:1], greedy, 1, 1)[0].token_ids
     with torch.no_grad():
@@ -156,6 +162,7 @@ for method in sys.argv[2:]:
         "resumed": [file_sha256(p) for p in weights_files(again / "adapter")]
         == [file_sha256(p) for p in weights_files(place / "adapter")],
         "batches_agree": replies[0] == replies[1],
+        "reply_lengths": lengths,
         "decoding_is_the_forward_pass": float((whole.max(-1).values - whole.gather(1, torch.tensor(reply)[:, None])[:, 0]).max()),
     }
 
@@ -260,6 +267,7 @@ def test_a_method_trains_saves_resumes_and_loads(trained: Trained, method: Metho
     assert got["same"], "what is loaded differs from what was trained"
     assert got["resumed"], "a resumed run ends with other weights"
     assert got["batches_agree"], "a reply depends on its batch"
+    assert got["reply_lengths"][1] < got["reply_lengths"][2]  # so that the batch went on without two of its rows
     assert got["decoding_is_the_forward_pass"] < 0.1  # of a logit, in 16 bit
     assert got["identity"], "a base's identity depends on its precision or its adapter"
     assert got["training_seconds"] > 0

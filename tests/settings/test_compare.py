@@ -22,7 +22,10 @@ def keys(section: type[Section], prefix: str = "") -> list[str]:
 
 def test_every_setting_says_what_it_changes() -> None:
     every = keys(Profile)
-    assert set(flat(load_profile("embedded").model_dump())) <= set(every) and len(every) > 100
+    data = load_profile("embedded").model_dump()
+    for mode in ("thinking", "non_thinking"):
+        data["evaluation"]["server"][mode] = "a mapping of its own"
+    assert set(flat(data)) <= set(every) and len(every) > 100
     for key in every:
         assert affected_by(key) <= {"mix", "training", "evaluation", "preference", "grpo"}
     with pytest.raises(KeyError):
@@ -45,6 +48,10 @@ def test_every_setting_says_what_it_changes() -> None:
         ("grpo.beta", {"grpo"}),
         ("grpo.save_total_limit", set()),
         ("evaluation.sampling.thinking.max_new_tokens", {"evaluation", "grpo"}),
+        ("evaluation.engine", {"evaluation"}),
+        ("evaluation.server.concurrency", set()),
+        ("evaluation.server.tuned_model", {"evaluation"}),
+        ("evaluation.server.thinking.chat_template_kwargs", {"evaluation"}),
         ("evaluation.dataset_args.gsm8k.local_path", {"evaluation"}),
         ("recipe.sources", {"mix"}),
     ],

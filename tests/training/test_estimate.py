@@ -35,6 +35,14 @@ from pipeline.training.estimate import (
     sizes_from_config,
     training_time,
 )
+from pipeline.training.estimate_replies import (
+    PROMPT_TOKENS,
+    cache_bytes_of,
+    estimate_replies,
+    replies_memory,
+    replies_text,
+    step_seconds,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = published_sizes()
@@ -299,6 +307,54 @@ def test_a_config_that_does_not_serve_is_refused(tmp_path: Path, content: str | 
         profile_sizes(load_profile("embedded", [f"model.name={tmp_path}"]))
 
 
+# --- evaluation ---------------------------------------------------------------------------------------------------------
+
+
+def test_bytes_of_the_cache_are_those_of_the_model(published: tuple[str, Sizes]) -> None:
+    from pipeline.model.room import cache_bytes
+
+    _, size = published
+    config = {"num_hidden_layers": size.layers, "num_attention_heads": size.heads, "head_dim": 128}
+    assert cache_bytes_of(size) == cache_bytes(config | {"num_key_value_heads": size.kv_heads}, 2)
+    assert cache_bytes_of(published_sizes()["8B"]) == 2 * 36 * 8 * 128 * 2  # 144 KiB
+
+
+@pytest.mark.parametrize("name", ["qwen3-0.6b", "qwen3-8b"])
+def test_the_evaluation_of_a_real_profile_fits_its_card(name: str) -> None:
+    profile = load_profile(name)
+    result = estimate_replies(profile, profile_sizes(profile))
+    assert result["card_gib"] == 24 and result["memory_bytes"] <= 20 * 2**30
+    for mode, part in result["modes"].items():
+        parts, most = part["memory_bytes"], getattr(profile.evaluation.sampling, mode).max_new_tokens
+        assert part["rows"] >= 4 and parts["total"] == sum(n for key, n in parts.items() if key != "total")
+        assert parts["cache"] == part["rows"] * (PROMPT_TOKENS + most) * cache_bytes_of(profile_sizes(profile))
+    assert result["seconds"] == sum(part["seconds"] for part in result["modes"].values())
+    fewer = load_profile(name, ["evaluation.limit=20"])
+    assert estimate_replies(fewer, profile_sizes(fewer))["seconds"] < result["seconds"]
+    without = load_profile(name, ["evaluation.limit=null"])
+    found = estimate_replies(without, profile_sizes(without))
+    assert found["seconds"] is None and "all items" in found["warnings"][-1]
+
+
+def test_rows_fill_what_memory_there_is() -> None:
+    profile = load_profile("qwen3-8b", ["evaluation.batch_size=64"])
+    sizes = profile_sizes(profile)
+    rows, parts = replies_memory(profile, sizes, 4096, 24)
+    more, _ = replies_memory(profile, sizes, 2048, 24)
+    larger, _ = replies_memory(profile, sizes, 4096, 80)
+    assert 1 < rows < more < larger <= 64
+    assert parts["cache"] + cache_bytes_of(sizes) * (PROMPT_TOKENS + 4096) > 0.6 * (
+        24 * 2**30 - parts["weights"] - parts["adapter"] - parts["cuda"]
+    )
+    tiny = replies_memory(profile, sizes, 10**6, 24)
+    assert tiny[0] == 1 and tiny[1]["total"] > 24 * 2**30  # a card for which one reply is too much is not hidden
+    assert step_seconds(profile, sizes, 10**10) > step_seconds(profile, sizes, 10**9)
+    result = estimate_replies(load_profile("qwen3-8b", ["evaluation.sampling.thinking.max_new_tokens=1000000"]), sizes)
+    assert "may not fit" in result["warnings"][0] and "may not fit" in replies_text(result)
+    served = load_profile("qwen3-8b", ["evaluation.engine=vllm"])
+    assert replies_text(estimate_replies(served, sizes)).startswith("evaluation: the replies come from vllm")
+
+
 def test_the_command_prints_every_size_and_method(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", "--profile", "qwen3-8b", "--tflops", "100", "--tokens", "5000000"]) == 0
     text = capsys.readouterr().out
@@ -308,7 +364,8 @@ def test_the_command_prints_every_size_and_method(capsys: pytest.CaptureFixture[
     assert "not measured" in text and "100 TFLOP/s as given" in text and "5,000,000 tokens" in text
     assert main(["estimate", "--profile", "qwen3-8b", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result == estimate(load_profile("qwen3-8b"))
+    profile = load_profile("qwen3-8b")
+    assert result == estimate(profile) | {"evaluation": estimate_replies(profile, profile_sizes(profile))}
     assert len(result["table"]) == 18 and result["method"] == "qlora" and result["time"]["seconds"] is None
     assert result["parameters"] == published_sizes()["8B"].parameters
 

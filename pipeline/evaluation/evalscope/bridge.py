@@ -3,14 +3,17 @@
 Import this module only where EvalScope is about to run: EvalScope takes seconds to import and replaces the root
 logger's handlers; ``contain`` imports it behind a guard.
 
-EvalScope sends one request a thread. ``BatchingModel`` lets a known number of them come together and hands them over as
-one batch, in an order that does not depend on which thread came first; ``serve`` answers them in the thread that calls
-it (the main one, so that Ctrl-C stops decoding at once).
+EvalScope sends one request a thread. For an engine that decodes in batches, ``BatchingModel`` lets a known number of them come
+together and hands them over in an order that does not depend on which thread came first; ``serve`` answers them in the thread
+that calls it (the main one, so that Ctrl-C stops decoding at once). An engine that answers one by one, a server, gets each as
+soon as a place is free. Either way a reply is handed back, and stored by EvalScope, as soon as it is there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -37,8 +40,9 @@ from pipeline.data.answers import score_answer
 from pipeline.data.conversations import Message
 from pipeline.evaluation.form import is_unclosed, split_reply
 from pipeline.model.decode import Reply
+from pipeline.model.engines.base import Engine
+from pipeline.settings import EvaluationSettings
 
-ReplyTo = Callable[[list[list[Message]], Mode], list[Reply]]
 QUIET_SECONDS = 5.0  # a batch that does not fill up is sent after so long without a further request
 
 
@@ -75,6 +79,7 @@ class BatchingModel(ModelAPI):
         self._open: list[_Request] = []
         self._changed = threading.Condition()
         self._closed = False
+        self._answered = 0
 
     def generate(self, input: list[Any], tools: list[Any], tool_choice: Any, config: Any) -> ModelOutput:
         """Wait for the reply to one request.
@@ -94,25 +99,100 @@ class BatchingModel(ModelAPI):
             self._changed.notify_all()
         return _output(self.model_name, request.reply.result(), request.mode)
 
-    def serve(self, reply_to: ReplyTo, task: Future[Any], progress: Callable[[int], object] | None = None) -> None:
-        """Answer batch after batch until ``task`` is done. Equal requests of a batch are answered once."""
+    def serve(
+        self,
+        engine: Engine,
+        settings: EvaluationSettings,
+        task: Future[Any],
+        progress: Callable[[int], object] | None = None,
+    ) -> None:
+        """Answer what comes until ``task`` is done. Equal requests of a batch are answered once.
+
+        Raises:
+            UserError: of the engine; what is open then is refused.
+        """
         task.add_done_callback(lambda _: self._wake())
+        if engine.one_by_one:
+            self._serve_one_by_one(engine, settings, task, progress)
+            return
         while batch := self._next_batch(task):
             try:
                 for mode in sorted({request.mode for request in batch}):
                     asked: dict[str, list[_Request]] = {}
                     for request in sorted((r for r in batch if r.mode == mode), key=lambda r: r.key):
                         asked.setdefault(request.key, []).append(request)
-                    replies = reply_to([requests[0].messages for requests in asked.values()], mode)
-                    for requests, reply in zip(asked.values(), replies, strict=True):
-                        for request in requests:
+                    groups = list(asked.values())
+
+                    def arrived(place: int, reply: Reply, groups: list[list[_Request]] = groups) -> None:
+                        waiting = [request for request in groups[place] if not request.reply.done()]
+                        for request in waiting:
                             request.reply.set_result(reply)
+                        if progress is not None and waiting:
+                            progress(len(waiting))
+
+                    sampling = getattr(settings.sampling, mode)
+                    conversations = [requests[0].messages for requests in groups]
+                    replies = engine.replies(conversations, mode, sampling, settings.seed, arrived)
+                    for place, reply in enumerate(replies):
+                        arrived(place, reply)  # of an engine that tells nothing before
             finally:
                 for request in batch:
                     if not request.reply.done():
                         request.reply.set_exception(EvaluationStopped("the evaluation was stopped"))
-            if progress is not None:
-                progress(len(batch))
+
+    def _serve_one_by_one(
+        self,
+        engine: Engine,
+        settings: EvaluationSettings,
+        task: Future[Any],
+        progress: Callable[[int], object] | None,
+    ) -> None:
+        """Hand every request to a thread of its own, ``engine.window`` at a time; the first error ends it."""
+        waiting: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+        failed: list[BaseException] = []
+
+        def work() -> None:
+            while (request := waiting.get()) is not None:
+                try:
+                    sampling = getattr(settings.sampling, request.mode)
+                    (reply,) = engine.replies([request.messages], request.mode, sampling, settings.seed)
+                except BaseException as error:  # of any kind: the thread that waits raises it again
+                    failed.append(error)
+                    request.reply.set_exception(EvaluationStopped("the evaluation was stopped"))
+                    self._wake()
+                    return
+                request.reply.set_result(reply)
+                with self._changed:
+                    self._answered += 1
+                    self._changed.notify_all()
+
+        # Daemons: an interrupted evaluation does not wait for a server that is still writing.
+        workers = [threading.Thread(target=work, daemon=True) for _ in range(engine.window)]
+        for worker in workers:
+            worker.start()
+        told = 0
+        try:
+            while True:
+                with self._changed:
+                    while not self._open and self._answered == told and not failed and not task.done():
+                        self._changed.wait()
+                    came, self._open = self._open, []
+                    answered = self._answered
+                if progress is not None and answered > told:
+                    progress(answered - told)
+                told = answered
+                for request in came:
+                    waiting.put(request)
+                if failed:
+                    raise failed[0]
+                if task.done() and not came:
+                    return
+        finally:
+            with contextlib.suppress(queue.Empty):
+                while refused := waiting.get_nowait():
+                    refused.reply.set_exception(EvaluationStopped("the evaluation was stopped"))
+            for _ in workers:
+                waiting.put(None)
 
     def close(self) -> None:
         """Refuse what is open and what is still to come, so that EvalScope's threads end."""

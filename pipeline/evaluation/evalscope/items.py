@@ -17,6 +17,7 @@ from pipeline.core.errors import UserError, nearest
 from pipeline.core.files import file_sha256, fingerprint, write_jsonl
 from pipeline.core.hubs import require_hub
 from pipeline.data import corpora
+from pipeline.data.conversations import Message
 from pipeline.evaluation.evalscope.contain import data_dir
 from pipeline.settings import EvaluationSettings
 
@@ -32,6 +33,7 @@ class Benchmark:
     name: str
     task: dict[str, Any]  # for EvalScope's TaskConfig: datasets, dataset_args, dataset_hub, limit
     sizes: dict[str, int]  # items of each subset, as EvalScope will ask them
+    prompts: list[list[Message]]  # of all items: the conversations that EvalScope will send
 
 
 def embedded_items(name: str, settings: EvaluationSettings) -> list[dict[str, Any]]:
@@ -111,7 +113,14 @@ def prepare(name: str, settings: EvaluationSettings, output_dir: Path) -> Benchm
     sizes = {subset: len(items) for subset, items in loaded.items() if len(items)}
     if not sizes:
         raise UserError(f"{name}: no item was found in {local or 'the dataset'}; see {where}.subset_list.")
-    return Benchmark(name, task, sizes)
+    return Benchmark(name, task, sizes, [_messages(sample.input) for items in loaded.values() for sample in items])
+
+
+def _messages(prompt: Any) -> list[Message]:
+    """A sample's input, in text; what else it holds is refused when it is asked."""
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    return [{"role": message.role, "content": message.text} for message in prompt]
 
 
 def _check_name(name: str) -> None:

@@ -25,7 +25,7 @@ from pipeline.evaluation.form import judge
 from pipeline.settings import EvaluationSettings
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.evalscope.bridge import ReplyTo
+    from pipeline.model.engines.base import Engine
 
 Row = dict[str, Any]
 
@@ -49,13 +49,12 @@ def run_benchmark(
     model_id: str,
     settings: EvaluationSettings,
     work_dir: Path,
-    reply_to: ReplyTo,
+    engine: Engine,
     progress: bool,
-    window: int,
 ) -> list[Row]:
     """Run one benchmark in one mode; what ``work_dir`` holds already is not asked again.
 
-    EvalScope works in a thread of its own, the replies are made here.
+    EvalScope works in a thread of its own and stores every reply when it has it, the replies are made here.
     """
     from evalscope.config import TaskConfig
     from evalscope.run import run_task
@@ -67,6 +66,7 @@ def run_benchmark(
     name = re.sub(r"[^\w.-]+", "_", f"{model_id}-{mode}")
     cut_torn_lines(work_dir)
     stored = len(_stored(work_dir, "predictions", name, benchmark))
+    window = 2 * engine.window if engine.one_by_one else engine.window  # so that there is always one that waits
     model = BatchingModel(name, window, total - stored)
     config = TaskConfig(
         **benchmark.task,
@@ -87,7 +87,7 @@ def run_benchmark(
     with bar or contextlib.nullcontext(), ThreadPoolExecutor(1, thread_name_prefix="evalscope") as executor:
         task = executor.submit(run_task, config)
         try:
-            model.serve(reply_to, task, bar.update if bar else None)
+            model.serve(engine, settings, task, bar.update if bar else None)
         finally:
             model.close()
     report = task.result()[benchmark.name]
