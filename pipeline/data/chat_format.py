@@ -305,7 +305,9 @@ class ChatFormat:
         result: list[RenderedAnswer] = []
         for index, mode in self._targets(conversation, turns):
             if mode not in self.style.modes:
-                raise Rejected("mode_not_of_model", f"{self.style.only()} The row is for the {mode.replace('_', '-')} mode")
+                raise Rejected(
+                    "mode_not_of_model", f"{self.style.only()} The row is for the {mode.replace('_', '-')} mode"
+                )
             before = messages[:index]
             if mode == "non_thinking" and self.empty_think == "soft_switch":
                 before = _with_no_think(before)

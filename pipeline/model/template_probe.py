@@ -193,7 +193,9 @@ def _tags(text: str, prompt: str, between: str) -> dict[str, Any]:
     if not between.strip():
         found = _TAG_AT_END.search(prompt)
         if found is None:
-            raise UserError(f"The chat template shows reasoning behind {prompt[-30:]!r} without an opening tag. {_WORKS}")
+            raise UserError(
+                f"The chat template shows reasoning behind {prompt[-30:]!r} without an opening tag. {_WORKS}"
+            )
         opening = found[0]
     closing = text[text.index(_REASONING) + len(_REASONING) : text.index(_ANSWER)]
     if not closing.strip():

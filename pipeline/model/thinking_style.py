@@ -54,7 +54,9 @@ class ThinkingStyle:
     end_of_calls: str | None = None  # the same of an answer that calls tools; None: the template shows no tool calls
     end_is_next_turn: bool = False  # the template ends no turn; a model stops by opening the next one (GLM)
     keeps_reasoning: bool = False  # a later question still sees the reasoning of earlier answers
-    keeps_reasoning_between_calls: bool = False  # the answer to a tool's result still sees the reasoning before the call
+    keeps_reasoning_between_calls: bool = (
+        False  # the answer to a tool's result still sees the reasoning before the call
+    )
     history_switch: dict[str, Any] = field(default_factory=dict)  # keyword that turns ``keeps_reasoning`` round
     efforts: dict[str, dict[str, Any]] = field(default_factory=dict)  # name of an effort → its keywords
     default_effort: str | None = None
