@@ -46,7 +46,7 @@ from pipeline.second.stage import (
     training_arguments,
 )
 from pipeline.settings import Profile, RowsSettings
-from pipeline.studies.arms import load_arms
+from pipeline.studies.arms import load_arms, settings_for
 from pipeline.training.estimate import DEVICES, memory, profile_job, profile_sizes
 from pipeline.training.records import require_form
 
@@ -578,9 +578,11 @@ def run_arms(
     folders = {name: re.sub(r"[^\w.-]+", "_", name) for name in arms.arms}
     if len(set(folders.values())) < len(folders):
         raise UserError(f"{arms_path}: two arms have names that differ in special characters alone.")
+    lineage = stage_profile(profile_name, run_folder, overrides).lineage
+    common = settings_for(arms, lineage)
+    chosen = {name: settings_for(arm, lineage) for name, arm in arms.arms.items()}
     planned = {
-        name: stage_profile(profile_name, run_folder, [*arms.set, *overrides, *arm.set])
-        for name, arm in arms.arms.items()
+        name: stage_profile(profile_name, run_folder, [*common, *overrides, *own]) for name, own in chosen.items()
     }
     for profile in planned.values():
         check_preference(profile)
@@ -593,7 +595,7 @@ def run_arms(
             _share_before(first, target, profile, run_folder)
         result = run_preference(profile, target, run_folder, resume or target.exists())
         first = first or target
-        results.append({"name": name, "why": arms.arms[name].why, "set": [*arms.set, *arms.arms[name].set], **result})
+        results.append({"name": name, "why": arms.arms[name].why, "set": [*common, *chosen[name]], **result})
     summary = require_form({"question": arms.question, "arms": results}, PreferenceArms, "preference.json")
     write_json(folder / "preference.json", summary)
     draw_preference(summary, folder / "preference.png")

@@ -214,21 +214,73 @@ def _settle_method(data: dict[str, Any], overrides: list[str]) -> None:
         decide("lora", "use_rslora", True)
 
 
+def profile_file(name: str, beside: Path | None = None) -> Path:
+    """The file of a profile: one of the project's by its name, else a YAML file by its path.
+
+    Args:
+        beside: a folder in which a relative path is looked for first.
+
+    Raises:
+        UserError: there is none (names the nearest).
+    """
+    path = PROFILES / f"{name}.yaml"
+    if path.exists():
+        return path
+    for candidate in ([beside / name] if beside else []) + [Path(name)]:
+        if candidate.suffix and candidate.exists():
+            return candidate
+    names = sorted(p.stem for p in PROFILES.glob("*.yaml"))
+    raise UserError(f"There is no profile {name!r}.{nearest(name, names)} Known: {', '.join(names)}.")
+
+
+def _over(base: Any, own: Any) -> Any:
+    """Sections are merged key by key; everything else, lists too, is replaced."""
+    if not isinstance(base, dict) or not isinstance(own, dict):
+        return own
+    return {**base, **{key: _over(base.get(key), value) for key, value in own.items()}}
+
+
+def read_profile(path: Path, under: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The keys and values of a profile, over those of the profile that it extends (``extends: NAME or FILE``).
+
+    Args:
+        under: the files that extend this one, the first one first.
+
+    Returns:
+        With ``based_on``: the names of what it extends, the nearest first.
+
+    Raises:
+        UserError: no such profile, no keys and values, no name of its own, or profiles that extend each other.
+    """
+    chain = (*under, path.resolve())
+    if path.resolve() in under:
+        round_trip = " → ".join(file.name for file in chain)
+        raise UserError(f"{under[0]}: a profile cannot extend itself ({round_trip}); take one `extends` out.")
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        raise UserError(f"{path} should hold keys and values.")
+    if "extends" not in data:
+        return data
+    parent = data.pop("extends")
+    if not isinstance(parent, str):
+        raise UserError(f"{path}: extends should name one profile, given: {parent!r}.")
+    if not data.get("name"):
+        raise UserError(f"{path} extends {parent} and needs a name of its own; add `name: …`.")
+    try:
+        file = profile_file(parent, path.parent)
+    except UserError as error:
+        raise UserError(f"{path}: extends: {error}") from error
+    base = read_profile(file, chain)
+    return _over(base, {**data, "based_on": [base.get("name", parent), *base.get("based_on", [])]})
+
+
 def load_profile(name: str, overrides: list[str] | None = None) -> Profile:
-    """Load a profile by name (``embedded``) or by path, with overrides.
+    """Load a profile by name (``embedded``) or by path, with what it extends and with overrides.
 
     Raises:
         UserError: no such profile (names the nearest), or a value that does not pass (names the place).
     """
-    path = PROFILES / f"{name}.yaml"
-    if not path.exists():
-        path = Path(name)
-        if not path.suffix or not path.exists():
-            names = sorted(p.stem for p in PROFILES.glob("*.yaml"))
-            raise UserError(f"There is no profile {name!r}.{nearest(name, names)} Known: {', '.join(names)}.")
-    data = read_yaml(path)
-    if not isinstance(data, dict):
-        raise UserError(f"{path} should hold keys and values.")
+    data = read_profile(profile_file(name))
     apply_overrides(data, overrides or [])
     _settle_method(data, overrides or [])
     return parse(Profile, data, f"profile {name}" + (" with --set" if overrides else ""))

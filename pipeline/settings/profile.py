@@ -32,6 +32,7 @@ class Profile(Section):
     """
 
     name: Annotated[str, NOTHING]
+    based_on: Annotated[list[str], NOTHING] = []  # the profiles that it extends, the nearest first; set while loading
     seed: Annotated[int, Affects("mix", "training")] = 3407
     recipe: Annotated[str, Affects("mix")]
     model: Annotated[ModelSettings, Affects("training", "evaluation")]
@@ -63,6 +64,11 @@ class Profile(Section):
             )
         _check_method(self)
         return self
+
+    @property
+    def lineage(self) -> list[str]:
+        """Its name and those of the profiles that it extends, the farthest first."""
+        return [*reversed(self.based_on), self.name]
 
     @property
     def chosen_method(self) -> Method:

@@ -65,9 +65,10 @@ def axis_key(axis: str) -> str:
 
 
 class Arm(Section):
-    """One thing to try."""
+    """One thing to try. What holds for a profile holds for those that extend it, and counts more than ``set``."""
 
     set: list[str] = Field([])  # KEY=VALUE; keys of the recipe begin with ``recipe.``
+    profiles: dict[str, list[str]] = Field({})  # the same, for a profile; rates depend on the size of a model
     why: str = ""
     source: str = ""
 
@@ -77,7 +78,13 @@ class Arms(Section):
 
     question: str = ""
     set: list[str] = Field([])  # of all arms
+    profiles: dict[str, list[str]] = Field({})  # of all arms, for a profile
     arms: dict[str, Arm] = Field(min_length=1)
+
+
+def settings_for(arm: Arm | Arms, lineage: Sequence[str]) -> list[str]:
+    """What an arm, or a file of arms, sets for a profile: for all, then for those that it extends, then for itself."""
+    return [*arm.set, *(text for name in lineage for text in arm.profiles.get(name, []))]
 
 
 def load_arms(path: str) -> Arms:
@@ -168,9 +175,11 @@ def plan_arms(
             items.
     """
     resolved = []
+    lineage = load_profile(profile).lineage
+    common = settings_for(arms, lineage)
     for name, arm in arms.arms.items():
         try:
-            resolved.append((name, *resolve(profile, [*arms.set, *overrides, *arm.set])))
+            resolved.append((name, *resolve(profile, [*common, *overrides, *settings_for(arm, lineage)])))
         except UserError as error:
             raise UserError(f"arm {name!r}: {error}") from error
     return _cells(resolved, seeds, folder, cells_folder)

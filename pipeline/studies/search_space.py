@@ -93,15 +93,24 @@ class SearchSpace(Section):
             raise ValueError(f"{changed[0]} would give trials different bases or items; compare its values by a sweep")
         return space
 
-    def of(self, profile: str) -> dict[str, Dimension]:
-        """The dimensions that hold for a profile."""
-        own = self.profiles.get(profile)
-        return self.space | (own.space if own else {})
+    def _own(self, lineage: Sequence[str]) -> list[OwnRanges]:
+        return [self.profiles[name] for name in lineage if name in self.profiles]
 
-    def rows_a_step(self, profile: str) -> int:
+    def of(self, lineage: Sequence[str]) -> dict[str, Dimension]:
+        """The dimensions that hold for a profile.
+
+        Args:
+            lineage: what it extends, the farthest first, and its own name.
+        """
+        found = dict(self.space)
+        for own in self._own(lineage):
+            found |= own.space
+        return found
+
+    def rows_a_step(self, lineage: Sequence[str]) -> int:
         """The smallest effective batch that holds for a profile."""
-        own = self.profiles.get(profile)
-        return (own.effective_batch if own and own.effective_batch else self.effective_batch).at_least
+        batches = [own.effective_batch for own in self._own(lineage) if own.effective_batch]
+        return (batches[-1] if batches else self.effective_batch).at_least
 
     def card(self, gib: float) -> Card:
         """Batch size and accumulation for a GPU with so much memory: those of the largest card that is not larger.
@@ -173,12 +182,14 @@ def make_search(profile: str, overrides: list[str], folder: Path, floor: float =
     """
     file = load_space()
     base = load_profile(profile)
-    space = {name: d for name, d in file.of(base.name).items() if not any(o.startswith(f"{name}=") for o in overrides)}
+    space = {
+        name: d for name, d in file.of(base.lineage).items() if not any(o.startswith(f"{name}=") for o in overrides)
+    }
     if not space:
         raise UserError("Every setting of the search space is given with --set; nothing is left to search.")
     settings = [f"{name}={'null' if fixed.value is None else fixed.value}" for name, fixed in file.fixed.items()]
     rows = base.training.per_device_train_batch_size
-    settings.append(f"training.gradient_accumulation_steps={-(-file.rows_a_step(base.name) // rows)}")
+    settings.append(f"training.gradient_accumulation_steps={-(-file.rows_a_step(base.lineage) // rows)}")
     steps = resolve(profile, [*settings, *overrides])[0].training.max_steps
     if steps > 0:  # four validations a run: three of them can prune it
         settings += [f"training.{name}_steps={max(1, steps // 4)}" for name in ("eval", "save")]

@@ -37,14 +37,14 @@ ONE = [f"{name}={value}" for name, value in (
 def test_every_setting_of_the_space_exists_and_every_value_fits() -> None:
     space = load_space()
     for profile in (path.stem for path in PROFILES.glob("*.yaml")):
-        for name, dimension in space.of(profile).items():
+        for name, dimension in space.of(load_profile(profile).lineage).items():
             ends = dimension.choices or [dimension.low, dimension.high]
             for value in [*ends, *dimension.grid]:
                 load_profile(profile, [f"{name}={value}"])
         for name, fixed in space.fixed.items():
             load_profile(profile, [f"{name}={'null' if fixed.value is None else fixed.value}"])
-    assert space.of("embedded")["training.learning_rate"].high > space.space["training.learning_rate"].high  # type: ignore[operator]
-    assert space.rows_a_step("embedded") == 8 and space.rows_a_step("qwen3-8b") == 16
+    assert space.of(["embedded"])["training.learning_rate"].high > space.space["training.learning_rate"].high  # type: ignore[operator]
+    assert space.rows_a_step(["embedded", "mine"]) == 8 and space.rows_a_step(["qwen3-0.6b", "qwen3-8b"]) == 16
 
 
 def test_the_asked_for_ranges() -> None:
