@@ -34,7 +34,7 @@ def sequences_of(
     result = []
     for row in rows:
         prompt = form.prompt_ids(row["messages"], mode)
-        reply = form.encode([row["reply"] + ("" if row["truncated"] else form.end)])[0]
+        reply = form.encode([row["reply"] + ("" if row["truncated"] else form.style.end)])[0]
         ids = (prompt + reply)[:MOST_TOKENS]
         if len(ids) > len(prompt):
             result.append((row["benchmark"], (ids, len(prompt))))

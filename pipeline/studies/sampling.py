@@ -16,7 +16,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_path, fingerprint, make_folder, read_json, read_jsonl, write_json
 from pipeline.core.modes import MODES
 from pipeline.core.statistics import bootstrap, difference_interval95, wilson
-from pipeline.data.cleaning.repetition import repeated_part
+from pipeline.data.cleaning.repetition import looping_part
 from pipeline.run import open_run
 from pipeline.settings import EvaluationSettings, Sampling
 from pipeline.studies.results import CountedRate, SamplingMode, SamplingRow, SamplingStudy, Verdict
@@ -98,7 +98,7 @@ def run_sampling(
 def _entry(cell: dict[str, Any], folder: Path) -> SamplingMode:
     replies = read_jsonl(folder / "predictions.jsonl")
     n = len(replies)
-    circles = sum(repeated_part(row["reply"], REPEATED_NGRAM) > REPEATED_PART for row in replies)
+    circles = sum(looping_part(row["reply"], REPEATED_NGRAM) > REPEATED_PART for row in replies)
 
     def counted(rate: float) -> CountedRate:
         return {"value": rate, "ci95": wilson(rate * n, n), "n": n}
