@@ -40,7 +40,10 @@ from pipeline.data.describe import describe_mix, profile_mix
 from pipeline.data.mix import Mix, load_mix, save_mix
 from pipeline.data.rehearsal.rehearse import copy_to, describe, needs_rehearsal, rehearsed
 from pipeline.evaluation.cells import finished_cells, modes_in, write_modes
+from pipeline.evaluation.engine import open_engine, require_engine
+from pipeline.evaluation.preflight import require_evaluation
 from pipeline.model.config import model_config
+from pipeline.model.divergence import has_switch
 from pipeline.model.dtype import computing_dtype, precision
 from pipeline.model.load import base_identity, load_model, load_tokenizer, model_location
 from pipeline.model.methods import require_fit, weights_files
@@ -243,9 +246,6 @@ class Run:
 
     def _require_evaluation(self) -> None:
         """Fail before the mix is built where the evaluation could not be done."""
-        from pipeline.evaluation.engine import require_engine
-        from pipeline.evaluation.preflight import require_evaluation
-
         if any(self._cells(which) is None for which in ("base", "tuned")):
             require_engine(self.profile)
             config, tokenizer = model_config(self.profile.model), load_tokenizer(self.profile.model)
@@ -287,8 +287,6 @@ class Run:
         Raises:
             UserError: there is no adapter yet; as ``open_engine``.
         """
-        from pipeline.evaluation.engine import open_engine
-
         adapter = None if which == "base" else self._path("adapter")
         if adapter is not None and not weights_files(adapter):
             raise UserError(f"{adapter} holds no adapter; run train first.")
@@ -425,7 +423,6 @@ class Run:
         if any(self._cells(which) is None for which in ("base", "tuned")):
             return None
         from pipeline.evaluation.distance import measure_distance
-        from pipeline.model.divergence import has_switch
 
         model, tokenizer = self.model("tuned")
         if not has_switch(model):

