@@ -7,11 +7,13 @@ The parity rule: the tokens before the first token with loss are exactly the pro
 ``apply_chat_template(..., add_generation_prompt=True, enable_thinking=…)``. So
 
 * in non-thinking mode the empty think block is prompt, never target;
-* in thinking mode the loss starts at ``<think>``;
+* in thinking mode the loss starts at ``<think>``, or behind it where the prompt ends with it (Qwen3.5 and later);
 * an earlier answer of a multi-turn conversation cannot carry loss inside the last answer's example: the template shows
   it there without its think block, which is not what the model would have been asked to write. Each answer is
   therefore an example of its own, whose history looks as it will look at inference;
 * every example ends with the turn's ``<|im_end|>``, in the loss.
+
+Keywords, tags and ends are Qwen3's here; those of a tokenizer are in its ``ThinkingStyle``, which is asked for all of them.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import fingerprint
 from pipeline.core.modes import Mode
 from pipeline.data.conversations import Conversation, Message, Rejected
+from pipeline.model.thinking_style import thinking_style
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,8 +58,8 @@ class Example:
 # text is tokenised in the pieces between those characters: the letters stay, the control token does not appear.
 
 
-def _added_token_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    tokens = sorted((str(t) for t in tokenizer.get_added_vocab()), key=len, reverse=True)
+def _added_token_pattern(tokenizer: PreTrainedTokenizerBase, tags: Iterable[str]) -> re.Pattern[str]:
+    tokens = sorted({*map(str, tokenizer.get_added_vocab()), *tags}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, tokens)) or r"(?!)")
 
 
@@ -109,26 +112,21 @@ class ChatFormat:
         loss_on: ``everything`` puts loss on the prompt as well; also against the parity rule.
 
     Raises:
-        UserError: the tokenizer has no chat template, or one without a thinking switch.
+        UserError: the tokenizer has no chat template, or one that cannot be used (see ``thinking_style``), or one whose
+            empty block cannot be trained as ``empty_think`` asks.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, empty_think: EmptyThink = "masked", loss_on: LossOn = "answers"
     ):
         self.tokenizer, self.empty_think, self.loss_on = tokenizer, empty_think, loss_on
-        self._added = _added_token_pattern(tokenizer)
-        if not getattr(tokenizer, "chat_template", None):
+        self.style = style = thinking_style(tokenizer)
+        self._added = _added_token_pattern(tokenizer, style.tags)
+        if empty_think != "masked" and not style.soft_switch:
             raise UserError(
-                "The tokenizer has no chat template; use a chat model, or set one with get_chat_template()."
+                f"data.empty_think={empty_think} trains the empty block behind the thinking prompt, which only models like Qwen3 "
+                "have; this chat template's prompts differ in another way. Use data.empty_think=masked."
             )
-        probe: list[Message] = [{"role": "user", "content": "x"}]
-        thinking, direct = (self._template(probe, None, True, enable_thinking=mode) for mode in (True, False))
-        if direct != thinking + EMPTY_THINK:
-            raise UserError(
-                "The tokenizer's chat template does not switch thinking as Qwen3's does (enable_thinking=False should "
-                f"add {EMPTY_THINK!r} to the prompt); this pipeline needs a hybrid Qwen3 model."
-            )
-        self.end = str(tokenizer.eos_token)
         _remember_safe_attributes(str(tokenizer.chat_template))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -143,11 +141,48 @@ class ChatFormat:
         whole = backend.to_str() if backend is not None else self.tokenizer.get_vocab()
         return fingerprint([whole, self.tokenizer.chat_template, self.empty_think, self.loss_on])
 
-    def _template(self, messages: Sequence[Message], tools: Any, prompt: bool, **kwargs: Any) -> str:
-        text = self.tokenizer.apply_chat_template(
-            list(messages), tools=tools or None, add_generation_prompt=prompt, tokenize=False, **kwargs
-        )
+    def _template(self, messages: Sequence[Message], tools: Any, prompt: bool, mode: Mode) -> str:
+        import jinja2
+
+        try:
+            text = self.tokenizer.apply_chat_template(
+                self.style.messages(messages),
+                tools=tools or None,
+                add_generation_prompt=prompt,
+                tokenize=False,
+                **self.style.kwargs(mode),
+            )
+        except jinja2.TemplateError as error:  # e.g. a system message that is not the first
+            raise Rejected("refused_by_template", str(error)) from error
         return str(text)
+
+    def _answer(self, messages: Sequence[Message], answer: Message, mode: Mode, tools: Any) -> str:
+        """A conversation with its last answer, up to and with the token that ends it."""
+        if answer.get("tool_calls") and self.style.end_of_calls is None:
+            raise Rejected("no_tool_calls_in_template", "the chat template leaves out what an answer calls")
+        end = self.style.end_of(answer)
+        text = self._template([*messages, answer], tools, False, mode).rstrip("\n")
+        if self.style.end_is_next_turn:
+            return text + end
+        if not text.endswith(end):
+            raise Rejected("breaks_parity", f"an answer that should end with {end!r} ends {text[-60:]!r}")
+        return text
+
+    def _behind(self, prompt: str, text: str, mode: Mode) -> str:
+        """What follows the prompt in a rendered answer.
+
+        Raises:
+            UserError: the template never lets an answer of this mode follow its prompt.
+            Rejected: it does not with this one.
+        """
+        if reason := self.style.untrainable.get(mode):
+            raise UserError(f"The chat template breaks parity: {reason}")
+        if not text.startswith(prompt):
+            raise Rejected(
+                "breaks_parity",
+                f"the rendered answer does not continue its prompt. Prompt ends {prompt[-60:]!r}, answer ends {text[-60:]!r}",
+            )
+        return text[len(prompt) :]
 
     def _protect(self, conversation_part: Any) -> tuple[Any, str]:
         """Split literal control tokens in all strings; returns the new value and the splitting character ("" if none)."""
@@ -182,7 +217,8 @@ class ChatFormat:
 
     def prompt_text(self, messages: Sequence[Message], mode: Mode, tools: Any = None) -> str:
         """The rendered prompt that inference sends in this mode."""
-        return self._template(messages, tools, True, enable_thinking=mode == "thinking")
+        self.style.require(mode)
+        return self._template(messages, tools, True, mode)
 
     def prompt_ids(self, messages: Sequence[Message], mode: Mode, tools: Any = None) -> list[int]:
         """Tokens of the prompt that inference sends in this mode; literal control tokens in content stay text."""
@@ -199,8 +235,8 @@ class ChatFormat:
         with its think block, behind the empty one of the prompt.
 
         Raises:
-            Rejected: text that is not Unicode.
-            UserError: the chat template breaks the parity rule.
+            Rejected: text that is not Unicode, or an answer that the template shows in no form that follows the prompt.
+            UserError: the chat template breaks the parity rule, or the model has no such mode.
         """
         before = [m if mode == "thinking" else _without_reasoning(m) for m in messages]
         cleaned = []
@@ -211,21 +247,22 @@ class ChatFormat:
             )
         (before, cleaned, tools), mark = self._protect([before, cleaned, tools])
         prompt = self.prompt_text(before, mode, tools)
-        opening = self.prompt_text(before, "thinking", tools)
-        targets = []
-        for answer in cleaned:
-            full = self._template([*before, answer], tools, False).rstrip("\n")
-            if not full.startswith(opening) or not full.endswith(self.end):
-                raise UserError(
-                    "The chat template breaks parity: a rendered answer does not continue the generation prompt and end "
-                    f"with {self.end!r}. Prompt ends {opening[-60:]!r}, answer ends {full[-60:]!r}."
-                )
-            target = full[len(opening) :]
-            if mode == "non_thinking" and "reasoning_content" not in answer:
-                target = target.removeprefix(EMPTY_THINK)
-            targets.append(target)
+        targets = [self._any_target(before, prompt, answer, mode, tools) for answer in cleaned]
         first, *rest = self._encode_marked([prompt, *targets], [mark] * (1 + len(targets)))
         return first, rest
+
+    def _any_target(self, before: Sequence[Message], prompt: str, answer: Message, mode: Mode, tools: Any) -> str:
+        """What follows the prompt where this answer is given, whether or not it has the form of the mode."""
+        style, text = self.style, self._answer(before, answer, mode, tools)
+        if mode == "non_thinking" and "reasoning_content" in answer:
+            # Its think block stands where the prompt has the empty one; it is written behind that.
+            return self._behind(prompt.removesuffix(style.direct_block), text, mode)
+        if mode == "thinking" and "reasoning_content" not in answer and not text.startswith(prompt):
+            # The prompt is inside a thought, which is closed at once.
+            bare = self.prompt_text(before, "non_thinking", tools)
+            direct = self._answer(before, answer, "non_thinking", tools)
+            return style.closing + self._behind(bare, direct, "non_thinking")
+        return self._behind(prompt, text, mode)
 
     def _targets(self, conversation: Conversation, turns: Turns) -> list[tuple[int, Mode]]:
         """Which messages carry loss, and in which mode."""
@@ -254,7 +291,8 @@ class ChatFormat:
         """(prompt, target, mode, splitting character) of each answer that carries loss.
 
         Raises:
-            Rejected: the conversation has no answer that could carry loss in its mode, or text that is not Unicode.
+            Rejected: the conversation has no answer that could carry loss in its mode, is of a mode that the model has not,
+                holds what the chat template cannot show, or text that is not Unicode.
             UserError: the chat template breaks the parity rule (a full conversation does not start with its prompt).
         """
         keep_reasoning = conversation.mode == "thinking"
@@ -266,6 +304,8 @@ class ChatFormat:
         # Only content can hold control tokens that must stay text; the roles and keys above are ours.
         result: list[RenderedAnswer] = []
         for index, mode in self._targets(conversation, turns):
+            if mode not in self.style.modes:
+                raise Rejected("mode_not_of_model", f"{self.style.only()} The row is for the {mode.replace('_', '-')} mode")
             before = messages[:index]
             if mode == "non_thinking" and self.empty_think == "soft_switch":
                 before = _with_no_think(before)
@@ -274,15 +314,13 @@ class ChatFormat:
             answer = messages[index] | {"content": messages[index]["content"].strip("\n")}
             if not answer.get("reasoning_content", "").strip():
                 answer.pop("reasoning_content", None)
-            full = self._template([*before, answer], tools, False).rstrip("\n")
-            if not full.startswith(prompt) or not full.endswith(self.end):
-                raise UserError(
-                    "The chat template breaks parity: a rendered answer does not continue the generation prompt and end "
-                    f"with {self.end!r}. Prompt ends {prompt[-60:]!r}, answer ends {full[-60:]!r}."
-                )
+            target = self._behind(prompt, self._answer(before, answer, mode, tools), mode)
+            if mode == "thinking" and self.style.tags.close not in target:
+                raise Rejected("breaks_parity", "the chat template shows no thought in this thinking answer")
             if mode == "non_thinking" and self.empty_think != "masked":
-                prompt = prompt.removesuffix(EMPTY_THINK)
-            result.append((prompt, full[len(prompt) :], mode, mark))
+                block = self.style.direct_block
+                prompt, target = prompt.removesuffix(block), block + target
+            result.append((prompt, target, mode, mark))
         return result
 
     def render_all(
