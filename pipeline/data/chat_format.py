@@ -168,6 +168,10 @@ class ChatFormat:
             raise Rejected("breaks_parity", f"an answer that should end with {end!r} ends {text[-60:]!r}")
         return text
 
+    def _require(self, mode: Mode) -> None:
+        if mode not in self.style.modes:
+            raise Rejected("mode_not_of_model", f"{self.style.only()} The row is for the {mode.replace('_', '-')} mode")
+
     def _behind(self, prompt: str, text: str, mode: Mode) -> str:
         """What follows the prompt in a rendered answer.
 
@@ -235,9 +239,11 @@ class ChatFormat:
         with its think block, behind the empty one of the prompt.
 
         Raises:
-            Rejected: text that is not Unicode, or an answer that the template shows in no form that follows the prompt.
-            UserError: the chat template breaks the parity rule, or the model has no such mode.
+            Rejected: the model has no such mode, text that is not Unicode, or an answer that the template shows in no form that
+                follows the prompt.
+            UserError: the chat template breaks the parity rule.
         """
+        self._require(mode)
         before = [m if mode == "thinking" else _without_reasoning(m) for m in messages]
         cleaned = []
         for answer in answers:
@@ -304,8 +310,7 @@ class ChatFormat:
         # Only content can hold control tokens that must stay text; the roles and keys above are ours.
         result: list[RenderedAnswer] = []
         for index, mode in self._targets(conversation, turns):
-            if mode not in self.style.modes:
-                raise Rejected("mode_not_of_model", f"{self.style.only()} The row is for the {mode.replace('_', '-')} mode")
+            self._require(mode)
             before = messages[:index]
             if mode == "non_thinking" and self.empty_think == "soft_switch":
                 before = _with_no_think(before)

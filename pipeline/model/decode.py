@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import say
 from pipeline.core.errors import UserError
-from pipeline.core.modes import CLOSE, OPEN
+from pipeline.core.modes import THINK, Tags
 from pipeline.model.attention import written_out_attention
+from pipeline.model.thinking_style import ThinkingStyle, style_or_none
 from pipeline.settings import Sampling
 
 if TYPE_CHECKING:
@@ -30,19 +31,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _ONE_THREAD_BELOW = 30_000_000  # parameters
+_TAIL = 16  # tokens at the end of a prompt, among which an opening tag would be
 
 
 @dataclass(frozen=True)
 class Reply:
     """One reply. Counts are in tokens that the model really generated; padding is in none of them."""
 
-    text: str  # decoded with its think tags, without the end token
+    text: str  # decoded with its think tags, without the end token; with the opening tag that the prompt ended with
     token_ids: list[int]  # with the end token, where there is one
     prompt_tokens: int
     output_tokens: int  # = len(token_ids)
-    reasoning_tokens: int  # up to and with </think>; all of them where <think> was never closed
+    reasoning_tokens: int  # up to and with </think>; all of them where the thought was opened and never closed
     answer_tokens: int  # after </think>, without the end token
     truncated: bool  # stopped by max_new_tokens, not by an end token
+    tags: Tags = THINK  # those around the reasoning in ``text``
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tags", Tags(*self.tags))  # a reply that was JSON on its way has a list
 
 
 # --- drawing tokens ---------------------------------------------------------------------------------------------------
@@ -147,13 +153,19 @@ def inference_mode_of(model: PreTrainedModel) -> Iterator[None]:
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that end a reply: the tokenizer's end token and those of the model's generation config, sorted.
+    """Ids that end a reply: the tokenizer's end token, those of the model's generation config and of its chat template.
+
+    Returns:
+        They are sorted.
 
     Raises:
         UserError: there is none, so no reply could ever end.
     """
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids = {*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id} - {None}
+    style = style_or_none(tokenizer)
+    if style is not None:  # some models end a turn by opening the next one
+        ids |= {tokenizer.convert_tokens_to_ids(end) for end in style.ends()}
     if not ids:
         raise UserError("Neither the tokenizer nor the model's generation config names an end token (eos_token_id).")
     return sorted(int(i) for i in ids)
@@ -206,7 +218,7 @@ def generate(
                 f"{max(context - len(prompt), 0)}, ask for fewer few-shot examples, or raise model.max_seq_length."
             )
     ends = end_tokens(model, tokenizer)
-    close = tokenizer.convert_tokens_to_ids(CLOSE)
+    style = style_or_none(tokenizer)
     occurrences: dict[tuple[int, ...], int] = {}
     numbered = []
     for prompt in prompts:
@@ -228,7 +240,7 @@ def generate(
                 say(f"memory does not suffice for {len(batch)} replies at a time; going on with {batch_size}")
                 continue
             for i, ids in zip(batch, outputs, strict=True):
-                replies[i] = _reply(tokenizer, len(prompts[i]), ids, ends, close)
+                replies[i] = _reply(tokenizer, prompts[i], ids, ends, style)
             done += len(batch)
             if progress is not None:
                 progress(len(batch))
@@ -380,21 +392,44 @@ def _with_virtual_tokens(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> t
 
 
 def _reply(
-    tokenizer: PreTrainedTokenizerBase, prompt_tokens: int, ids: list[int], ends: list[int], close: Any
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[int],
+    ids: list[int],
+    ends: list[int],
+    style: ThinkingStyle | None,
 ) -> Reply:
+    """``style``: None where the tokenizer has no chat template that is known."""
     truncated = ids[-1] not in ends
     content = ids if truncated else ids[:-1]
+
     # Nothing is skipped: think tags are ordinary added tokens in Qwen3, special ones elsewhere, and a stray special
     # token in a reply is a fault that should be seen.
-    text = str(tokenizer.decode(content, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-    unclosed = len(content) if text.lstrip().startswith(OPEN) else 0
-    reasoning = content.index(close) + 1 if close in content else unclosed
+    def text_of(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    opening = style.opened(text_of(prompt[-_TAIL:])) if style is not None else ""
+    text = opening + text_of(content)
+    tags = style.tags if style is not None else THINK
+    reasoning = _reasoning_tokens(text, content, tags, tokenizer, text_of)
     return Reply(
         text=text,
         token_ids=ids,
-        prompt_tokens=prompt_tokens,
+        prompt_tokens=len(prompt),
         output_tokens=len(ids),
         reasoning_tokens=reasoning,
         answer_tokens=len(content) - reasoning,
         truncated=truncated,
+        tags=tags,
     )
+
+
+def _reasoning_tokens(
+    text: str, content: list[int], tags: Tags, tokenizer: PreTrainedTokenizerBase, text_of: Callable[[list[int]], str]
+) -> int:
+    """How many tokens of a reply are reasoning, the closing tag with it."""
+    close = tokenizer.convert_tokens_to_ids(tags.close)
+    if close in content:
+        return content.index(close) + 1
+    if close in (None, tokenizer.unk_token_id) and tags.close in text_of(content):  # written in several tokens
+        return next(n for n in range(1, len(content) + 1) if tags.close in text_of(content[:n]))
+    return len(content) if text.lstrip().startswith(tags.open) else 0

@@ -1,4 +1,4 @@
-"""A chat template's ``ThinkingStyle``, found by rendering small conversations with it and looking at the text.
+"""What ``ThinkingStyle`` says of a chat template, found by rendering small conversations with it and looking at the text.
 
 Every question that is asked of the template has a word that occurs nowhere else (``_QUESTION``, ``_REASONING`` …), so that
 its place in the text can be found. A template that cannot be used is refused with the reason.
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.modes import THINK, Mode, Tags
-from pipeline.model.thinking_style import Message, ThinkingStyle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, Any]
 
 _QUESTION, _SECOND, _REASONING, _ANSWER = "Question7Q", "Second7S", "Reasoning7R", "Answer7A"
 _RESULT, _TOOL, _ARGUMENT, _DATE, _ODD = "Result7T", "tool7n", "Value7V", "Date7D", "odd7e"
@@ -106,8 +107,8 @@ class _Template:
         return next((found[0] for found in self._token.finditer(text) if found.end() == len(text)), "")
 
 
-def probe(tokenizer: PreTrainedTokenizerBase) -> ThinkingStyle:
-    """The thinking style of a tokenizer's chat template.
+def probe(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The fields of the ``ThinkingStyle`` of a tokenizer's chat template.
 
     Raises:
         UserError: see ``thinking_style``.
@@ -133,7 +134,7 @@ def probe(tokenizer: PreTrainedTokenizerBase) -> ThinkingStyle:
     if "thinking" in modes:
         found |= _history(render, kwargs.get("thinking", {}), key) | _efforts(render, kwargs.get("thinking", {}))
     dated = render([_USER], prompt=True, strftime_now=lambda form: _DATE)
-    return ThinkingStyle(**found, dated=dated is not None and _DATE in dated)
+    return {**found, "dated": dated is not None and _DATE in dated}
 
 
 # --- which modes there are ----------------------------------------------------------------------------------------------
@@ -144,7 +145,8 @@ def _find_switch(render: _Template) -> dict[Mode, dict[str, Any]] | None:
         thinking, direct = (render([_USER], prompt=True, **{name: value}) for value in (on, off))
         if thinking is None or direct is None or thinking == direct:
             continue
-        odd = render([_USER], prompt=True, **{name: _ODD}) if isinstance(on, str) else None
+        more: dict[str, Any] = {name: _ODD}
+        odd = render([_USER], prompt=True, **more) if isinstance(on, str) else None
         if odd is not None and _ODD in odd:
             continue  # the word is only repeated to the model, whatever it is; none of them is known to turn thinking off
         return {"thinking": {name: on}, "non_thinking": {name: off}}
@@ -193,7 +195,9 @@ def _tags(text: str, prompt: str, between: str) -> dict[str, Any]:
     if not between.strip():
         found = _TAG_AT_END.search(prompt)
         if found is None:
-            raise UserError(f"The chat template shows reasoning behind {prompt[-30:]!r} without an opening tag. {_WORKS}")
+            raise UserError(
+                f"The chat template shows reasoning behind {prompt[-30:]!r} without an opening tag. {_WORKS}"
+            )
         opening = found[0]
     closing = text[text.index(_REASONING) + len(_REASONING) : text.index(_ANSWER)]
     if not closing.strip():

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.modes import MODES, THINK, Mode, Tags
+from pipeline.model.template_probe import probe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +55,9 @@ class ThinkingStyle:
     end_of_calls: str | None = None  # the same of an answer that calls tools; None: the template shows no tool calls
     end_is_next_turn: bool = False  # the template ends no turn; a model stops by opening the next one (GLM)
     keeps_reasoning: bool = False  # a later question still sees the reasoning of earlier answers
-    keeps_reasoning_between_calls: bool = False  # the answer to a tool's result still sees the reasoning before the call
+    keeps_reasoning_between_calls: bool = (
+        False  # the answer to a tool's result still sees the reasoning before the call
+    )
     history_switch: dict[str, Any] = field(default_factory=dict)  # keyword that turns ``keeps_reasoning`` round
     efforts: dict[str, dict[str, Any]] = field(default_factory=dict)  # name of an effort → its keywords
     default_effort: str | None = None
@@ -115,12 +118,10 @@ def thinking_style(tokenizer: PreTrainedTokenizerBase) -> ThinkingStyle:
     Raises:
         UserError: there is no chat template, or one that cannot be used; says why, and what would do.
     """
-    from pipeline.model.template_probe import probe
-
     now = (tokenizer.chat_template, tokenizer.eos_token, len(tokenizer))
     known = _known.get(tokenizer)
     if known is None or known[0] != now:
-        known = _known[tokenizer] = (now, probe(tokenizer))
+        known = _known[tokenizer] = (now, ThinkingStyle(**probe(tokenizer)))
     return known[1]
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from pipeline.core.console import say
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_path, fingerprint, read_json, read_jsonl, write_json, write_jsonl
-from pipeline.core.modes import MODES, Mode
+from pipeline.core.modes import MODES, THINK, Mode, Tags
 from pipeline.core.redact import masked
 from pipeline.core.statistics import bootstrap, interval95
 from pipeline.data.answers import final_answers, same_answer
@@ -34,6 +34,7 @@ from pipeline.data.sources import read_rows
 from pipeline.evaluation.form import is_unclosed, judge, split_reply
 from pipeline.model.decode import end_tokens, generate
 from pipeline.model.load import load_tokenizer
+from pipeline.model.thinking_style import thinking_style
 from pipeline.second.records import GRPOResult
 from pipeline.second.stage import Stage, Which, evaluation_table, require_plain, shown, training_arguments
 from pipeline.settings import Profile, Sampling
@@ -59,36 +60,44 @@ STAGES = 5
 # --- rewards ------------------------------------------------------------------------------------------------------------
 
 
-def correct_reward(text: str, truncated: bool, expected: str) -> float:
+def correct_reward(text: str, truncated: bool, expected: str, tags: Tags = THINK) -> float:
     """1.0 for a right answer, else 0.0: as in the evaluation, what stands inside or before an unfinished thought is none.
 
     Args:
         text: the reply with its think tags. expected: the answer alone, e.g. ``42`` or ``\\frac{1}{2}``.
     """
-    if truncated or is_unclosed(text):
+    if truncated or is_unclosed(text, tags):
         return 0.0
-    _, answer, _, _ = split_reply(text)
+    _, answer, _, _ = split_reply(text, tags)
     candidates = final_answers(answer, expects_number=True)
     return float(any(same_answer(expected, candidate) is True for candidate in candidates))
 
 
-def form_reward(text: str, truncated: bool, mode: Mode) -> float:
-    """1.0 for a reply in the form that its mode asks for (``generate.judge``), else 0.0."""
-    return float(judge(text, truncated, mode)["faithful"])
+def form_reward(text: str, truncated: bool, mode: Mode, tags: Tags = THINK) -> float:
+    """1.0 for a reply in the form that its mode asks for (``form.judge``), else 0.0."""
+    return float(judge(text, truncated, mode, tags)["faithful"])
 
 
-def reward_functions(read: Callable[[list[int]], tuple[str, bool]]) -> list[Callable[..., list[float]]]:
+def reward_functions(
+    read: Callable[[str, list[int]], tuple[str, bool]], tags: Tags = THINK
+) -> list[Callable[..., list[float]]]:
     """The two rewards as GRPOTrainer calls them, with the dataset's columns ``answer`` and ``mode``.
 
     Args:
-        read: from a reply's token ids to its text and whether it was cut.
+        read: from a prompt and a reply's token ids to the reply's text, with the opening tag that the prompt ended with, and
+            whether it was cut.
     """
 
-    def correct(completion_ids: list[list[int]], answer: list[str], **columns: Any) -> list[float]:
-        return [correct_reward(*read(ids), expected) for ids, expected in zip(completion_ids, answer, strict=True)]
+    def replies(prompts: list[str], ids: list[list[int]]) -> list[tuple[str, bool]]:
+        return [read(prompt, own) for prompt, own in zip(prompts, ids, strict=True)]
 
-    def form(completion_ids: list[list[int]], mode: list[Mode], **columns: Any) -> list[float]:
-        return [form_reward(*read(ids), m) for ids, m in zip(completion_ids, mode, strict=True)]
+    def correct(prompts: list[str], completion_ids: list[list[int]], answer: list[str], **columns: Any) -> list[float]:
+        found = replies(prompts, completion_ids)
+        return [correct_reward(*reply, expected, tags) for reply, expected in zip(found, answer, strict=True)]
+
+    def form(prompts: list[str], completion_ids: list[list[int]], mode: list[Mode], **columns: Any) -> list[float]:
+        found = replies(prompts, completion_ids)
+        return [form_reward(*reply, m, tags) for reply, m in zip(found, mode, strict=True)]
 
     return [correct, form]
 
@@ -149,6 +158,9 @@ def read_questions(profile: Profile, chat_format: ChatFormat) -> Questions:
     kept: list[Question] = []
     rejected: list[dict[str, Any]] = []
     rng = np.random.default_rng(profile.seed)
+    modes = chat_format.style.modes
+    if len(modes) == 1 and settings.thinking_share != (share := float(modes == ("thinking",))):
+        raise UserError(f"{chat_format.style.only()} Set grpo.thinking_share={share:g}.")
     for row in read_rows(settings.prompts):
         mode: Mode = "thinking" if rng.random() < settings.thinking_share else "non_thinking"
         try:
@@ -209,9 +221,11 @@ def make_grpo_trainer(
     rows = check_grpo(profile)
     ends = end_tokens(model, tokenizer)
 
-    def read(ids: list[int]) -> tuple[str, bool]:
+    style = thinking_style(tokenizer)
+
+    def read(prompt: str, ids: list[int]) -> tuple[str, bool]:
         cut = not ids or ids[-1] not in ends
-        return str(tokenizer.decode(ids if cut else ids[:-1], skip_special_tokens=False)), cut
+        return style.whole(prompt, str(tokenizer.decode(ids if cut else ids[:-1], skip_special_tokens=False))), cut
 
     known = {q.prompt: q for q in questions}
 
@@ -257,7 +271,7 @@ def make_grpo_trainer(
     return GRPO(
         model=model,
         processing_class=tokenizer,
-        reward_funcs=reward_functions(read),
+        reward_funcs=reward_functions(read, style.tags),
         args=GRPOConfig(**arguments),
         train_dataset=dataset,
         rollout_func=replies,

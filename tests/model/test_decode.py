@@ -92,18 +92,20 @@ def test_counts_and_truncation(model, tokenizer, prompts, monkeypatch):
 
 def test_think_tags_stay_in_the_text(model, tokenizer):
     from pipeline.model.decode import _reply
+    from pipeline.model.thinking_style import thinking_style
 
+    style, prompt = thinking_style(tokenizer), tokenizer("What is 2 + 2?")["input_ids"]
     text = "<think>\nDigits.\n</think>\n\nThe answer is 4."
     ids = tokenizer(text)["input_ids"]
     close = tokenizer.convert_tokens_to_ids("</think>")
     ends = end_tokens(model, tokenizer)
-    reply = _reply(tokenizer, 3, [*ids, tokenizer.eos_token_id], ends, close)
+    reply = _reply(tokenizer, prompt, [*ids, tokenizer.eos_token_id], ends, style)
     assert reply.text == text
     assert not reply.truncated
     assert reply.output_tokens == len(ids) + 1
     assert reply.reasoning_tokens == ids.index(close) + 1
     assert reply.answer_tokens == len(ids) - reply.reasoning_tokens
-    cut = _reply(tokenizer, 3, ids[: ids.index(close)], ends, close)
+    cut = _reply(tokenizer, prompt, ids[: ids.index(close)], ends, style)
     assert (cut.truncated, cut.reasoning_tokens, cut.answer_tokens) == (True, ids.index(close), 0)
 
 

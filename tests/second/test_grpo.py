@@ -79,7 +79,7 @@ def test_answers_are_compared_as_mathematics(reply: str, expected: str, right: i
 
 def test_trl_is_given_one_reward_a_reply() -> None:
     texts = {1: ("<think>\nSo.\n</think>\n\n4", False), 2: ("5", False), 3: ("4", True)}
-    correct, form = reward_functions(lambda ids: texts[ids[0]])
+    correct, form = reward_functions(lambda prompt, ids: texts[ids[0]])
     columns: dict[str, Any] = {"prompts": ["q"] * 3, "completions": [""] * 3, "trainer_state": None}
     columns |= {
         "completion_ids": [[1], [2], [3]],

@@ -147,8 +147,8 @@ def _plain(message: Any) -> Message:
 
 
 def _output(model_name: str, reply: Reply, mode: Mode) -> ModelOutput:
-    reasoning, answer, _, _ = split_reply(reply.text)
-    if reply.truncated or is_unclosed(reply.text):
+    reasoning, answer, _, _ = split_reply(reply.text, reply.tags)
+    if reply.truncated or is_unclosed(reply.text, reply.tags):
         answer = ""
     # A list of parts, not one string: EvalScope would look for think tags in a string once more.
     parts: list[Any] = [ContentReasoning(reasoning=reasoning)] if reasoning else []
@@ -165,6 +165,7 @@ def _output(model_name: str, reply: Reply, mode: Mode) -> ModelOutput:
         metadata={
             "mode": mode,
             "reply": reply.text,
+            "tags": list(reply.tags),
             "truncated": reply.truncated,
             "prompt_tokens": reply.prompt_tokens,
             "output_tokens": reply.output_tokens,

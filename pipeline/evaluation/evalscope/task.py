@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.console import Bar
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
-from pipeline.core.modes import Mode
+from pipeline.core.modes import THINK, Mode, Tags
 from pipeline.data.conversations import Message
 from pipeline.evaluation.evalscope.contain import cut_torn_lines
 from pipeline.evaluation.evalscope.items import Benchmark
@@ -132,7 +132,7 @@ def _rows(benchmark: Benchmark, mode: Mode, name: str, work_dir: Path, score: fl
                 "reply": output["reply"],
                 **{f"{part}_tokens": output[f"{part}_tokens"] for part in ("prompt", "output", "reasoning", "answer")},
                 "truncated": output["truncated"],
-                **judge(output["reply"], output["truncated"], mode),
+                **judge(output["reply"], output["truncated"], mode, Tags(*output.get("tags", THINK))),
                 "score": float(scored["value"][scored.get("main_score_name") or next(iter(scored["value"]))]),
                 "reference": (review["target"] or [""])[0],
             }
