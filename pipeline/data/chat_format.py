@@ -168,6 +168,16 @@ class ChatFormat:
             raise Rejected("breaks_parity", f"an answer that should end with {end!r} ends {text[-60:]!r}")
         return text
 
+    def _require_form(self, target: str, answer: Message, mode: Mode) -> None:
+        """A thinking answer has its thought, and nothing that only the prompt should have stands before any answer."""
+        tags, reasoning = self.style.tags, answer.get("reasoning_content", "")
+        if mode == "thinking" and tags.close not in target:
+            raise Rejected("breaks_parity", "the chat template shows no thought in this thinking answer")
+        begins = (reasoning or answer["content"]).strip()[:20].rstrip()
+        written = target.lstrip().removeprefix(tags.open).lstrip() if mode == "thinking" else target.lstrip()
+        if (reasoning or mode == "non_thinking") and not written.startswith(begins):
+            raise Rejected("breaks_parity", f"the chat template puts {written[:40]!r} before the answer {begins!r}")
+
     def _require(self, mode: Mode) -> None:
         if mode not in self.style.modes:
             raise Rejected("mode_not_of_model", f"{self.style.only()} The row is for the {mode.replace('_', '-')} mode")
@@ -320,8 +330,7 @@ class ChatFormat:
             if not answer.get("reasoning_content", "").strip():
                 answer.pop("reasoning_content", None)
             target = self._behind(prompt, self._answer(before, answer, mode, tools), mode)
-            if mode == "thinking" and self.style.tags.close not in target:
-                raise Rejected("breaks_parity", "the chat template shows no thought in this thinking answer")
+            self._require_form(target, answer, mode)
             if mode == "non_thinking" and self.empty_think != "masked":
                 block = self.style.direct_block
                 prompt, target = prompt.removesuffix(block), block + target
