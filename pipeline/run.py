@@ -29,12 +29,12 @@ import yaml
 from pipeline.core.console import expect, say
 from pipeline.core.errors import UserError
 from pipeline.core.files import fingerprint, known_sha256, now, read_json, read_jsonl, write_json, write_text
-from pipeline.core.modes import MODES
 from pipeline.core.processes import first, is_first, is_sharded
 from pipeline.core.redact import masked
 from pipeline.core.versions import installed
 from pipeline.data.describe import describe_mix, profile_mix
 from pipeline.data.mix import Mix, load_mix, save_mix
+from pipeline.evaluation.cells import finished_cells, modes_in
 from pipeline.model.dtype import computing_dtype, precision
 from pipeline.model.load import load_model, load_tokenizer, model_location
 from pipeline.model.methods import require_fit, weights_files
@@ -298,14 +298,12 @@ class Run:
         return section
 
     def _cells(self, which: str) -> dict[str, Any] | None:
-        paths = {mode: self._path("evaluation", which, mode, "cell.json") for mode in MODES}
-        if not all(path.exists() for path in paths.values()):
-            return None
-        return {mode: read_json(path)["cell"] for mode, path in paths.items()}
+        found = finished_cells(self._path("evaluation", which))
+        return None if found is None else {mode: record["cell"] for mode, record in found.items()}
 
     def _evaluated_weights(self, which: str) -> set[str]:
         """Names of the weights that the stored cells are of."""
-        return {read_json(self._path("evaluation", which, mode, "cell.json"))["model_id"] for mode in MODES}
+        return {record["model_id"] for record in (finished_cells(self._path("evaluation", which)) or {}).values()}
 
     def identity(self, which: str) -> str:
         """Names the weights: the base by its files' content (its name and revision on a hub), the adapter by its content."""
@@ -325,7 +323,7 @@ class Run:
         return f"{identity}-{fingerprint([known_sha256(file) for file in files])[:12]}"
 
     def evaluate(self, which: str) -> dict[str, Any]:
-        """Evaluate ``base`` or ``tuned`` in both modes, in the first process; returns {mode: cell}.
+        """Evaluate ``base`` or ``tuned`` in each of its modes, in the first process; returns {mode: cell}.
 
         Stored cells of the same weights are taken as they are; of others (the adapter was exchanged), they are made anew.
         """
@@ -408,8 +406,8 @@ class Run:
             (which, mode): [
                 _shown(row) for row in read_jsonl(self._path("evaluation", which, mode, "predictions.jsonl"))
             ]
-            for which in cells
-            for mode in MODES
+            for which, found in cells.items()
+            for mode in found or {}
         }
         sampling, datasets = self.profile.evaluation.sampling, hub_datasets(manifest)
         write_report(report, self.folder, predictions, sampling=sampling, datasets=datasets)
@@ -424,7 +422,7 @@ class Run:
         total = self.data().manifest
         examples = planned_steps(self.profile, total["examples"]["train"]) * global_batch(self.profile)
         tokens = total["total"]["tokens"] / total["examples"]["train"] * examples
-        replies = len(MODES) * len(evaluation.benchmarks) * evaluation.limit
+        replies = len(modes_in(self._path("evaluation", "base"))) * len(evaluation.benchmarks) * evaluation.limit
         seconds = {"train": tokens / rates.tokens_per_second, "evaluate tuned": replies / rates.replies_per_second}
         return {"evaluate base": seconds, "train": {"evaluate tuned": seconds["evaluate tuned"]}}.get(stage, {})
 

@@ -16,6 +16,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
 from pipeline.core.modes import MODES
 from pipeline.core.statistics import wilson
+from pipeline.evaluation.cells import finished_cells
 from pipeline.settings import Profile, Recipe, parse, read_yaml
 
 FEWEST_POINTS = 12  # logged losses; below it a trend cannot be told from noise
@@ -193,7 +194,7 @@ def memory_bytes() -> int:
 def modes(cells: dict[str, dict[str, Any]], profile: Profile) -> list[Finding]:
     """What became of the two modes: lost thinking, thinking where none was asked for, replies that do not end, forgetting."""
     found = []
-    for mode in MODES:
+    for mode in (mode for mode in MODES if mode in cells["base"]):
         base, tuned = cells["base"][mode], cells["tuned"][mode]
         n = sum(b["n"] for b in tuned["benchmarks"].values())
         before, after = (wilson(cell["mode_fidelity"] * n, n) for cell in (base, tuned))
@@ -273,10 +274,10 @@ def diagnose(run: Path) -> dict[str, Any]:
     if len(training["eval_loss"]) < 3:
         not_judged.append("over-fitting: fewer than 3 validations; lower training.eval_steps")
     findings += [over_fitting(training, profile), out_of_memory(training, profile)]
-    paths = {w: {m: run / "evaluation" / w / m / "cell.json" for m in MODES} for w in ("base", "tuned")}
-    if all(path.exists() for own in paths.values() for path in own.values()):
+    stored = {which: finished_cells(run / "evaluation" / which) for which in ("base", "tuned")}
+    if all(stored.values()):
         cells: dict[str, dict[str, Any]] = {
-            w: {m: read_json(path)["cell"] for m, path in own.items()} for w, own in paths.items()
+            which: {mode: record["cell"] for mode, record in (own or {}).items()} for which, own in stored.items()
         }
         findings += modes(cells, profile)
     else:

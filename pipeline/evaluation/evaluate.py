@@ -24,11 +24,13 @@ from pipeline.core.modes import MODES, Mode
 from pipeline.core.statistics import wilson
 from pipeline.data.chat_format import ChatFormat
 from pipeline.data.conversations import Message
+from pipeline.evaluation.cells import write_modes
 from pipeline.evaluation.evalscope.contain import contained
 from pipeline.evaluation.evalscope.items import data_identity, prepare
 from pipeline.evaluation.evalscope.task import Row, run_benchmark, work_dir_of
 from pipeline.model.decode import Reply
 from pipeline.model.decoders import decoders
+from pipeline.model.thinking_style import modes_of, thinking_style
 from pipeline.settings import EvaluationSettings
 
 if TYPE_CHECKING:
@@ -58,11 +60,13 @@ def evaluate_model(
             whether results on disk are those of this model; the weights themselves are not looked at.
 
     Returns:
-        One cell a mode; see ``evaluate_replies``.
+        One cell for each of ``modes`` that the model has; see ``evaluate_replies``.
 
     Raises:
         UserError: see ``evaluate_replies`` and ``generate``.
     """
+    modes = modes_of(tokenizer, modes)
+    write_modes(output_dir, thinking_style(tokenizer).modes)
     chat_format = ChatFormat(tokenizer)
 
     with decoders(model, tokenizer, settings.workers) as decoding:

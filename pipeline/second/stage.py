@@ -30,6 +30,7 @@ from pipeline.core.files import fingerprint, now, read_json, write_json, write_t
 from pipeline.core.modes import MODES
 from pipeline.core.redact import masked
 from pipeline.core.versions import import_unsloth, installed
+from pipeline.evaluation.cells import finished_cells
 from pipeline.model.load import load_model
 from pipeline.model.methods import add_method, load_adapter
 from pipeline.run import Run, open_run
@@ -233,10 +234,8 @@ class Stage:
 
     def cells(self, which: Which) -> dict[str, Any] | None:
         """{mode: cell} of an evaluation that is done, else None."""
-        paths = {mode: self.folder / "evaluation" / which / mode / "cell.json" for mode in MODES}
-        if not all(path.exists() for path in paths.values()):
-            return None
-        return {mode: read_json(path)["cell"] for mode, path in paths.items()}
+        found = finished_cells(self.folder / "evaluation" / which)
+        return None if found is None else {mode: record["cell"] for mode, record in found.items()}
 
     def evaluate(self, which: Which, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Both modes with EvalScope; what the run has evaluated already with the same settings is taken from there."""
@@ -410,8 +409,7 @@ def evaluation_table(arms: Sequence[Mapping[str, Any]]) -> str:
     heads = ["before", *(f"after {arm['name']}" for arm in arms)]
     columns = [arms[0]["evaluation"]["before"], *(arm["evaluation"]["after"] for arm in arms)]
     lines = [f"| mode | what | n | {' | '.join(heads)} |", "|---|---|--:|" + "--:|" * len(heads)]
-    for mode in MODES:
-        first = columns[0][mode]
+    for mode, first in columns[0].items():
         rows = [(name, first["benchmarks"][name]["n"]) for name in first["benchmarks"]]
         for name, n in rows:
             texts = [shown({"value": (b := c[mode]["benchmarks"][name])["score"], "ci95": b["ci95"]}) for c in columns]

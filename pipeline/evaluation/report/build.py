@@ -16,11 +16,10 @@ from typing import Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_json, write_text
-from pipeline.core.modes import MODES
 from pipeline.evaluation.report.card import model_card
 from pipeline.evaluation.report.compare import retention
 from pipeline.evaluation.report.page import html
-from pipeline.evaluation.report.schema import EvaluationSection, SourceSection, validate_report
+from pipeline.evaluation.report.schema import EvaluationSection, SourceSection, modes_of, validate_report
 from pipeline.settings import SamplingTable, parse
 
 # --- assembling -------------------------------------------------------------------------------------------------------
@@ -54,7 +53,11 @@ def build_report(
         raise UserError(f"report.json: the report has to be plain JSON data: {error}.") from error
     parse(EvaluationSection, plain["evaluation"], "report.json: evaluation")
     cells = plain["evaluation"]
-    kept = {mode: retention(cells["base"][mode], cells["tuned"][mode]) for mode in MODES}
+    kept = {
+        mode: retention(cells["base"][mode], cells["tuned"][mode])
+        for mode in modes_of(plain)
+        if cells["tuned"].get(mode) is not None
+    }
     report = {"schema_version": 1, **plain, "retention": kept}
     validate_report(report)
     return report

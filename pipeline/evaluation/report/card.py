@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from pipeline.core.hubs import HUBS
-from pipeline.core.modes import MODES
 from pipeline.evaluation.report.compare import changes
 from pipeline.evaluation.report.page import template_context, template_environment
+from pipeline.evaluation.report.schema import modes_of
 from pipeline.evaluation.report.words import public_name, table
 from pipeline.settings import LORA_METHODS, PROFILES, SamplingTable, load_profile
 
@@ -63,7 +63,7 @@ def model_card(
         front["datasets"] = list(datasets)
     decoding, room = {}, None
     if sampling is not None:
-        for mode in MODES:
+        for mode in modes_of(report):
             settings = getattr(sampling, mode).model_dump()
             greedy = settings["temperature"] == 0
             drawn = () if greedy else ("temperature", "top_p", "top_k", "min_p")
@@ -84,6 +84,8 @@ def model_card(
             room=room,
             prompt_room=PROMPT_ROOM,
             fell=[c for c in changes(report) if c.verdict == "fell"],
-            smallest=min(r["n"] for m in MODES for r in report["evaluation"]["tuned"][m]["benchmarks"].values()),
+            smallest=min(
+                r["n"] for m in modes_of(report) for r in report["evaluation"]["tuned"][m]["benchmarks"].values()
+            ),
         )
     )

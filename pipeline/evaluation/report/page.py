@@ -13,7 +13,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.modes import MODES
 from pipeline.evaluation.report.compare import changes, fidelity_changes, replies
 from pipeline.evaluation.report.pictures import COLOURS, all_plots
-from pipeline.evaluation.report.schema import MODELS
+from pipeline.evaluation.report.schema import MODELS, modes_of
 from pipeline.evaluation.report.words import (
     bytes_text,
     cell_text,
@@ -132,7 +132,7 @@ def template_context(report: Mapping[str, Any]) -> dict[str, Any]:
         "warnings": truncation_warnings(report),
         "duration": duration_text(report["run"]),
         "units": UNITS,
-        "modes": MODES,
+        "modes": modes_of(report),
         "models": MODELS,
     }
 
@@ -150,10 +150,10 @@ def html(
         UserError: a prediction is not as described.
     """
     found = changes(report)
-    names = list(dict.fromkeys(c.name for c in found))
-    grid = [(name, [next((c for c in found if (c.name, c.mode) == (name, m)), None) for m in MODES]) for name in names]
+    names, modes = list(dict.fromkeys(c.name for c in found)), modes_of(report)
+    grid = [(name, [next((c for c in found if (c.name, c.mode) == (name, m)), None) for m in modes]) for name in names]
     grid.append(("mode fidelity", list(fidelity_changes(report))))
-    cells = [(model, mode, report["evaluation"][model][mode]) for model in MODELS for mode in MODES]
+    cells = [(model, mode, report["evaluation"][model][mode]) for model in MODELS for mode in modes]
     return (
         template_environment(escape=True)
         .get_template("report.html.j2")

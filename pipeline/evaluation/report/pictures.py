@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from markupsafe import Markup
 
-from pipeline.core.modes import MODES
 from pipeline.evaluation.report.compare import changes, fidelity_changes
+from pipeline.evaluation.report.schema import modes_of
 from pipeline.evaluation.report.words import label_of, percent_text, short_label
 from pipeline.settings import UNITS
 
@@ -60,9 +60,11 @@ def _style_axes(axes: Any, grid: Literal["x", "y"]) -> None:
 def _plot_scores(report: Mapping[str, Any]) -> Markup:
     """Base and tuned with their intervals, one panel a mode."""
     found = [*changes(report), *fidelity_changes(report)]
-    groups = [[c for c in found if c.mode == mode] for mode in MODES]
+    modes = modes_of(report)
+    groups = [[c for c in found if c.mode == mode] for mode in modes]
     figure = _new_figure(9, 1.1 + 0.5 * max(map(len, groups)))
-    for axes, mode, group in zip(figure.subplots(1, 2, sharex=True), MODES, groups, strict=True):
+    panels = figure.subplots(1, len(modes), sharex=True, squeeze=False)[0]
+    for axes, mode, group in zip(panels, modes, groups, strict=True):
         for row, c in enumerate(group):
             for value, ci95, shift, colour in (
                 (c.base, c.base_ci95, -0.14, "#888888"),

@@ -68,7 +68,7 @@ def reference_of(folder: Path) -> Reference | None:
 def compare_with_reference(report: Mapping[str, Any], reference: Reference) -> list[str]:
     """A line for each rate that stands apart from the reference, and one that says how many do."""
     apart, count = [], 0
-    for mode in MODES:
+    for mode in (mode for mode in MODES if mode in report["evaluation"]["tuned"]):
         for name, (value, (low, high)) in rates(report["evaluation"]["tuned"][mode]).items():
             seeds = [run.tuned[mode][name] for run in reference.runs if name in run.tuned.get(mode, {})]
             if not seeds:

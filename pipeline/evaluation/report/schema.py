@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from pipeline.core.errors import UserError
-from pipeline.core.modes import MODES
+from pipeline.core.modes import MODES, Mode
 from pipeline.settings import UNITS, Method, Section, Unit, parse
 
 MODELS: tuple[Literal["base"], Literal["tuned"]] = ("base", "tuned")
@@ -119,10 +119,10 @@ class Cell(_Strict):
 
 
 class ModeCells(_Strict):
-    """Both modes of one model."""
+    """The modes of one model: both, or the one that it has."""
 
-    thinking: Cell
-    non_thinking: Cell
+    thinking: Cell | None = None
+    non_thinking: Cell | None = None
 
 
 class EvaluationSection(_Strict):
@@ -147,10 +147,10 @@ class ModeRetention(_Strict):
 
 
 class RetentionSection(_Strict):
-    """What was kept in both modes."""
+    """What was kept in each mode that the model has."""
 
-    thinking: ModeRetention
-    non_thinking: ModeRetention
+    thinking: ModeRetention | None = None
+    non_thinking: ModeRetention | None = None
 
 
 class Report(_Strict):
@@ -162,6 +162,23 @@ class Report(_Strict):
     training: TrainingSection
     evaluation: EvaluationSection
     retention: RetentionSection
+
+
+def modes_of(report: Mapping[str, Any]) -> list[Mode]:
+    """The modes that a report has, thinking first."""
+    return [mode for mode in MODES if report["evaluation"]["base"].get(mode) is not None]
+
+
+def _check_modes(data: Mapping[str, Any]) -> None:
+    """Base, tuned and retention have the same modes, at least one."""
+    parts = {f"evaluation.{model}": data["evaluation"][model] for model in MODELS} | {"retention": data["retention"]}
+    there = {path: {mode for mode in MODES if part.get(mode) is not None} for path, part in parts.items()}
+    wanted = set().union(*there.values()) or {"thinking"}
+    for path, modes in there.items():
+        for mode in sorted(wanted - modes):
+            raise UserError(
+                f"report.json: {path}.{mode}: field required, as the other parts of the report have this mode."
+            )
 
 
 def _check_interval(path: str, value: float, interval: Sequence[float]) -> None:
@@ -191,13 +208,14 @@ def validate_report(data: Any) -> None:
             The message names the path of the value.
     """
     parse(Report, data, "report.json")
+    _check_modes(data)
     _check_sums(data["mix"])
     for key in ("started", "finished"):
         try:
             datetime.fromisoformat(data["run"][key])
         except ValueError as error:
             raise UserError(f"report.json: run.{key}: {data['run'][key]!r} is not an ISO 8601 time.") from error
-    for mode in MODES:
+    for mode in modes_of(data):
         for model in MODELS:
             cell, path = data["evaluation"][model][mode], f"evaluation.{model}.{mode}"
             for name, result in cell["benchmarks"].items():
