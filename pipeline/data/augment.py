@@ -32,6 +32,7 @@ from pipeline.core.files import fingerprint
 from pipeline.core.hubs import reachable
 from pipeline.data.conversations import Conversation
 from pipeline.model.decode import generate
+from pipeline.model.thinking_style import thinking_style
 from pipeline.settings import AugmentationSettings, Sampling, locate, read_yaml
 
 if TYPE_CHECKING:
@@ -431,11 +432,16 @@ def _local_model(folder: str) -> Translate:
         model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype="auto")
     except (OSError, ValueError) as error:
         raise UserError(f"back_translation: {folder} cannot be loaded as a model: {error}") from error
+    style = thinking_style(tokenizer)
+    style.require("non_thinking")
     context = int(model.config.max_position_embeddings)
 
     def translate(prompt: str) -> str | None:
         text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            **style.kwargs("non_thinking"),
         )
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         room = min(2 * len(ids) + _OVERHEAD, context - len(ids))
@@ -443,7 +449,7 @@ def _local_model(folder: str) -> Translate:
             return None
         sampling = Sampling(temperature=0, top_p=1, top_k=0, max_new_tokens=room)  # type: ignore[call-arg]
         reply = generate(model, tokenizer, [ids], sampling, batch_size=1, seed=0)[0]
-        return None if reply.truncated else reply.text
+        return None if reply.truncated else reply.text.rpartition(style.tags.close)[2]
 
     return translate
 

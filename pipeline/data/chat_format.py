@@ -180,7 +180,10 @@ class ChatFormat:
 
     def _require(self, mode: Mode) -> None:
         if mode not in self.style.modes:
-            raise Rejected("mode_not_of_model", f"{self.style.only()} The row is for the {mode.replace('_', '-')} mode")
+            raise Rejected(
+                "mode_not_of_model",
+                f"{self.style.only()} The row is for the {mode.replace('_', '-')} mode; give a source of such rows the share 0",
+            )
 
     def _behind(self, prompt: str, text: str, mode: Mode) -> str:
         """What follows the prompt in a rendered answer.

@@ -221,7 +221,8 @@ def _two_modes(render: _Template, switch: dict[Mode, dict[str, Any]]) -> dict[st
     found = _tags(text, thinking, text[len(thinking) : text.index(_REASONING)])
     header = _header(render, switch, key, found["opening"])
     if header is not None and direct.startswith(header):
-        found["direct_block"] = direct[len(header) :]
+        block = found["direct_block"] = direct[len(header) :]
+        found["soft_switch"] = direct == thinking + block and found["tags"].open in block
     return found | {"reasoning_key": key}
 
 

@@ -50,6 +50,9 @@ class ThinkingStyle:
     closing: str = ""  # between reasoning and answer, e.g. "\n</think>\n\n"
     opens_in_prompt: bool = False  # the thinking prompt ends with ``opening``; the model goes on inside the thought
     direct_block: str = ""  # what the non-thinking prompt has behind the header, e.g. "<think>\n\n</think>\n\n"
+    # Qwen3's shape: the thinking prompt ends at the header, and the empty block behind it makes the other prompt. Only there can a
+    # model be taught to write the empty block itself, as after /no_think.
+    soft_switch: bool = False
     reasoning_key: str = "reasoning_content"  # the message's key that the template reads
     end: str = ""  # the token that ends an answer
     end_of_calls: str | None = None  # the same of an answer that calls tools; None: the template shows no tool calls
@@ -63,14 +66,6 @@ class ThinkingStyle:
     default_effort: str | None = None
     dated: bool = False  # the prompt holds today's date
     untrainable: dict[Mode, str] = field(default_factory=dict)
-
-    @property
-    def soft_switch(self) -> bool:
-        """Qwen3's shape: the thinking prompt ends at the header, and the empty block behind it makes the other prompt.
-
-        Only there can a model be taught to write the empty block itself (``/no_think``).
-        """
-        return len(self.modes) == 2 and not self.opens_in_prompt and self.tags.open in self.direct_block
 
     def kwargs(self, mode: Mode) -> dict[str, Any]:
         """Keywords of ``apply_chat_template`` for this mode; ``chat_template_kwargs`` of a server."""
@@ -89,6 +84,11 @@ class ThinkingStyle:
     def ends(self) -> tuple[str, ...]:
         """All tokens at which the model stops."""
         return tuple(dict.fromkeys(end for end in (self.end, self.end_of_calls) if end))
+
+    def require_both(self, what: str) -> None:
+        """Raise ``UserError`` where the model has one mode, and ``what`` needs two."""
+        if len(self.modes) < 2:
+            raise UserError(f"{self.only()} {what} needs a model with both modes.")
 
     def require(self, mode: Mode) -> None:
         """Raise ``UserError`` where the model has no such mode."""

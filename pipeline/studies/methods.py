@@ -136,7 +136,8 @@ def _latency(cell: SweepCell, bases: dict[str, Any]) -> Latency:
         bases[kind] = load_model(settings, seed)
     base, tokenizer = bases[kind]
     tuned = load_adapter(load_model(settings, seed)[0], adapter)
-    prompt = ChatFormat(tokenizer).prompt_ids([{"role": "user", "content": QUESTION}], "thinking")
+    form = ChatFormat(tokenizer)
+    prompt = form.prompt_ids([{"role": "user", "content": QUESTION}], form.style.modes[0])
     result = compare_latency(base, tuned, tokenizer, prompt)
     write_json(record, {"identity": identity, "latency": result})
     return result

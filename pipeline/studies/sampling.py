@@ -17,6 +17,7 @@ from pipeline.core.files import atomic_path, fingerprint, make_folder, read_json
 from pipeline.core.modes import MODES
 from pipeline.core.statistics import bootstrap, difference_interval95, wilson
 from pipeline.data.cleaning.repetition import repeated_part
+from pipeline.model.thinking_style import thinking_style
 from pipeline.run import open_run
 from pipeline.settings import EvaluationSettings, Sampling
 from pipeline.studies.results import CountedRate, SamplingMode, SamplingRow, SamplingStudy, Verdict
@@ -65,7 +66,7 @@ def run_sampling(
         limit: items a benchmark; None: as in the run.
 
     Raises:
-        UserError: no run directory, no adapter, a bad temperature, or the folder holds another study.
+        UserError: no run directory, no adapter, a bad temperature, a model with one mode, or the folder holds another study.
     """
     from pipeline.evaluation.evaluate import evaluate_model
 
@@ -80,6 +81,7 @@ def run_sampling(
         raise UserError(f"{folder} holds a study of another model or other items. Choose another --output-dir.")
     write_json(record, {"identity": identity})
     model, tokenizer = run.model(which)
+    thinking_style(tokenizer).require_both("A sampling study")
     entries: list[SamplingRow] = []
     for name, settings in rows.items():
         cells = evaluate_model(

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from pipeline.core.errors import UserError
 from pipeline.core.files import make_folder, write_json, write_jsonl
 from pipeline.core.modes import Mode
 from pipeline.core.statistics import paired_permutation, wilson
@@ -108,6 +109,10 @@ def run_switches(run_folder: Path, folder: Path, limit: int = 150) -> Switches:
     for which in ("base", "tuned"):
         model, tokenizer = run.model(which)
         form = ChatFormat(tokenizer)
+        if not form.style.soft_switch:
+            raise UserError(
+                "/think and /no_think in a message are Qwen3's; this model's chat template switches in another way."
+            )
         rows = []
         for case in CASES:
             prompts = [form.prompt_ids(case.messages(item), case.mode) for item in asked]

@@ -223,7 +223,7 @@ def test_style_of_hybrid_templates(templated: Any, name: str) -> None:
     assert (style.opens_in_prompt, style.opening if thinking else "") == (bool(thinking), thinking)
     assert style.direct_block == direct
     assert (style.end, style.end_of_calls, style.end_is_next_turn) == (end, calls, name == "glm4moe")
-    assert style.soft_switch == (name in ("qwen3", "glm4moe"))
+    assert style.soft_switch == (name == "qwen3")
     assert style.keeps_reasoning == (name == "qwen3_8") and style.keeps_reasoning_between_calls
     assert not style.untrainable and not style.dated
 
@@ -365,6 +365,8 @@ def test_a_mode_that_the_model_has_not(templated: Any, embedded_tokenizer: PreTr
             form.prompt_ids([user("q")], other)  # type: ignore[arg-type]
         with pytest.raises(UserError, match="has only its"):
             modes_of(tokenizer, [other])  # type: ignore[list-item]
+        with pytest.raises(UserError, match="The sweep needs a model with both modes"):
+            form.style.require_both("The sweep")
         with pytest.raises(UserError, match="empty_think=trained"):
             ChatFormat(tokenizer, empty_think="trained")
 
