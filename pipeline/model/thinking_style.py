@@ -50,8 +50,8 @@ class ThinkingStyle:
     closing: str = ""  # between reasoning and answer, e.g. "\n</think>\n\n"
     opens_in_prompt: bool = False  # the thinking prompt ends with ``opening``; the model goes on inside the thought
     direct_block: str = ""  # what the non-thinking prompt has behind the header, e.g. "<think>\n\n</think>\n\n"
-    # Qwen3's shape: the thinking prompt ends at the header, and the empty block behind it makes the other prompt. Only there can a
-    # model be taught to write the empty block itself, as after /no_think.
+    # Qwen3's shape: the thinking prompt ends at the header, and the empty block behind it makes the other prompt. Only there
+    # can a model be taught to write the empty block itself, as after /no_think.
     soft_switch: bool = False
     reasoning_key: str = "reasoning_content"  # the message's key that the template reads
     end: str = ""  # the token that ends an answer
