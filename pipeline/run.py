@@ -35,6 +35,8 @@ from pipeline.core.redact import masked
 from pipeline.core.versions import installed
 from pipeline.data.describe import describe_mix, profile_mix
 from pipeline.data.mix import Mix, load_mix, save_mix
+from pipeline.evaluation.engine import open_engine, require_engine
+from pipeline.evaluation.preflight import require_evaluation
 from pipeline.model.config import model_config
 from pipeline.model.dtype import computing_dtype, precision
 from pipeline.model.load import load_model, load_tokenizer, model_location
@@ -235,9 +237,6 @@ class Run:
 
     def _require_evaluation(self) -> None:
         """Fail before the mix is built where the evaluation could not be done."""
-        from pipeline.evaluation.engine import require_engine
-        from pipeline.evaluation.preflight import require_evaluation
-
         if any(self._cells(which) is None for which in ("base", "tuned")):
             require_engine(self.profile)
             config, tokenizer = model_config(self.profile.model), load_tokenizer(self.profile.model)
@@ -279,8 +278,6 @@ class Run:
         Raises:
             UserError: there is no adapter yet; as ``open_engine``.
         """
-        from pipeline.evaluation.engine import open_engine
-
         adapter = None if which == "base" else self._path("adapter")
         if adapter is not None and not weights_files(adapter):
             raise UserError(f"{adapter} holds no adapter; run train first.")

@@ -21,6 +21,7 @@ from pipeline.core.modes import CLOSE, OPEN, Mode
 from pipeline.core.redact import masked_text
 from pipeline.model.decode import Reply
 from pipeline.model.engines.base import Arrived, Conversation, PromptIds
+from pipeline.model.engines.check import check_server
 from pipeline.model.engines.local import require_prompts
 from pipeline.model.engines.protocol import reply_text, request_fields
 from pipeline.settings import Sampling, ServerSettings
@@ -262,8 +263,6 @@ def server_engine(
     Raises:
         UserError: as ``ServerEngine.explained`` and ``check_server``.
     """
-    from pipeline.model.engines.check import check_server
-
     engine = ServerEngine(server, model, tokenizer, prompt_ids, key_of(server) if key is None else key)
     try:
         check_server(engine)
