@@ -30,7 +30,7 @@ from pipeline.settings import load_profile
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "embedded"
-N, FEW = 60, 15  # items a benchmark, sampled and greedy
+N, FEW = 40, 15  # items a benchmark, sampled and greedy
 SETS = [
     "evaluation.benchmarks=[embedded_chat, embedded_arithmetic]",
     f"evaluation.limit={N}",
@@ -89,6 +89,17 @@ def in_process(folder: Path, adapter: Path | None, sets: list[str]) -> dict[str,
         return evaluate_engine(engine, "here", settings, folder, progress=False)
 
 
+def merged(adapter: Path, folder: Path) -> Path:
+    """The base with the adapter in its weights: `transformers serve` has no other way to serve an adapter."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(MODEL, dtype="float32"), adapter)
+    model.merge_and_unload().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(MODEL).save_pretrained(folder)
+    return folder
+
+
 def texts(folder: Path, mode: str) -> list[str]:
     return [row["reply"] for row in read_jsonl(folder / mode / "predictions.jsonl")]
 
@@ -104,7 +115,7 @@ def test_transformers_serve(
     which: str, tmp_path: Path, request: pytest.FixtureRequest, embedded_tokenizer: Any
 ) -> None:
     adapter = None if which == "base" else request.getfixturevalue("tiny_run") / "adapter"
-    name = str(MODEL if adapter is None else adapter)
+    name = str(MODEL if adapter is None else merged(adapter, tmp_path / "merged"))
     with transformers_serve(tmp_path / "log") as url:
         for kind, sets, n in (("greedy", GREEDY, FEW), ("sampled", [], N)):
             words = [f"evaluation.server.url={url}", f"evaluation.server.base_model={name}"]
