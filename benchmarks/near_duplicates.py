@@ -414,11 +414,11 @@ def check_variety(path: Path, planted: Planted, settings: NearDuplicates) -> flo
 
 def on_real_rows(folder: Path, settings: NearDuplicates) -> None:
     """Print what would be removed from the real files, to be looked at by a person."""
-    from pipeline.data.conversations import from_alpaca, from_sharegpt
+    from pipeline.data.conversations import converter
 
     conversations: list[Conversation] = []
     for path in sorted([*folder.glob("sft/*.json"), *folder.glob("reason/*.json"), *folder.glob("tools/*.json")]):
-        convert = from_sharegpt if path.parent.name == "tools" else from_alpaca
+        convert = converter("sharegpt" if path.parent.name == "tools" else "alpaca")
         for row in json.loads(path.read_text(encoding="utf-8")):
             try:
                 conversations.append(convert(row))

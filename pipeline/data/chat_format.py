@@ -237,7 +237,9 @@ class ChatFormat:
             if (not message["content"].strip() and not message.get("tool_calls")) or message.get("weight") == 0:
                 continue  # OpenAI's weight 0: an answer to read, not to learn
             has_reasoning = bool((message.get("reasoning_content") or "").strip())
-            if has_reasoning and conversation.mode == "thinking":
+            if conversation.each:
+                result.append((index, "thinking" if has_reasoning else "non_thinking"))
+            elif has_reasoning and conversation.mode == "thinking":
                 result.append((index, "thinking"))
             elif conversation.mode == "non_thinking":
                 result.append((index, "non_thinking"))
@@ -257,7 +259,7 @@ class ChatFormat:
             Rejected: the conversation has no answer that could carry loss in its mode, or text that is not Unicode.
             UserError: the chat template breaks the parity rule (a full conversation does not start with its prompt).
         """
-        keep_reasoning = conversation.mode == "thinking"
+        keep_reasoning = conversation.mode == "thinking" or conversation.each
         messages = [
             {k: v for k, v in m.items() if v is not None and (k != "reasoning_content" or keep_reasoning)}
             for m in conversation.messages

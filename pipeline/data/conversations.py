@@ -15,24 +15,15 @@ from typing import Any
 from pipeline.core.errors import UserError, nearest
 from pipeline.core.modes import Mode
 from pipeline.data import formats
-from pipeline.data.formats import Rejected, Row, column, is_missing
-from pipeline.data.rows.parts import (
-    as_text,
-    check_text,
-    content_of,
-    kind_of,
-    list_of,
-    load_json,
-    read_tags,
-    split_reasoning,
-    strings_in,
-    tool_calls_of,
-    tools_of,
-    trim_answer,
-    turns_in_text,
-)
+from pipeline.data.formats import Rejected, Row, column, is_empty, is_missing
+from pipeline.data.rows.media import require_good, require_text
+from pipeline.data.rows.parts import as_text, check_text, kind_of, list_of, strings_in, turns_in_text
+from pipeline.data.rows.reasoning import split_reasoning as split_reasoning
+from pipeline.data.rows.tools import match_results, read_tags, tool_calls_of, tools_of
+from pipeline.data.rows.turns import ROLE_NAMES, Message, Reading, assistant, reasoning_text, turn, turns
 
-Message = dict[str, Any]
+
+NO_REASONING = "no reasoning in the row"
 
 
 @dataclass
@@ -40,10 +31,11 @@ class Conversation:
     """Messages ``{"role", "content"[, "reasoning_content"][, "tool_calls"][, "weight"]}`` in the order they were said.
 
     ``weight`` stands on answers only, and only as 0: that answer is history and carries no loss. The last answer has none.
-    ``mode`` is the mode of the last answer: ``thinking`` if it comes with reasoning, else ``non_thinking``.
-    ``notes`` say what of the row will not be trained on, each with a snake_case word to count by in front:
-    ``reasoning_dropped``, ``reasoning_ignored``, ``weight_zero``, ``same_answers``. ``format`` and ``because`` say
-    how the row was read.
+    ``mode`` is the mode of the last answer: ``thinking`` if it comes with reasoning, else ``non_thinking``. With ``each`` every
+    answer has the mode that it shows itself; without, all have ``mode``.
+    ``notes`` say what of the row will not be trained on, or was read otherwise than it stands there, each with a snake_case
+    word to count by in front (docs/data.md lists them). ``format`` and ``because`` say how the row was read, ``why`` where
+    its reasoning was found, or that none was, ``unread`` which columns hold something that is not used.
     """
 
     messages: list[Message]
@@ -53,6 +45,9 @@ class Conversation:
     notes: list[str] = field(default_factory=list)
     format: str = field(default="", compare=False)
     because: str = field(default="", compare=False)
+    each: bool = field(default=False, compare=False)
+    why: str = field(default="", compare=False)
+    unread: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass
@@ -66,115 +61,7 @@ class Preference:
     source: str = ""
 
 
-# --- turns --------------------------------------------------------------------------------------------------------------
-
-_ROLES = {
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "model"), "assistant"),
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("tool", "observation", "function", "function_response", "tool_response"), "tool"),
-    **dict.fromkeys(("function_call", "tool_call"), "call"),
-}
-_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
-
-
-def _assistant(text: str, given: str = "") -> Message:
-    """An answer whose reasoning is ``given``, or stands in ``<think>…</think>`` in its text.
-
-    With given reasoning, tags in the answer are text, unless the reasoning is there once more.
-    """
-    if not given:
-        reasoning, answer = split_reasoning(text)
-        message: Message = {"role": "assistant", "content": answer}
-        if reasoning:
-            message["reasoning_content"] = reasoning
-        return message
-    reasoning = given.strip().removeprefix("<think>").removesuffix("</think>").strip()
-    if "<think>" in reasoning or "</think>" in reasoning:
-        raise Rejected("nested_think", reasoning[:80])
-    answer = trim_answer(text)
-    if answer.lstrip().startswith("<think>") and "</think>" in answer:
-        again, answer = split_reasoning(text)
-        if again and again != reasoning:
-            raise Rejected("several_think_blocks", f"other reasoning in the text than beside it: {again[:80]!r}")
-    message = {"role": "assistant", "content": answer}
-    if reasoning:
-        message["reasoning_content"] = reasoning
-    return message
-
-
-def _turn(turn: Any, where: str) -> Message:
-    """One message; a ``function_call`` turn has the role ``call``, which only ``_turns`` sees."""
-    if not isinstance(turn, dict):
-        raise Rejected("not_a_turn", f"{where} is {kind_of(turn)}, not a turn")
-    who = turn.get("role")
-    if who is None:
-        who = turn.get("from")
-    if who is None and "role" not in turn and "from" not in turn:
-        raise Rejected("not_a_turn", f"{where} has no 'role' or 'from'; it has {formats.columns_of(turn)}")
-    role = (_ROLES.get(who) or _ROLES.get(who.strip().lower())) if isinstance(who, str) else None
-    if role is None:
-        seen = repr(who[:40]) if isinstance(who, str) else kind_of(who)
-        raise Rejected("unknown_role", f"{where} is from {seen}")
-    key = "value" if "value" in turn and turn.get("content") is None else "content"
-    value = turn.get(key)
-    if role == "call":
-        return _call(value, f"{where}.{key}") | _weight(turn, where)
-    if role != "assistant":
-        return {"role": role, "content": content_of(value, f"{where}.{key}")}
-    text = "" if value is None and key == "content" else content_of(value, f"{where}.{key}")
-    name = column(turn, _REASONING_KEYS)
-    given = "" if name is None or is_missing(turn[name]) else as_text(turn[name], f"{where}.{name}")
-    message = _assistant(text, given.strip()) | _weight(turn, where)
-    calls = turn.get("tool_calls")
-    if is_missing(calls) and not is_missing(turn.get("function_call")):
-        calls = [turn["function_call"]]  # OpenAI's older way to write one call
-    if not is_missing(calls) and calls != []:
-        message["tool_calls"] = tool_calls_of(calls, where)
-    return message
-
-
-def _weight(turn: Mapping[str, Any], where: str) -> Message:
-    """OpenAI's ``weight`` of an answer: 1, as if it were not there, or 0 for an answer that carries no loss."""
-    weight = turn.get("weight")
-    if is_missing(weight) or weight == 1:
-        return {}
-    if weight != 0:
-        raise Rejected("bad_weight", f"{where}.weight is {weight!r}, neither 0 nor 1")
-    return {"weight": 0}
-
-
-def _call(value: Any, where: str) -> Message:
-    """LLaMA-Factory's ``function_call`` turn: a call or a list of parallel ones, as JSON text or as data."""
-    reasoning = ""
-    if isinstance(value, str):
-        reasoning, body = split_reasoning(value)
-        value = load_json(body, "bad_tool_call", where)
-    calls = tool_calls_of(value if isinstance(value, list) else [value], where)
-    message: Message = {"role": "call", "content": "", "tool_calls": calls}
-    return message | {"reasoning_content": reasoning} if reasoning else message
-
-
-def _turns(value: Any, name: str) -> list[Message]:
-    """A list of turns, in either spelling. System turns without text are left out: there is nothing in them."""
-    value = list_of(value, name)
-    if not isinstance(value, list) or not value:
-        raise Rejected("empty_conversation", f"{name} is {'an empty list' if value == [] else kind_of(value)}")
-    messages: list[Message] = []
-    before = ""
-    for index, turn in enumerate(value):
-        message = _turn(turn, f"{name}[{index}]")
-        role = message["role"]
-        if role == "call":
-            message["role"] = "assistant"
-            parallel = before == "call" and messages[-1].get("weight") == message.get("weight")
-            if parallel and "reasoning_content" not in message:  # parallel calls, a turn each
-                messages[-1]["tool_calls"] += message["tool_calls"]
-                continue
-        before = role
-        if role != "system" or message["content"].strip():
-            messages.append(message)
-    return messages
+# --- whole conversations ------------------------------------------------------------------------------------------------
 
 
 def _system(row: Row) -> list[Message]:
@@ -201,7 +88,7 @@ def _up_to_last_weighted(messages: list[Message]) -> tuple[list[Message], list[s
 
 def _unread_reasoning(row: Row, conversation: Conversation, hint: str) -> Conversation:
     """Say so where a reasoning column is not read."""
-    named = [name for name in formats.REASONING if not is_missing(row.get(name)) and row[name] not in ("", [])]
+    named = [n for n in formats.REASONING if n in row and not is_empty(row[n]) and formats.flag_of(row[n]) is None]
     if named:
         conversation.notes.append(f"reasoning_ignored: column {named[0]!r}; {hint}")
     return conversation
@@ -216,13 +103,30 @@ _MAY_FOLLOW = {
 }
 
 
-def _finish(messages: list[Message], row: Row) -> Conversation:
+def _without_last_question(messages: list[Message], notes: list[str]) -> list[Message]:
+    """The messages without what the user says last, which nobody answers."""
+    stop = len(messages)
+    while stop and messages[stop - 1]["role"] == "user":
+        stop -= 1
+    if stop < len(messages) and any(message["role"] == "assistant" for message in messages[:stop]):
+        notes.append(
+            f"last_question_dropped: {len(messages) - stop} turns of the user at the end, which nobody answers"
+        )
+        return messages[:stop]
+    return messages
+
+
+def _finish(messages: list[Message], row: Row, reading: Reading) -> Conversation:
     """Put the system column in front, check order and text, and derive the mode from the last answer."""
     if system := _system(row):
         messages = messages if messages[:1] == system else system + messages  # some rows say it in both places
     tools = tools_of(row)
     if tools or any(message["role"] == "tool" for message in messages):
-        messages = read_tags(messages, bool(tools))
+        messages = match_results(read_tags(messages, tools, reading.notes), reading.notes)
+    elif any(message["role"] == "system" and "<tools>" in message["content"] for message in messages):
+        messages = read_tags(messages, tools, reading.notes)
+    require_text(row, messages)
+    messages = _without_last_question(messages, reading.notes)
     roles = [message["role"] for message in messages]
     if "assistant" not in roles:
         raise Rejected("no_assistant_turn", f"nobody answers: {', '.join(roles[:8])}")
@@ -249,10 +153,10 @@ def _finish(messages: list[Message], row: Row) -> Conversation:
     if tools:
         structured += strings_in(tools, "bad_tools", "tools")
     check_text(messages, structured)
+    if broken := sum("\ufffd" in (m["content"] + m.get("reasoning_content", "")) for m in messages):
+        notes.append(f"replacement_characters: U+FFFD, the mark of a broken conversion, in {broken} messages")
     mode: Mode = "thinking" if "reasoning_content" in messages[-1] else "non_thinking"
-    if mode == "non_thinking" and (lost := sum("reasoning_content" in message for message in messages)):
-        notes.append(f"reasoning_dropped: of {lost} earlier answers, as the last answer has none")
-    return Conversation(messages, mode, tools=tools, notes=notes)
+    return Conversation(messages, mode, tools=tools, notes=reading.notes + notes, each=True)
 
 
 # --- formats ------------------------------------------------------------------------------------------------------------
@@ -261,11 +165,14 @@ def _finish(messages: list[Message], row: Row) -> Conversation:
 def _column(row: Row, names: Sequence[str]) -> str:
     name = column(row, names)
     if name is None:
-        raise Rejected("missing_column", f"no {' or '.join(map(repr, names))}; the row has {formats.columns_of(row)}")
+        wanted = " or ".join([*map(repr, names[:8]), *(["…"] if len(names) > 8 else [])])
+        raise Rejected(
+            "missing_column", f"no {wanted}; the row has {formats.columns_of(row)}", limit=formats.LONG_DETAIL
+        )
     return name
 
 
-def _history(row: Row) -> list[Message]:
+def _history(row: Row, reading: Reading) -> list[Message]:
     pairs = list_of(row.get("history"), "history")
     if is_missing(pairs):
         return []
@@ -276,84 +183,113 @@ def _history(row: Row) -> list[Message]:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise Rejected("bad_history", f"history[{index}] is not a pair of question and answer")
         messages.append({"role": "user", "content": as_text(pair[0], f"history[{index}][0]")})
-        messages.append(_assistant(as_text(pair[1], f"history[{index}][1]")))
+        messages.append(assistant(as_text(pair[1], f"history[{index}][1]"), reading))
     return messages
 
 
-def _question(row: Row, name: str) -> list[Message]:
+def _question(row: Row, name: str, reading: Reading) -> list[Message]:
     """The prompt in that column, text or a list of messages; what it is about (``input``, ``context``) goes below it."""
     prompt = turns_in_text(row[name], name)
-    if isinstance(prompt, list):
-        return _turns(prompt, name)
+    if isinstance(prompt, list | dict):
+        return turns(prompt, name, reading)
     lines = [as_text(row[name], name)]
     for extra in formats.EXTRAS:
-        if extra != name and not is_missing(row.get(extra)) and as_text(row[extra], extra).strip():
-            lines.append(row[extra])
-    question = "\n".join(lines)
-    if not question.strip():
+        if extra != name and not is_missing(row.get(extra)):
+            text = as_text(row[extra], extra)
+            if text.strip() and text.strip().lower() not in formats.NO_INPUT:
+                lines.append(text)
+    question = "\n".join(line for line in lines if line.strip())
+    if not question:
         raise Rejected("empty_prompt", f"{name} has no text")
     return [{"role": "user", "content": question}]
 
 
-def _pair(row: Row, prompts: Sequence[str], answers: Sequence[str]) -> Conversation:
+def _pair(row: Row, reading: Reading, prompts: Sequence[str], answers: Sequence[str]) -> Conversation:
     prompt, answer = _column(row, prompts), _column(row, answers)
-    messages = _history(row) + _question(row, prompt)
+    require_good(row, row[answer])
+    messages = _history(row, reading) + _question(row, prompt, reading)
     said = row[answer]
-    if isinstance(
-        turns_in_text(row[prompt], prompt), list
-    ):  # else an answer that looks like turns is what was asked for
+    if isinstance(turns_in_text(row[prompt], prompt), list):  # else an answer like turns is what was asked for
         said = turns_in_text(said, answer)
     if isinstance(said, list):
-        messages += _turns(said, answer)
+        messages += turns(said, answer, reading)
+    elif isinstance(said, dict):
+        messages.append(turn(said, answer, reading))
     else:
-        messages.append(_assistant(as_text(said, answer)))
-    return _unread_reasoning(row, _finish(messages, row), "format: reasoning would read it")
+        messages.append(assistant(as_text(said, answer), reading))
+    return _unread_reasoning(row, _finish(messages, row, reading), "format: reasoning would read it")
 
 
-def from_alpaca(row: Row) -> Conversation:
+def from_alpaca(row: Row, reading: Reading) -> Conversation:
     """Alpaca: ``instruction``, ``output``, optional ``input``, ``system`` and ``history`` (pairs)."""
-    return _pair(row, ("instruction",), ("output",))
+    return _pair(row, reading, ("instruction",), ("output",))
 
 
-def from_prompt_completion(row: Row) -> Conversation:
+def from_prompt_completion(row: Row, reading: Reading) -> Conversation:
     """A prompt and an answer under any of their usual names, as text or as lists of messages (TRL)."""
-    return _pair(row, formats.PROMPTS, formats.ANSWERS)
+    return _pair(row, reading, formats.PROMPTS, formats.ANSWERS)
 
 
-def from_reasoning(row: Row) -> Conversation:
+def from_reasoning(row: Row, reading: Reading) -> Conversation:
     """A prompt, an answer, and the reasoning in a column of its own."""
-    prompt, reasoning, answer = (_column(row, names) for names in formats.LAYOUTS["reasoning"].required)
-    given = "" if is_missing(row[reasoning]) else as_text(row[reasoning], reasoning).strip()
-    message = _assistant(as_text(row[answer], answer), given)
+    prompt = _column(row, formats.PROMPTS)
+    reasoning = formats.reasoning_column(row) or _column(row, formats.REASONING)
+    answer = _column(row, formats.answer_columns(reasoning))
+    require_good(row, row[answer])
+    given = "" if is_missing(row[reasoning]) else reasoning_text(row[reasoning], reasoning)
+    message = assistant(as_text(row[answer], answer), reading, given, f"column {reasoning!r}")
     if "reasoning_content" not in message:
         raise Rejected(
             "empty_reasoning", f"{reasoning} has no text; format: prompt_completion would read the row without"
         )
-    return _finish([*_history(row), *_question(row, prompt), message], row)
+    return _finish([*_history(row, reading), *_question(row, prompt, reading), message], row, reading)
 
 
-def from_openmathreasoning(row: Row) -> Conversation:
+def from_openmathreasoning(row: Row, reading: Reading) -> Conversation:
     """OpenMathReasoning: ``problem`` and ``generated_solution`` with its reasoning in ``<think>…</think>``."""
     problem = as_text(row[_column(row, ("problem",))], "problem").strip()
-    answer = _assistant(as_text(row[_column(row, ("generated_solution",))], "generated_solution"))
+    answer = assistant(as_text(row[_column(row, ("generated_solution",))], "generated_solution"), reading)
     if problem and "reasoning_content" not in answer:
         raise Rejected("empty_reasoning", "generated_solution has no reasoning in <think>…</think>")
-    return _finish([{"role": "user", "content": problem}, answer], {})
+    return _finish([{"role": "user", "content": problem}, answer], {}, reading)
 
 
-def from_sharegpt(row: Row) -> Conversation:
+def from_tool_calls(row: Row, reading: Reading) -> Conversation:
+    """A question, the calls that answer it, and the tools (``query``, ``answers``, ``tools``), as xLAM's files have them."""
+    query, answers = (row[_column(row, (name,))] for name in ("query", "answers"))
+    _column(row, ("tools",))
+    calls = list_of(answers, "answers") if isinstance(answers, str) and answers.lstrip()[:1] == "[" else answers
+    if is_empty(calls):
+        raise Rejected("empty_answer", "answers holds no call")
+    messages: list[Message] = [{"role": "user", "content": as_text(query, "query")}]
+    messages.append({"role": "assistant", "content": "", "tool_calls": tool_calls_of(calls, "answers")})
+    return _finish(messages, row, reading)
+
+
+def _conversation(row: Row, name: str, reading: Reading) -> Conversation:
+    messages = turns(row[name], name, reading)
+    answers = [message for message in messages if message["role"] == "assistant"]
+    require_good(row, answers[-1]["content"] if answers else "")
+    beside = formats.reasoning_column(row)
+    if beside and not is_empty(row[beside]) and len(answers) == 1 and "reasoning_content" not in answers[0]:
+        # With one answer there is no doubt to which the column belongs.
+        given = reasoning_text(row[beside], beside)
+        answers[0].update(assistant(answers[0]["content"], reading, given, f"column {beside!r}"))
+        return _finish(messages, row, reading)
+    return _unread_reasoning(row, _finish(messages, row, reading), _BESIDE_TURNS)
+
+
+def from_sharegpt(row: Row, reading: Reading) -> Conversation:
     """ShareGPT, FineTome's layout: turns of ``{"from", "value"}``; tool calls as LLaMA-Factory keeps them."""
-    name = _column(row, formats.TURNS)
-    return _unread_reasoning(row, _finish(_turns(row[name], name), row), _BESIDE_TURNS)
+    return _conversation(row, _column(row, formats.TURNS), reading)
 
 
-def from_messages(row: Row) -> Conversation:
+def from_messages(row: Row, reading: Reading) -> Conversation:
     """OpenAI ``messages``, with optional ``reasoning_content`` and ``tool_calls``, and a ``tools`` column."""
-    turns = _turns(row[_column(row, ("messages",))], "messages")
-    return _unread_reasoning(row, _finish(turns, row), _BESIDE_TURNS)
+    return _conversation(row, _column(row, ("messages",)), reading)
 
 
-def _side(row: Row, side: str) -> Conversation:
+def _side(row: Row, side: str, reading: Reading) -> Conversation:
     """The conversation that ends in the answer of that column: a text, a turn, or a list of messages (TRL)."""
     answer = row[_column(row, (side,))]
     parsed = {name: turns_in_text(row[name], name) for name in ("chosen", "rejected") if not is_missing(row.get(name))}
@@ -362,27 +298,29 @@ def _side(row: Row, side: str) -> Conversation:
     name = column(row, (*formats.TURNS, "prompt", "messages", *formats.PROMPTS))
     prompt: list[Message] = []
     if name in (*formats.TURNS, "messages"):
-        prompt = _turns(row[name], name)
+        prompt = turns(row[name], name, reading)
     elif name is not None:
-        prompt = _question(row, name)
+        prompt = _question(row, name, reading)
     if not isinstance(answer, list):
         if not prompt:
             _column(row, (*formats.TURNS, "messages", "prompt"))
-        turn = _turn(answer, side) if isinstance(answer, dict) else _assistant(as_text(answer, side))
-        return _finish([*prompt, turn | {"role": "assistant"} if turn["role"] == "call" else turn], row)
-    messages = _turns(answer, side)
+        said = turn(answer, side, reading) if isinstance(answer, dict) else assistant(as_text(answer, side), reading)
+        return _finish([*prompt, said | {"role": "assistant"} if said["role"] == "call" else said], row, reading)
+    messages = turns(answer, side, reading)
     if messages and messages[0]["role"] in ("assistant", "tool"):
-        return _finish(prompt + messages, row)
+        return _finish(prompt + messages, row, reading)
     # The whole conversation, prompt included. A prompt that stands beside it must be one that is answered here.
-    asked, said = ({m["content"].strip() for m in part if m["role"] == "user"} for part in (prompt, messages))
-    if not asked <= said:
+    asked, said_too = ({m["content"].strip() for m in part if m["role"] == "user"} for part in (prompt, messages))
+    if not asked <= said_too:
         raise Rejected("prompts_differ", f"{side} does not answer what stands in {name!r}")
-    return _finish(messages, row)
+    return _finish(messages, row, reading)
 
 
-def from_preference(row: Row) -> Conversation:
+def from_preference(row: Row, reading: Reading) -> Conversation:
     """The chosen answer of a preference row as a conversation; see ``preference_pair``."""
-    conversation = _unread_reasoning(row, _side(row, "chosen"), "answers of two sides; it does not say of which")
+    conversation = _unread_reasoning(
+        row, _side(row, "chosen", reading), "answers of two sides; it does not say of which"
+    )
     if row["chosen"] == row.get("rejected"):
         conversation.notes.append(
             "same_answers: the rejected answer is the chosen one; of no use for preference tuning"
@@ -401,7 +339,7 @@ def preference_pair(row: Row) -> Preference:
     made = []
     for side in ("chosen", "rejected"):
         try:
-            made.append(_side(row, side))
+            made.append(_side(row, side, Reading()))
         except Rejected as error:
             raise Rejected(error.reason, f"{side}: {error.detail}") from error
     (*prompt, chosen), (*other, rejected) = made[0].messages, made[1].messages
@@ -412,38 +350,97 @@ def preference_pair(row: Row) -> Preference:
     return Preference(prompt, chosen, rejected, made[0].tools)
 
 
-FORMATS: dict[str, Callable[[Row], Conversation]] = {
+FORMATS: dict[str, Callable[[Row, Reading], Conversation]] = {
     "alpaca": from_alpaca,
     "sharegpt": from_sharegpt,
     "messages": from_messages,
     "openmathreasoning": from_openmathreasoning,
     "prompt_completion": from_prompt_completion,
     "reasoning": from_reasoning,
+    "tool_calls": from_tool_calls,
     "preference": from_preference,
 }
 
 
-def converter(name: str, columns: Mapping[str, str] = MappingProxyType({})) -> Callable[[Row], Conversation]:
+def _require_flags(row: Row, reading: Reading, conversation: Conversation, repair: bool) -> None:
+    """What the row says of its mode, in a column or field of its own, must be so.
+
+    Raises:
+        Rejected: ``mode_disagrees``. With ``repair`` the reasoning of a row that says it has none is taken out; what is not
+            there cannot be put in.
+    """
+    answers = [m for m in conversation.messages if m["role"] == "assistant"]
+    thought = [m for m in answers if "reasoning_content" in m]
+    for name, on in [*formats.flags_of(row), *reading.flags]:
+        if on and not thought:
+            raise Rejected("mode_disagrees", f"{name} says that the row has reasoning, and there is none in it")
+        if not on and thought and not repair:
+            raise Rejected("mode_disagrees", f"{name} says that the row has no reasoning, and it has some")
+        if not on and thought:
+            for message in thought:
+                del message["reasoning_content"]
+            thought, conversation.mode = [], "non_thinking"
+            conversation.notes.append(f"mode_repaired: reasoning taken out, as {name} says that there is none")
+        reading.because(f"{name} says so")
+
+
+def unread_columns(row: Row, name: str) -> tuple[str, ...]:
+    """The columns of a row that hold something and that its format does not read: of several with one meaning all but one."""
+    used = formats.columns_used(row, name)
+    return tuple(str(column) for column, value in row.items() if column not in used and not is_empty(value))
+
+
+def check_roles(roles: Mapping[str, str]) -> dict[str, str]:
+    """A recipe's ``roles``, in lower case.
+
+    Raises:
+        UserError: one is mapped to a role that there is not.
+    """
+    for name, role in roles.items():
+        if role not in ROLE_NAMES:
+            raise UserError(
+                f"roles: {name} cannot be {role!r}.{nearest(role, ROLE_NAMES)} Known roles: {', '.join(ROLE_NAMES)}. "
+                "Write it as {role in your file: known role}."
+            )
+    return {name.strip().lower(): role for name, role in roles.items()}
+
+
+def converter(
+    name: str,
+    columns: Mapping[str, str] = MappingProxyType({}),
+    roles: Mapping[str, str] = MappingProxyType({}),
+    repair: bool = False,
+) -> Callable[[Row], Conversation]:
     """The converter of a format, or with ``auto`` one that detects the format of each row.
 
     Args:
         columns: the format's name of a column → the rows' name of it. Renaming comes before detection.
+        roles: the rows' name of a role → user, assistant, system, tool, call or reasoning.
+        repair: take reasoning out of a row that says it has none, instead of rejecting the row.
 
     Raises:
-        UserError: there is no such format (with the nearest known name), or it reads no such column.
+        UserError: there is no such format (with the nearest known name), or it reads no such column, or a role is unknown.
     """
     if name != "auto" and name not in FORMATS:
         known = ["auto", *FORMATS]
         raise UserError(f"Unknown format {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
     formats.check_columns(name, columns)
+    own_roles = check_roles(roles)
 
     def convert(row: Row) -> Conversation:
         if columns:
             row = formats.rename(row, columns)
+        if respelt := formats.respelt_columns(tuple(map(str, row))):
+            row = {respelt.get(key, key): value for key, value in row.items()}
         found, decisive = formats.match(row) if name == "auto" else (name, ())
-        conversation = FORMATS[found](row)
+        reading = Reading(own_roles)
+        conversation = FORMATS[found](row, reading)
+        if found != "preference":
+            _require_flags(row, reading, conversation, repair)
+        conversation.unread = unread_columns(row, found)
         conversation.format = found
         conversation.because = formats.explain(row, found, decisive) if decisive else "the recipe says so"
+        conversation.why = ", ".join(reading.why) or NO_REASONING
         return conversation
 
     return convert

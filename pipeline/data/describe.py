@@ -40,6 +40,18 @@ def _detected(source: dict[str, Any]) -> str:
     return f"; {', '.join(found)}" if found else ""
 
 
+def _modes(source: dict[str, Any]) -> list[str]:
+    """In which mode the rows came out, and why; which columns nothing was read from."""
+    found = [
+        f"{sum(whys.values()):,} {mode} ({', '.join(f'{n:,} {why}' for why, n in whys.items())})"
+        for mode, whys in source["modes"].items()
+    ]
+    lines = [f"    modes: {'; '.join(found)}"] if found else []
+    if source["unread"]:
+        lines.append(f"    columns not used: {', '.join(source['unread'])}")
+    return lines
+
+
 def describe_mix(manifest: dict[str, Any]) -> str:
     """The mix in a few lines: share asked for and achieved, rows kept and rejected, by source."""
     total = manifest["total"]
@@ -53,6 +65,7 @@ def describe_mix(manifest: dict[str, Any]) -> str:
             f"  {source['name']}: share {source['requested']:.3f} of {manifest['unit']} asked for; is {achieved}"
         )
         lines.append(f"    {source['read']:,} rows read, {source['kept']:,} kept" + _detected(source))
+        lines += _modes(source)
         for step, entry in source["steps"].items():
             counts = [f"{n:,} {reason}" for reason, n in entry["rejected"].items()]
             rejected = f"rejected {', '.join(counts)}" if counts else ""
@@ -66,4 +79,4 @@ def describe_mix(manifest: dict[str, Any]) -> str:
         for name, counts in (("noted", source["notes"]), ("augmented", source["augmented"])):
             if counts:
                 lines.append(f"    {name}: {', '.join(f'{n:,} {word}' for word, n in counts.items())}")
-    return "\n".join([*lines, *(f"  note: {w}" for w in manifest["warnings"])])
+    return "\n".join([*lines, *(f"  warning: {w}" for w in manifest["warnings"])])

@@ -17,17 +17,20 @@ from pipeline.core.errors import UserError, nearest
 Row = dict[str, Any]
 
 
+LONG_DETAIL = 4000  # characters, of a detail that lists the columns of a row in full
+
+
 class Rejected(Exception):
     """A row that is left out. ``reason`` is a short snake_case word to count by, ``detail`` says what was seen.
 
     ``step`` names the cleaning step that left it out; "" where it could not become a conversation. The detail is one
-    line of at most 200 characters and can always be written as UTF-8.
+    line of at most 200 characters (``limit``, where it lists a row's columns) and can always be written as UTF-8.
     """
 
-    def __init__(self, reason: str, detail: str = "", step: str = ""):
+    def __init__(self, reason: str, detail: str = "", step: str = "", limit: int = 200):
         detail = " ".join(detail.encode("utf-8", "backslashreplace").decode().split())
-        if len(detail) > 200:
-            detail = detail[:199] + "…"
+        if len(detail) > limit:
+            detail = detail[: limit - 1] + "…"
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
@@ -39,17 +42,81 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
+def is_empty(value: Any) -> bool:
+    """Missing, blank text, or an empty list: no reason to overlook another column of the same meaning."""
+    if isinstance(value, str):
+        return not value or value.isspace()
+    return is_missing(value) or (isinstance(value, list) and not value)
+
+
+# --- flags --------------------------------------------------------------------------------------------------------------
+
+_ON = {"on", "yes", "true", "enabled", "thinking", "think", "/think", "with_thinking", "with reasoning"}
+_OFF = {
+    *("off", "no", "false", "disabled", "none", "no_think", "/no_think", "no_thinking", "non_thinking", "non-thinking"),
+    *("nothink", "nothinking", "without_thinking", "without reasoning", "non-reasoning", "non_reasoning"),
+}
+
+
+def flag_of(value: Any) -> bool | None:
+    """Whether the value says that a row has reasoning (True) or has none (False); None where it is no such flag."""
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    if isinstance(value, str) and len(value) < 24:
+        word = value.strip().lower()
+        return True if word in _ON else False if word in _OFF else None
+    return None
+
+
 # --- the formats and their columns --------------------------------------------------------------------------------------
 
 # Where several names mean the same, the first that the row has is read. ``problem`` and ``solution`` come before what is
 # often a bare final value beside them.
 TURNS = ("conversations", "conversation")
 PROMPTS = ("prompt", "instruction", "question", "query", "problem", "input")
-ANSWERS = ("completion", "response", "output", "solution", "answer")
-REASONING = ("reasoning", "reasoning_content", "think", "thinking", "cot", "chain_of_thought", "thought")
+ANSWERS = ("completion", "response", "output", "solution", "answer", "model_answer", "model_response")
+REASONING = (
+    *("reasoning", "reasoning_content", "thinking_content", "think", "thinking", "thoughts", "cot", "chain_of_thought"),
+    *(
+        "thought",
+        "deepseek_reasoning",
+        "r1_reasoning",
+        "model_reasoning",
+        "reasoning_trace",
+        "reasoning_text",
+        "rationale",
+    ),
+    *("thinking_trajectories", "deepseek_thinking_trajectory", "gemini_thinking_trajectory", "thinking_trajectory"),
+    *("complex_cot", "long_cot", "thought_process", "thinking_process", "thinking_trace", "reasoning_process"),
+    *("model_thinking", "reasoning_chain", "reasoning_steps", "think_content", "scratchpad"),
+)
+# In a message. ``reasoning_details`` and ``thinking_blocks`` are lists of parts, as OpenRouter and LiteLLM write them.
+REASONING_FIELDS = (
+    *(
+        "reasoning_content",
+        "reasoning",
+        "thinking",
+        "thinking_content",
+        "thought",
+        "thoughts",
+        "think",
+        "cot",
+        "rationale",
+    ),
+    *("reasoning_text", "reasoning_trace", "reasoning_details", "thinking_blocks"),
+)
+# Columns that say whether a row has reasoning; a column of reasoning that holds such a word is one too.
+FLAGS = ("enable_thinking", "thinking_mode", "reasoning_mode", "think_mode", "use_reasoning", "has_reasoning", "mode")
 EXTRAS = ("input", "context")  # what a prompt is about; goes under it
+NO_INPUT = ("<noinput>", "<no input>", "<no_input>", "<nan>")  # how Alpaca's generators say that there is none
 SYSTEM = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+# Of a row with a single answer: whether that answer is a good one (unpaired preference data).
+LABELS = ("label", "kto_tag", "is_correct", "correct")
+EXPECTED = "expected_answer"  # read by the step check_answer
 
 
 @dataclass(frozen=True)
@@ -69,6 +136,7 @@ LAYOUTS: dict[str, Layout] = {
     "messages": Layout((("messages",),), (*SYSTEM, *TOOLS)),
     "sharegpt": Layout((TURNS,), (*SYSTEM, *TOOLS)),
     "openmathreasoning": Layout((("problem",), ("generated_solution",)), ()),
+    "tool_calls": Layout((("query",), ("answers",), ("tools",)), SYSTEM),
     "reasoning": Layout((PROMPTS, REASONING, ANSWERS), (*EXTRAS, *SYSTEM, *TOOLS, "history")),
     "alpaca": Layout((("instruction",), ("output",)), (*EXTRAS, *SYSTEM, *TOOLS, "history")),
     "prompt_completion": Layout((PROMPTS, ANSWERS), (*EXTRAS, *SYSTEM, *TOOLS, "history")),
@@ -78,7 +146,7 @@ LAYOUTS: dict[str, Layout] = {
 def filled(row: Row, names: Iterable[str]) -> str | None:
     """The first of these columns that holds something."""
     for name in names:
-        if name in row and not is_missing(row[name]):
+        if name in row and not is_empty(row[name]):
             return name
     return None
 
@@ -88,9 +156,76 @@ def column(row: Row, names: Iterable[str]) -> str | None:
     return filled(row, names) or next((name for name in names if name in row), None)
 
 
-def columns_of(row: Row) -> str:
+def reasoning_column(row: Mapping[str, Any], names: Iterable[str] = REASONING) -> str | None:
+    """As ``column``, of the columns with reasoning in them: one that holds a flag (``on``) is none."""
+    there = [name for name in names if name in row and flag_of(row[name]) is None]
+    return next((name for name in there if not is_empty(row[name])), there[0] if there else None)
+
+
+def answer_columns(reasoning: str) -> tuple[str, ...]:
+    """The columns of an answer, those first that belong to that column of reasoning: ``deepseek_reasoning``, ``deepseek_solution``."""
+    maker, _, rest = reasoning.rpartition("_")
+    first: tuple[str, ...] = ()
+    if "trajector" in rest:
+        first = (maker.removesuffix("thinking") + "attempt",)
+    elif maker and rest in ("reasoning", "thinking"):
+        first = tuple(f"{maker}_{name}" for name in ANSWERS if "_" not in name)
+    return (*first, *ANSWERS)
+
+
+def columns_used(row: Row, name: str) -> set[str]:
+    """The columns of a row that are read if it is in that format; flags, labels and media are looked at in any."""
+    layout = LAYOUTS[name]
+    used = {*layout.optional, *MEDIA, *FLAGS, "history"} & set(row)
+    for group in layout.required:
+        if group is REASONING:
+            used.update(filter(None, (reasoning_column(row),)))
+        elif group is ANSWERS and name == "reasoning":
+            used.update(filter(None, (column(row, answer_columns(reasoning_column(row) or "")),)))
+        else:
+            used.update(filter(None, (column(row, group),)))
+    used.update(column_name for column_name, _ in flags_of(row))
+    return used
+
+
+def flags_of(row: Row) -> list[tuple[str, bool]]:
+    """The flags of a row: (column, whether it says that the row has reasoning)."""
+    found = []
+    for name in (*REASONING, *FLAGS):
+        if name not in row or (flag := flag_of(row[name])) is None:
+            continue
+        if name != "mode" or "think" in str(row[name]).lower():  # a column of that name may say anything
+            found.append((name, flag))
+    return found
+
+
+def columns_of(row: Mapping[str, Any]) -> str:
     """The row's columns, as a person would want to read them."""
-    return ", ".join(repr(str(name)[:30]) for name in row) or "nothing"
+    return ", ".join(repr(str(name)[:60]) for name in row) or "nothing"
+
+
+# --- names that are spelt otherwise -------------------------------------------------------------------------------------
+
+
+def _folded(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "").replace(" ", "")
+
+
+def respelt(names: tuple[str, ...], known: Iterable[str]) -> dict[str, str]:
+    """Names that are known ones in other case (or with a blank, a hyphen or nothing for ``_``) → the known ones.
+
+    A name that is there as it should be is not replaced, and two names that come to the same are left alone.
+    """
+    ours = {_folded(name): name for name in reversed(list(known))}
+    found = [(name, ours[folded]) for name in names if (folded := _folded(name)) in ours]
+    taken = [target for _, target in found]
+    return {name: target for name, target in found if name != target and taken.count(target) == 1}
+
+
+@lru_cache(maxsize=1024)
+def respelt_columns(names: tuple[str, ...]) -> dict[str, str]:
+    """``respelt`` for the columns that any format reads."""
+    return respelt(names, KNOWN)
 
 
 # --- detection ----------------------------------------------------------------------------------------------------------
@@ -102,6 +237,14 @@ class Detection:
 
     format: str
     because: str
+
+
+KNOWN = tuple(
+    dict.fromkeys(
+        [*(c for layout in LAYOUTS.values() for c in layout.columns), *FLAGS, *MEDIA, "kto_tag", EXPECTED]
+        + [answer for name in REASONING for answer in answer_columns(name)]
+    )
+)
 
 
 def _turns(row: Row, name: str) -> str:
@@ -127,11 +270,16 @@ def _match(row: Row, has: Callable[[Row, Iterable[str]], str | None]) -> tuple[s
         return "sharegpt", (turns,)
     if has(row, ("problem",)) and has(row, ("generated_solution",)):
         return "openmathreasoning", ("problem", "generated_solution")
-    prompt, answer = has(row, PROMPTS), has(row, ANSWERS)
+    if has(row, ("query",)) and has(row, ("answers",)) and has(row, ("tools",)):
+        return "tool_calls", ("query", "answers", "tools")
+    # An empty reasoning column counts: a row must not change its mode because its reasoning was lost. Unless it says so.
+    reasoning = reasoning_column(row)
+    if reasoning and is_empty(row[reasoning]) and (flags := flags_of(row)) and not any(on for _, on in flags):
+        reasoning = None
+    prompt, answer = has(row, PROMPTS), has(row, answer_columns(reasoning) if reasoning else ANSWERS)
     if not prompt or not answer:
         return None
-    # An empty reasoning column counts: a row must not change its mode because its reasoning was lost.
-    if reasoning := column(row, REASONING):
+    if reasoning:
         return "reasoning", (prompt, reasoning, answer)
     if has(row, ("instruction",)) and has(row, ("output",)):
         return "alpaca", ("instruction", "output")
@@ -146,7 +294,7 @@ def match(row: Row) -> tuple[str, tuple[str, ...]]:
     """
     found = _match(row, filled) or _match(row, column)
     if found is None:
-        raise Rejected("unknown_format", _unknown(tuple(map(str, row))))
+        raise Rejected("unknown_format", _unknown(tuple(map(str, row))), limit=LONG_DETAIL)
     return found
 
 
@@ -190,8 +338,20 @@ def _unknown(columns: tuple[str, ...]) -> str:
     hint = f"(is it {misspelt[best][0][:30]!r}?) " if misspelt[best] else ""
     tail = f"; {near}{hint}set format: or columns: in the recipe"
     seen = columns_of(dict.fromkeys(columns))
-    room = 200 - len("columns ") - len(tail)
+    room = LONG_DETAIL - len("columns ") - len(tail)
     return f"columns {seen if len(seen) <= room else seen[: room - 1] + '…'}{tail}"
+
+
+_GOLD = ("expected_answer", "ground_truth", "gtruth_answer", "gold_answer", "final_answer", "reference_answer", "gold")
+
+
+def nearest_columns(names: Iterable[str]) -> str | None:
+    """Of these columns the one that is most likely the expected answer."""
+    there = {_folded(name): name for name in names}
+    for known in map(_folded, _GOLD):
+        if found := difflib.get_close_matches(known, there, 1, 0.75):
+            return there[found[0]]
+    return next((name for name in there.values() if "answer" in name.lower() or "truth" in name.lower()), None)
 
 
 # --- other names for the columns ----------------------------------------------------------------------------------------
@@ -204,7 +364,7 @@ def check_columns(name: str, columns: Mapping[str, str]) -> None:
         UserError: it is not, with the nearest one that is.
     """
     layouts = LAYOUTS.values() if name == "auto" else [LAYOUTS[name]]
-    known = list(dict.fromkeys(c for layout in layouts for c in layout.columns))
+    known = list(dict.fromkeys([*(c for layout in layouts for c in layout.columns), *FLAGS, EXPECTED]))
     for key in columns:
         if key not in known:
             raise UserError(

@@ -27,6 +27,8 @@ from pipeline.core.modes import MODES
 from pipeline.core.redact import masked, masked_text
 from pipeline.data.arrays import ranges, starts_of
 from pipeline.data.chat_format import ChatFormat, Turns
+from pipeline.data.conversations import NO_REASONING
+from pipeline.data.formats import EXPECTED, nearest_columns
 from pipeline.data.pools import Pool, build_pools, example_table, require_usable
 from pipeline.data.prepare import TooLong, json_line
 from pipeline.data.screen import Screened, screen
@@ -274,6 +276,7 @@ def build_mix(
         "warnings": [
             *_warnings_of_split(recipe, screened, validation_fraction),
             *_warnings_of_shares(recipe, sources),
+            *_warnings_of_rows(recipe, sources),
         ],
     }
     return Mix(train.part, validation.part, partial(_rejected, pools, screened), manifest)
@@ -343,6 +346,28 @@ def _warnings_of_shares(recipe: Recipe, sources: Sequence[dict[str, Any]]) -> li
     return result
 
 
+def _warnings_of_rows(recipe: Recipe, sources: Sequence[dict[str, Any]]) -> list[str]:
+    """Rows that came out otherwise than their source's kind or its cleaning lets expect."""
+    result = []
+    for source, entry in zip(recipe.sources, sources, strict=True):
+        what, unread = f"source {source.name!r}", ", ".join(map(repr, entry["unread"]))
+        lost = sum(n for why, n in entry["modes"].get("non_thinking", {}).items() if why == NO_REASONING)
+        if source.kind == "reasoning" and lost:
+            hint = f" Columns that are not read: {unread}; is one of them the reasoning?" if unread else ""
+            result.append(
+                f"{what} is of kind reasoning, but {lost:,} of {entry['kept']:,} rows have no reasoning and are learnt as "
+                f"non-thinking ones.{hint} Name it (columns: {{reasoning: NAME}}), or set contradictions: reject."
+            )
+        missing = entry["notes"].get("no_expected_answer", 0)
+        near = nearest_columns(entry["unread"])
+        if recipe.cleaning(source).check_answer and missing and (near or source.kind == "reasoning"):
+            hint = f" Is it {near!r}? Then set columns: {{{EXPECTED}: {near}}}." if near else ""
+            result.append(
+                f"{what}: check_answer had nothing to compare with in {missing:,} rows: no {EXPECTED!r}.{hint}"
+            )
+    return result
+
+
 def mode_of(pool: Pool) -> str:
     """The mode of all examples of a pool, or ``mixed``."""
     modes = np.unique(pool.index["mode"])
@@ -386,9 +411,20 @@ def account(pool: Pool, screened: Screened) -> dict[str, Any]:
             name: {"rows": rows, "because": pool.tally.because[name]}
             for name, rows in sorted(pool.tally.formats.items())
         },
+        "modes": _by_mode(pool.tally.modes),
+        "unread": dict(sorted(pool.tally.unread.items())),
         "notes": dict(sorted(notes.items())),
         "augmented": dict(sorted(pool.tally.augmented.items())),
     }
+
+
+def _by_mode(modes: Counter[str]) -> dict[str, dict[str, int]]:
+    """Mode (or ``both``, of a conversation with answers of each) → where its reasoning was found → rows."""
+    result: dict[str, dict[str, int]] = {}
+    for key, rows in sorted(modes.items()):
+        mode, _, why = key.partition(": ")
+        result.setdefault(mode, {})[why] = rows
+    return result
 
 
 def _warnings_of_split(recipe: Recipe, screened: Sequence[Screened], fraction: float) -> list[str]:

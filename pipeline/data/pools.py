@@ -343,7 +343,10 @@ def _key(preparation: Preparation, content: str) -> str:
     return fingerprint(
         {
             "content": content,
-            "source": {k: v for k, v in p.source.model_dump().items() if k in ("name", "format", "columns")},
+            "source": p.source.model_dump(include={"name", "format", "columns", "roles", "contradictions"}),
+            "kind": p.source.kind
+            if p.source.contradictions == "reject"
+            else None,  # else it only says what to warn about
             "cleaning": cleaning.model_dump(exclude=JUDGED_LATER),
             "label": cleaning.class_balance.field if cleaning.class_balance else None,
             "augment": Augmenter(p.source.augment).key if p.source.augment else None,
@@ -371,7 +374,7 @@ def build_pool(preparation: Preparation, workers: int = 1, cache: Path | None = 
         UserError: unknown format, or a source that cannot be read or is empty.
     """
     source = preparation.source
-    converter(source.format, source.columns)
+    converter(source.format, source.columns, source.roles)
     content = content_key(source, root)
     key = _key(preparation, content)
     folder = cache / "pools" / key if cache is not None else Path(tempfile.mkdtemp(prefix="pool-"))
@@ -491,7 +494,7 @@ def require_sources(recipe: Recipe) -> None:
     """
     benchmarks = [benchmark_source(b) for b in recipe.decontaminate.benchmarks] if recipe.decontaminate else []
     for source in recipe.sources:
-        converter(source.format, source.columns)
+        converter(source.format, source.columns, source.roles)
         for entry in source.augment:
             own_model = entry.model if entry.method == "back_translation" and not entry.base_url else None
             for path in filter(None, (entry.synonyms, own_model)):

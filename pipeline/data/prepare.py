@@ -30,13 +30,16 @@ from pipeline.data.chat_format import ChatFormat, RenderedAnswer, Turns
 from pipeline.data.cleaning.clean import Cleaner
 from pipeline.data.cleaning.decontaminate import Decontaminator
 from pipeline.data.cleaning.duplicates import Signer, exact_key, text_of
-from pipeline.data.conversations import Conversation, Rejected, converter
-from pipeline.data.formats import is_missing
+from pipeline.data.conversations import NO_REASONING, Conversation, Rejected, converter
+from pipeline.data.formats import EXPECTED, is_missing
 from pipeline.data.sources import SourceRow
+from pipeline.data.switches import check_switches
 from pipeline.settings import CleanSettings, NearDuplicates, SourceSettings
 
 TooLong = Literal["drop", "cut"]
 CHUNK = 512  # rows that are tokenised in one batch; no result depends on it
+COUNTERS = ("formats", "notes", "changed", "augmented", "modes", "unread")  # of a Tally
+MOST_UNREAD = 50  # columns that are named
 EXAMPLES = 3  # of what a step took or changed, kept for the manifest
 
 
@@ -51,6 +54,8 @@ class Tally:
     augmented: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)  # step → what it took or changed
     because: dict[str, str] = field(default_factory=dict)  # format → why it was decided for
+    modes: Counter[str] = field(default_factory=Counter)  # "mode: why" → rows that were kept
+    unread: Counter[str] = field(default_factory=Counter)  # column → rows in which it holds something that is not used
 
     def show(self, step: str, text: str) -> None:
         """Keep the text as an example of the step, if there are few so far."""
@@ -60,7 +65,7 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Count the other's rows too."""
-        for name in ("formats", "notes", "changed", "augmented"):
+        for name in COUNTERS:
             getattr(self, name).update(getattr(other, name))
         for step, reasons in other.rejected.items():
             self.rejected.setdefault(step, Counter()).update(reasons)
@@ -71,9 +76,7 @@ class Tally:
 
     def record(self) -> dict[str, Any]:
         """As plain JSON data, sorted."""
-        plain = {
-            name: dict(sorted(getattr(self, name).items())) for name in ("formats", "notes", "changed", "augmented")
-        }
+        plain: dict[str, Any] = {name: dict(sorted(getattr(self, name).items())) for name in COUNTERS}
         return plain | {
             "rejected": {step: dict(sorted(reasons.items())) for step, reasons in sorted(self.rejected.items())},
             "examples": dict(sorted(self.examples.items())),
@@ -83,7 +86,7 @@ class Tally:
     @classmethod
     def of(cls, record: dict[str, Any]) -> Tally:
         """The inverse of ``record``."""
-        counters = {name: Counter(record[name]) for name in ("formats", "notes", "changed", "augmented")}
+        counters = {name: Counter(record[name]) for name in COUNTERS}
         rejected = {step: Counter(reasons) for step, reasons in record["rejected"].items()}
         return cls(**counters, rejected=rejected, examples=record["examples"], because=record["because"])
 
@@ -169,6 +172,11 @@ def _listed(ids: list[int]) -> bytes:
     return orjson.dumps(ids).replace(b",", b", ")
 
 
+def _modes(conversation: Conversation) -> str:
+    """``thinking`` where any answer has reasoning."""
+    return "thinking" if any("reasoning_content" in m for m in conversation.messages) else "non_thinking"
+
+
 @dataclass
 class Preparation:
     """From raw rows of one source to a ``Chunk``, by these options; what a worker process is given."""
@@ -186,7 +194,8 @@ class Preparation:
     # Made where they are used: what they hold need not travel to a worker.
     @cached_property
     def _convert(self) -> Callable[[dict[str, Any]], Conversation]:
-        return converter(self.source.format, self.source.columns)
+        repair = self.source.contradictions == "repair"
+        return converter(self.source.format, self.source.columns, self.source.roles, repair)
 
     @cached_property
     def _clean(self) -> Cleaner:
@@ -197,18 +206,33 @@ class Preparation:
         return Augmenter(self.source.augment)
 
     @cached_property
+    def _fields(self) -> set[str]:
+        """Columns that the cleaning reads."""
+        fields = {s.field for s in (self.cleaning.score, self.cleaning.class_balance) if s}
+        return fields | (
+            {EXPECTED, self.source.columns.get(EXPECTED, EXPECTED)} if self.cleaning.check_answer else set()
+        )
+
+    @cached_property
     def _sign(self) -> Signer | None:
         return Signer(self.signing) if self.signing else None
 
     def _conversation(self, row: SourceRow, tally: Tally) -> Conversation:
         if row.data is None:
             raise Rejected(row.reason or "broken_row", row.error, "read")
-        conversation = self._convert(row.data)
+        conversation = check_switches(self._convert(row.data), self.source.contradictions)
         conversation.source = self.source.name
+        self._require_reasoning(conversation)
         tally.formats[conversation.format] += 1
         tally.because.setdefault(conversation.format, conversation.because)
-        tally.notes.update(note.split(":")[0] for note in conversation.notes)
-        conversation, changes = self._clean(conversation, row.data)
+        tally.notes.update({note.split(":")[0] for note in conversation.notes})
+        for name in conversation.unread:
+            if name not in self._fields and (name in tally.unread or len(tally.unread) < MOST_UNREAD):
+                tally.unread[name] += 1
+        raw = self._raw(row.data)
+        if self.cleaning.check_answer and is_missing(raw.get(EXPECTED)):
+            tally.notes["no_expected_answer"] += 1
+        conversation, changes = self._clean(conversation, raw)
         if self.cleaning.class_balance and is_missing(row.data.get(self.cleaning.class_balance.field)):
             raise Rejected("no_label", f"no {self.cleaning.class_balance.field!r}", "class_balance")
         self._require_clean_of_benchmarks(conversation)
@@ -216,6 +240,23 @@ class Preparation:
             tally.changed[change.step] += 1
             tally.show(change.step, f"{row.file}:{row.line} {change.example}")
         return conversation
+
+    def _require_reasoning(self, conversation: Conversation) -> None:
+        """In a source of kind reasoning, a row without any is one that lost it, unless it says that it has none."""
+        if (
+            self.source.kind != "reasoning"
+            or self.source.contradictions != "reject"
+            or _modes(conversation) != "non_thinking"
+        ):
+            return
+        if conversation.why == NO_REASONING:
+            unread = f"; columns that are not read: {', '.join(conversation.unread)}" if conversation.unread else ""
+            raise Rejected("no_reasoning", f"the source is of kind reasoning, and the row has none{unread}", "convert")
+
+    def _raw(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row as the cleaning steps look at it: with the expected answer under its name."""
+        named = self.source.columns.get(EXPECTED)
+        return row if named is None else row | {EXPECTED: row.get(named)}
 
     def _require_clean_of_benchmarks(self, conversation: Conversation) -> None:
         if self.decontaminator:
@@ -313,6 +354,9 @@ class Preparation:
             compared[bool(method)].append(conversation)
             if method:
                 tally.augmented[method] += 1
+            else:
+                shown = {MODES[mode] for _, _, mode in own}
+                tally.modes[f"{shown.pop() if len(shown) == 1 else 'both'}: {conversation.why or NO_REASONING}"] += 1
         lines = []
         for place in sorted(rejected):
             row, why = draft.rows[place], rejected[place]

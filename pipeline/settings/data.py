@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.settings.section import NOTHING, Affects, Section
 
 Unit = Literal["rows", "tokens", "loss_tokens"]
 UNITS: tuple[Unit, ...] = ("rows", "tokens", "loss_tokens")
+Contradictions = Literal["note", "reject", "repair"]
 
 
 class MixSettings(Section):
@@ -104,6 +105,12 @@ class CleanSettings(Section):
     near_duplicates: NearDuplicates | None = None
     class_balance: ClassBalance | None = None
 
+    @field_validator("length", "repetition", "personal_data", "near_duplicates", "class_balance", mode="before")
+    @classmethod
+    def _defaults(cls, value: Any) -> Any:
+        """``true`` means the step with its defaults, ``false`` that it is off."""
+        return {} if value is True else None if value is False else value
+
 
 class BenchmarkSettings(Section):
     """Where the prompts of a benchmark stand, so that no training row may contain them."""
@@ -159,6 +166,10 @@ class SourceSettings(Section):
     seed: int = 0  # of the generator
     format: str = "auto"  # auto: decided row by row from the columns, and said
     columns: dict[str, str] = {}  # the format's name of a column → the file's name of it
+    roles: dict[str, str] = {}  # the file's name of a role → user, assistant, system, tool, call, reasoning
+    # Rows that say one mode and show the other: /no_think before a full chain, /think before a plain answer, a row without
+    # reasoning in a source of kind reasoning. repair: the switch is taken out. A flag column is always obeyed.
+    contradictions: Contradictions = "note"
     licence: str = ""
     share: float = Field(ge=0, le=1)
     clean: CleanSettings | None = None  # the steps named here replace the recipe's for this source

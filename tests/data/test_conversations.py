@@ -27,13 +27,14 @@ from pipeline.data.conversations import (
     preference_pair,
     split_reasoning,
 )
-from pipeline.data.rows import parts as row_parts
+from pipeline.data.rows import media, parts, reasoning, tools, turns
 from pipeline.data.rows.parts import unfilled_placeholder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Row = dict[str, Any]
+MODULES = (conversations, formats, media, parts, reasoning, tools, turns)
 
 
 def user(text: Any) -> Row:
@@ -304,8 +305,8 @@ REJECTED: list[tuple[str, str, Row]] = [
     ("not_text", "alpaca", {"instruction": "q", "output": "a", "history": [["q", None]]}),
     ("not_text", "sharegpt", {"conversations": [turn("human", "q"), {"from": "gpt", "value": None}]}),
     ("not_text", "openmathreasoning", {"problem": 1, "generated_solution": "<think>r</think>a"}),
-    ("not_text", "messages", {"messages": [user("q"), assistant("a", reasoning_content=["r"])]}),
-    ("not_text", "messages", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}),
+    ("not_text", "messages", {"messages": [user("q"), assistant("a", reasoning_content=["r", "s"])]}),
+    ("needs_media", "messages", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}),
     ("not_text", "messages", {"messages": [{"role": "user", "content": ["q"]}, assistant("a")]}),
     ("not_text", "messages", {"messages": [{"role": "user", "content": None}, assistant("a")]}),
     ("not_text", "messages", {"messages": [user("q"), {"role": "assistant", "content": 0}]}),
@@ -401,7 +402,6 @@ REJECTED: list[tuple[str, str, Row]] = [
     ("unknown_role", "messages", {"messages": [{"role": ["user"], "content": "q"}, assistant("a")]}),
     ("no_assistant_turn", "messages", {"messages": [user("q")]}),
     ("no_assistant_turn", "sharegpt", {"conversations": [turn("human", "q")]}),
-    ("does_not_end_on_assistant", "messages", {"messages": [user("q"), assistant("a"), user("q")]}),
     (
         "does_not_end_on_assistant",
         "sharegpt",
@@ -464,6 +464,33 @@ REJECTED: list[tuple[str, str, Row]] = [
     ("bad_tools", "sharegpt", {"conversations": [turn("human", "q"), turn("gpt", "a")], "tools": "[{"}),
     ("bad_tools", "sharegpt", {"conversations": [turn("human", "q"), turn("gpt", "a")], "tools": '{"name": "f"}'}),
     ("bad_tools", "messages", {"messages": [user("q"), assistant("a")], "tools": ["f"]}),
+    ("bad_tools", "messages", {"messages": [user("q"), assistant("a")], "tools": {"name": ["f", "g"], "x": []}}),
+    ("bad_tool_call", "tool_calls", {"query": "q", "answers": '[{"name": "f", "city": "x"}]', "tools": "[]"}),
+    ("empty_answer", "tool_calls", {"query": "q", "answers": "[]", "tools": "[]"}),
+    (
+        "bad_tool_result",
+        "messages",
+        {"messages": [user("q"), assistant("", tool_calls=[json.loads(_CALL)]), {"role": "tool", "content": {1: b""}}]},
+    ),
+    (
+        "unmatched_result",
+        "messages",
+        {
+            "messages": [
+                user("q"),
+                assistant("", tool_calls=[json.loads(_CALL) | {"id": "a"}]),
+                {"role": "tool", "content": "1", "tool_call_id": "b"},
+                assistant("a"),
+            ]
+        },
+    ),
+    ("ragged_turns", "messages", {"messages": {"role": ["user", "assistant"], "content": ["q"]}}),
+    ("foreign_think", "alpaca", {"instruction": "q", "output": "<|channel|>analysis<|message|>r<|end|>a"}),
+    ("stray_think_tag", "alpaca", {"instruction": "q", "output": "The tag </think> ends it."}),
+    ("mode_disagrees", "auto", {"question": "q", "reasoning": "on", "answer": "a"}),
+    ("mode_disagrees", "auto", {"question": "q", "reasoning": "off", "answer": "<think>r</think>a"}),
+    ("labelled_bad", "auto", {"prompt": "q", "completion": "a", "label": False}),
+    ("needs_media", "auto", {"prompt": "<image>\nq", "completion": "a"}),
 ]
 
 
@@ -480,17 +507,17 @@ def test_rejection(reason: str, name: str, row: Row) -> None:
 
 def test_the_table_above_holds_every_reason() -> None:
     """A reason added to the modules must be added to the table. Two are of functions that have tests of their own."""
-    source = "".join(Path(str(m.__file__)).read_text(encoding="utf-8") for m in (conversations, formats, row_parts))
+    source = "".join(Path(str(m.__file__)).read_text(encoding="utf-8") for m in MODULES)
     written = set(re.findall(r'Rejected\(\s*"(\w+)"', source)) - {"unknown_format", "same_answers"}
-    assert {reason for reason, _, _ in REJECTED} == written | {"empty_answer"}
+    written |= set(re.findall(r'columns_of_lists\([^\n]*"(\w+)", (?:where|name|"tools")\)', source))
+    assert {reason for reason, _, _ in REJECTED} == written | {"needs_media", "empty_prompt", "unclosed_think"}
 
 
 def test_every_rejection_says_what_was_seen() -> None:
     for reason, name, row in REJECTED:
         with pytest.raises(Rejected) as caught:
             converter(name)(row)
-        assert caught.value.detail, reason
-        assert len(caught.value.detail) <= 200
+        check_rejected(caught.value)
         caught.value.detail.encode()
 
 
@@ -586,6 +613,7 @@ _VALID: dict[str, Row] = {
         "rejected": turn("gpt", "b"),
         "tools": [_FUNCTION],
     },
+    "tool_calls": {"query": "q", "answers": [{"name": "f", "arguments": {"x": 1}}], "tools": [_FUNCTION]},
     "messages": {
         "messages": [
             {"role": "system", "content": "s"},
@@ -643,14 +671,14 @@ def check(got: Conversation) -> None:
             assert isinstance(call["function"]["arguments"], dict)
     thinking = [("reasoning_content" in m) for m in got.messages]
     assert got.mode == ("thinking" if thinking[-1] else "non_thinking")
-    assert (got.mode == "non_thinking" and any(thinking)) == any(n.startswith("reasoning_dropped:") for n in got.notes)
     assert all(isinstance(tool["function"]["name"], str) for tool in got.tools)
     json.dumps([got.messages, got.tools], allow_nan=False, ensure_ascii=False).encode()
 
 
 def check_rejected(rejected: Rejected) -> None:
     assert re.fullmatch(r"[a-z]+(_[a-z]+)*", rejected.reason)
-    assert 0 < len(rejected.detail) <= 200
+    listed = rejected.reason in ("unknown_format", "missing_column", "not_a_turn")  # all columns, in full
+    assert 0 < len(rejected.detail) <= (formats.LONG_DETAIL if listed else 200)
 
 
 @settings(max_examples=examples(80))
@@ -685,12 +713,7 @@ def test_any_json_row_is_a_preference_pair_or_rejected(
     assert pair.chosen != pair.rejected
     for answer in (pair.chosen, pair.rejected):
         mode = "thinking" if "reasoning_content" in answer else "non_thinking"
-        notes = (
-            ["reasoning_dropped:"]
-            if mode == "non_thinking" and any("reasoning_content" in m for m in pair.prompt)
-            else []
-        )
-        got = Conversation([*pair.prompt, answer], mode, tools=pair.tools, notes=notes)
+        got = Conversation([*pair.prompt, answer], mode, tools=pair.tools, each=True)
         check(got)
         assert ChatFormat(embedded_tokenizer).example(got)
 
@@ -729,7 +752,7 @@ def test_rows_with_known_columns_and_anything_in_them(row: Row, name: str) -> No
 @pytest.mark.parametrize("name", _VALID)
 def test_the_undamaged_rows_convert(name: str) -> None:
     assert set(_VALID) == set(FORMATS)
-    assert converter(name)(_VALID[name]).messages[-1]["content"] == "a"
+    assert converter(name)(_VALID[name]).messages[-1]["content"] == ("" if name == "tool_calls" else "a")
 
 
 # --- spellings of the same conversation -----------------------------------------------------------------------------
@@ -834,16 +857,22 @@ def test_reasoning_column(column: str) -> None:
     assert forced.notes == [f"reasoning_ignored: column {column!r}; format: reasoning would read it"]
 
 
-def test_reasoning_of_earlier_answers_is_noted() -> None:
-    think = {"from": "gpt", "value": "<think>r</think>a"}
-    ask = turn("human", "q")
-    got = converter("sharegpt")({"conversations": [ask, think, ask, think, ask, turn("gpt", "a")]})
-    assert got.notes == ["reasoning_dropped: of 2 earlier answers, as the last answer has none"]
+def test_each_answer_keeps_its_own_mode(embedded_tokenizer: PreTrainedTokenizerBase) -> None:
+    think, direct, ask = {"from": "gpt", "value": "<think>r</think>a"}, turn("gpt", "a"), turn("human", "q")
     call = turn("function_call", f"<think>which tool</think>{_CALL}")
-    got = converter("sharegpt")({"conversations": [ask, call, turn("observation", "1"), turn("gpt", "a")]})
-    assert got.messages[1]["reasoning_content"] == "which tool"
-    assert got.notes == ["reasoning_dropped: of 1 earlier answers, as the last answer has none"]
-    assert converter("sharegpt")({"conversations": [ask, turn("gpt", "a"), ask, think]}).notes == []
+    form = ChatFormat(embedded_tokenizer)
+    for said, modes in (
+        ([ask, think, ask, think, ask, direct], ["thinking", "thinking", "non_thinking"]),
+        ([ask, direct, ask, think], ["non_thinking", "thinking"]),
+        ([ask, call, turn("observation", "1"), direct], ["thinking", "non_thinking"]),
+    ):
+        got = converter("sharegpt")({"conversations": said})
+        assert got.notes == []
+        rows = form.example(got)
+        assert [row.mode for row in rows] == modes
+        for row in rows:
+            learnt = [token for token, label in zip(row.input_ids, row.labels, strict=True) if label != -100]
+            assert embedded_tokenizer.decode(learnt).startswith("<think>\n") == (row.mode == "thinking")
 
 
 # --- tool calls -----------------------------------------------------------------------------------------------------
@@ -1170,10 +1199,10 @@ def test_a_call_of_weight_0() -> None:
 
 
 @pytest.mark.parametrize(("value", "noted"), [("because", True), ("", False), (None, False)])
-def test_a_reasoning_column_beside_turns_is_noted(value: Any, noted: bool) -> None:
+def test_a_reasoning_column_beside_several_answers_is_noted(value: Any, noted: bool) -> None:
     for row in (
-        {"messages": [user("q"), assistant("a")]},
-        {"conversations": _TURNS},
+        {"messages": [user("q"), assistant("a")] * 2},
+        {"conversations": _TURNS * 2},
         {"prompt": "q", "chosen": "a", "rejected": "b"},
     ):
         notes = converter("auto")({**row, "reasoning": value}).notes

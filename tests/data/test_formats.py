@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.data.conversations import FORMATS, Rejected, converter, preference_pair
-from pipeline.data.formats import LAYOUTS, Detection, detect
+from pipeline.data.formats import LAYOUTS, LONG_DETAIL, Detection, detect
 
 Row = dict[str, Any]
 TURNS = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
@@ -97,6 +97,7 @@ def test_each_row_is_detected_for_itself() -> None:
         ({"chosen": "a", "prompt": "q"}, ["nearest is preference, which lacks 'rejected'"]),
         ({"text": "some document"}, ["columns 'text'; set format:"]),
         ({}, ["columns nothing; set format:"]),
+        ({f"column_{i}": i for i in range(90)}, ["'column_0', 'column_1'", "'column_89'"]),
         ({f"column_{i}" * 9: i for i in range(90)}, ["'column_0column_0", "…; set format:"]),
     ],
 )
@@ -105,7 +106,7 @@ def test_unknown_format(row: Row, said: list[str]) -> None:
         detect(row)
     assert caught.value.reason == "unknown_format"
     assert caught.value.detail.endswith("set format: or columns: in the recipe")
-    assert len(caught.value.detail) <= 200
+    assert len(caught.value.detail) <= LONG_DETAIL
     for part in said:
         assert part in caught.value.detail
 
@@ -149,7 +150,9 @@ def test_real_rows(shared_data: Path, name: str, layout: str, kept: int, rejecte
             reasons[reason.reason] += 1
             continue
         formats[got.format] += 1
-        assert (got.mode, got.notes) == ("non_thinking", [])
+        assert got.mode == "non_thinking"
+        # one Chinese row holds U+FFFD, the mark of a character that was lost
+        assert {note.partition(":")[0] for note in got.notes} <= {"replacement_characters"}
         assert got == converter(layout)(row)
         text = "".join(m["content"] for m in got.messages)
         said = [row[column] for column in ("instruction", "input", "output", "question", "answer") if column in row]

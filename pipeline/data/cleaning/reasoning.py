@@ -9,8 +9,8 @@ from pipeline.data.answers import LONGEST_ANSWER, TAIL, as_number, boxed, canoni
 from pipeline.data.cleaning.protected import protected_spans
 from pipeline.data.cleaning.step import Result, last_message, short
 from pipeline.data.conversations import Conversation, Rejected
+from pipeline.data.rows.reasoning import naked_tag
 
-_THINK_TAG = re.compile(r"</?think(?:ing)?>")
 _ENDS_OPEN = re.compile(r"[,，、(（\[{\\]\s*$")
 _LATEX_GROUP = re.compile(r"(?:\\[A-Za-z]+|[\^_]|\})\s*\{[^{}\n]*$")
 
@@ -40,8 +40,8 @@ def step_broken_reasoning(conversation: Conversation, row: dict[str, Any], setti
         where = f"message {index}"
         answer, reasoning = message.get("content") or "", message.get("reasoning_content")
         for name, text in (("reasoning", reasoning or ""), ("answer", answer)):
-            if tag := _THINK_TAG.search(text):
-                raise Rejected("think_tag_inside", f"{where}: {tag[0]} in the {name}")
+            if tag := naked_tag(text):
+                raise Rejected("think_tag_inside", f"{where}: {tag} in the {name}")
         if not answer.strip() and not message.get("tool_calls"):
             raise Rejected("empty_answer", f"{where}: nothing after the reasoning" if reasoning else where)
         if reasoning is None:

@@ -1,4 +1,4 @@
-"""The parts of a row: text, reasoning, tool calls, schemas of tools.
+"""The parts of a row: text, and lists that stand there as JSON text or as tables keep them.
 
 In: a value of a row, or the messages made from it. Out: the checked part, or ``Rejected`` with the reason.
 """
@@ -8,54 +8,12 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
-from pipeline.data.formats import TOOLS, Rejected, Row, column, is_missing
+from pipeline.data.formats import Rejected, is_missing
 
 # --- text ---------------------------------------------------------------------------------------------------------------
-
-
-_INDENTED_LINE = re.compile(r"\n(?:  |\t)[ \t]*\S")
-
-
-def trim_answer(text: str) -> str:
-    """An answer without the blank lines and spaces around it. The indentation of its first line stays: it may be code.
-
-    Of fewer than four spaces it stays only where a later line is indented too: much prose begins with a space or two.
-    """
-    text = text.rstrip()
-    body = text.lstrip()
-    indent = text[: len(text) - len(body)].rpartition("\n")[2]
-    is_code = len(indent) >= 4 or "\t" in indent or (len(indent) >= 2 and _INDENTED_LINE.search(body))
-    return indent + body if is_code and not indent.strip(" \t") else body
-
-
-def split_reasoning(text: str) -> tuple[str, str]:
-    """Split ``<think>reasoning</think>answer`` into (reasoning, answer); reasoning is ``""`` where no tag is.
-
-    A chain whose opening tag was cut off with the prompt (``reasoning</think>answer``) is accepted, as some datasets
-    store it so.
-
-    Raises:
-        Rejected: ``unclosed_think`` (a ``<think>`` without ``</think>``), ``nested_think`` (a ``<think>`` within the
-            reasoning), ``several_think_blocks``, ``empty_reasoning`` (a lone ``</think>`` with nothing before it).
-    """
-    if "think>" not in text:
-        return "", trim_answer(text)
-    opened, closed = text.count("<think>"), text.count("</think>")
-    if not opened and not closed:
-        return "", trim_answer(text)
-    reasoning, _, answer = text.partition("</think>")
-    if closed and reasoning.count("<think>") > 1:
-        raise Rejected("nested_think", text[:80])
-    if opened > closed:
-        raise Rejected("unclosed_think", text[:80])
-    if closed > 1 or (opened and not text.lstrip().startswith("<think>")):
-        raise Rejected("several_think_blocks", text[:80])
-    if not opened and not reasoning.strip():
-        raise Rejected("empty_reasoning", f"</think> with nothing before it: {text[:80]!r}")
-    beside = answer.partition("\n")[0].strip()  # on the tag's line spaces are no indentation
-    return reasoning.replace("<think>", "", 1).strip(), answer.strip() if beside else trim_answer(answer)
 
 
 def as_text(value: Any, where: str) -> str:
@@ -70,8 +28,16 @@ def kind_of(value: Any) -> str:
     return "NaN" if isinstance(value, float) and value != value else type(value).__name__
 
 
+# Parts of a message that are no text, and what each needs.
+_MEDIA = ("image", "video", "audio", "file", "document")
+
+
 def content_of(value: Any, where: str) -> str:
-    """Text, or OpenAI's list of ``{"type": "text", "text": …}`` parts, put together as Qwen's templates do."""
+    """Text, or OpenAI's list of ``{"type": "text", "text": …}`` parts, put together as Qwen's templates do.
+
+    Raises:
+        Rejected: ``needs_media`` for an image, video, sound or file; ``not_text`` for anything else.
+    """
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
@@ -80,7 +46,8 @@ def content_of(value: Any, where: str) -> str:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             kind = part.get("type") if isinstance(part, dict) else None
             seen = f"a part of type {kind[:20]!r}" if isinstance(kind, str) else f"a list with a {kind_of(part)}"
-            raise Rejected("not_text", f"{where} holds {seen} (part {index}), not text")
+            media = isinstance(kind, str) and any(medium in kind for medium in _MEDIA)
+            raise Rejected("needs_media" if media else "not_text", f"{where} holds {seen} (part {index}), not text")
     return "".join(part["text"] for part in value)
 
 
@@ -237,74 +204,20 @@ def strings_in(value: Any, reason: str, where: str) -> list[str]:
     return strings
 
 
-def tool_calls_of(calls: Any, where: str) -> list[dict[str, Any]]:
-    """OpenAI's ``tool_calls``, or bare ``{"name", "arguments"}``.
+def columns_of_lists(value: Any, keys: Iterable[str], reason: str, where: str) -> Any:
+    """A list of objects that a table keeps as an object of lists, ``{"role": [...], "content": [...]}``, put together again.
 
-    Arguments become an object, which is what Qwen3's template is to print: text is parsed, none becomes ``{}``.
+    That is how ``datasets`` writes a list of objects to Parquet. Anything else comes back as it is.
+
+    Raises:
+        Rejected: the lists differ in length.
     """
-    if not isinstance(calls, list) or not calls:
-        raise Rejected("bad_tool_call", f"{where}: {type(calls).__name__} where a list of calls should be")
-    result = []
-    for call in calls:
-        function = (call.get("function") or call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"].strip():
-            raise Rejected("bad_tool_call", f"{where}: no 'name'")
-        arguments = function.get("arguments")
-        if isinstance(arguments, str):
-            arguments = load_json(arguments, "bad_tool_call", f"{where}, arguments") if arguments.strip() else None
-        arguments = {} if is_missing(arguments) else arguments
-        if not isinstance(arguments, dict):
-            raise Rejected("bad_tool_call", f"{where}: arguments is {type(arguments).__name__}, not an object")
-        made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-        result.append({"id": call["id"], **made} if isinstance(call.get("id"), str) else made)
-    return result
-
-
-def tools_of(row: Row) -> list[dict[str, Any]]:
-    """The schemas in the row's ``tools`` column (a list, or JSON text), in OpenAI's wrapping, as Qwen3 saw them."""
-    name = column(row, TOOLS)
-    value = row[name] if name else None
-    if is_missing(value) or value == "" or value == []:
-        return []
-    if isinstance(value, str):
-        value = load_json(value, "bad_tools", "tools") if value.strip() else []
-    if not isinstance(value, list):
-        raise Rejected("bad_tools", f"tools is {type(value).__name__}, not a list of objects")
-    result = []
-    for index, tool in enumerate(value):
-        wrapped = isinstance(tool, dict) and isinstance(tool.get("function"), dict)
-        schema = tool["function"] if wrapped else tool
-        if not isinstance(schema, dict) or not isinstance(schema.get("name"), str) or not schema["name"].strip():
-            raise Rejected("bad_tools", f"tools[{index}] is no object with a 'name'")
-        result.append(tool if wrapped else {"type": "function", "function": tool})
-    return result
-
-
-_CALL_TAG = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
-_RESPONSE_TAG = re.compile(r"<tool_response>\n?(.*?)\n?</tool_response>", re.DOTALL)
-
-
-def read_tags(messages: list[dict[str, Any]], with_tools: bool) -> list[dict[str, Any]]:
-    """Calls and responses that stand in the text in tags, as Hermes writes them, become data.
-
-    As text their tags would be spelt out in letters, and a model would learn to write those. Only where the row has
-    tools, or a tool answers: elsewhere somebody may just be writing about tags.
-    """
-    result: list[dict[str, Any]] = []
-    for index, message in enumerate(messages):
-        text, role = message["content"], message["role"]
-        answered = index + 1 < len(messages) and messages[index + 1]["role"] == "tool"
-        called = role == "assistant" and text.endswith("</tool_call>") and "tool_calls" not in message
-        if called and (with_tools or answered):
-            where = f"message {index}"
-            said = text.partition("<tool_call>")[0].rstrip()
-            if _CALL_TAG.sub("", text).rstrip() != said:
-                raise Rejected("bad_tool_call", f"{where}: text between or after its <tool_call> tags")
-            loaded = [load_json(call, "bad_tool_call", where) for call in _CALL_TAG.findall(text)]
-            message = message | {"content": said, "tool_calls": tool_calls_of(loaded, where)}
-        tagged = role == "tool" and text.startswith("<tool_response>") and text.rstrip().endswith("</tool_response>")
-        if tagged and not _RESPONSE_TAG.sub("", text).strip():
-            result += [{"role": "tool", "content": part} for part in _RESPONSE_TAG.findall(text)]
-        else:
-            result.append(message)
-    return result
+    if not isinstance(value, dict) or not any(isinstance(value.get(key), list) for key in keys):
+        return value
+    lists = {key: inner for key, inner in value.items() if not is_missing(inner)}
+    if not all(isinstance(inner, list) for inner in lists.values()):
+        return value
+    lengths = {key: len(inner) for key, inner in lists.items()}
+    if len(set(lengths.values())) > 1:
+        raise Rejected(reason, f"{where} is an object of lists of different lengths: {lengths}")
+    return [dict(zip(lists, together, strict=True)) for together in zip(*lists.values(), strict=True)]
