@@ -22,7 +22,6 @@ from pipeline.data.rows.reasoning import split_reasoning as split_reasoning
 from pipeline.data.rows.tools import match_results, read_tags, tool_calls_of, tools_of
 from pipeline.data.rows.turns import ROLE_NAMES, Message, Reading, assistant, reasoning_text, turn, turns
 
-
 NO_REASONING = "no reasoning in the row"
 
 

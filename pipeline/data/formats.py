@@ -163,7 +163,7 @@ def reasoning_column(row: Mapping[str, Any], names: Iterable[str] = REASONING) -
 
 
 def answer_columns(reasoning: str) -> tuple[str, ...]:
-    """The columns of an answer, those first that belong to that column of reasoning: ``deepseek_reasoning``, ``deepseek_solution``."""
+    """The columns of an answer, first those of the same maker: with ``deepseek_reasoning`` goes ``deepseek_solution``."""
     maker, _, rest = reasoning.rpartition("_")
     first: tuple[str, ...] = ()
     if "trajector" in rest:

@@ -46,7 +46,8 @@ def check_switches(conversation: Conversation, policy: Contradictions) -> Conver
     if not found:
         return conversation
     thinks = "reasoning_content" in conversation.messages[found[0]]
-    said = f"{'/no_think' if thinks else '/think'} before an answer {'with' if thinks else 'without'} reasoning (message {found[0]})"
+    switch, form = ("/no_think", "with") if thinks else ("/think", "without")
+    said = f"{switch} before an answer {form} reasoning (message {found[0]})"
     if policy == "reject":
         raise Rejected("switch_contradicts", said)
     if policy == "note":

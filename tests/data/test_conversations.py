@@ -514,7 +514,7 @@ def test_the_table_above_holds_every_reason() -> None:
 
 
 def test_every_rejection_says_what_was_seen() -> None:
-    for reason, name, row in REJECTED:
+    for _, name, row in REJECTED:
         with pytest.raises(Rejected) as caught:
             converter(name)(row)
         check_rejected(caught.value)

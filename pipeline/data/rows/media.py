@@ -53,5 +53,5 @@ def require_good(row: Row, answer: Any) -> None:
             continue  # a label that is what the model is to say
         raise Rejected(
             "labelled_bad",
-            f"{name} is false: the answer is an example of what not to say; use it for preference tuning",
+            f"{name} is false: an example of what not to say; it is for preference tuning",
         )

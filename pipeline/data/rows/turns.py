@@ -183,7 +183,7 @@ def _respelt(names: tuple[str, ...]) -> Mapping[str, str]:
 
 
 def turn(value: Any, where: str, reading: Reading) -> Message:
-    """One message; a ``function_call`` turn has the role ``call`` and one of reasoning ``reasoning``, which only ``turns`` sees."""
+    """One message. Those of calls and of reasoning have the role ``call`` and ``reasoning``, which only ``turns`` sees."""
     if not isinstance(value, dict):
         raise Rejected("not_a_turn", f"{where} is {kind_of(value)}, not a turn")
     if renamed := _respelt(tuple(map(str, value))):
@@ -257,8 +257,8 @@ def _call(value: Any, where: str, reading: Reading) -> Message:
         reasoning, body = message.get("reasoning_content", ""), message["content"]
         value = load_json(body, "bad_tool_call", where)
     calls = tool_calls_of(value if isinstance(value, list) else [value], where)
-    message = {"role": "call", "content": "", "tool_calls": calls}
-    return message | {"reasoning_content": reasoning} if reasoning else message
+    made: Message = {"role": "call", "content": "", "tool_calls": calls}
+    return made | {"reasoning_content": reasoning} if reasoning else made
 
 
 # --- all of them --------------------------------------------------------------------------------------------------------
