@@ -219,18 +219,21 @@ def _pair(row: Row, reading: Reading, prompts: Sequence[str], answers: Sequence[
     return _unread_reasoning(row, _finish(messages, row, reading), "format: reasoning would read it")
 
 
-def from_alpaca(row: Row, reading: Reading) -> Conversation:
+def from_alpaca(row: Row, reading: Reading | None = None) -> Conversation:
     """Alpaca: ``instruction``, ``output``, optional ``input``, ``system`` and ``history`` (pairs)."""
+    reading = reading or Reading()
     return _pair(row, reading, ("instruction",), ("output",))
 
 
-def from_prompt_completion(row: Row, reading: Reading) -> Conversation:
+def from_prompt_completion(row: Row, reading: Reading | None = None) -> Conversation:
     """A prompt and an answer under any of their usual names, as text or as lists of messages (TRL)."""
+    reading = reading or Reading()
     return _pair(row, reading, formats.PROMPTS, formats.ANSWERS)
 
 
-def from_reasoning(row: Row, reading: Reading) -> Conversation:
+def from_reasoning(row: Row, reading: Reading | None = None) -> Conversation:
     """A prompt, an answer, and the reasoning in a column of its own."""
+    reading = reading or Reading()
     prompt = _column(row, formats.PROMPTS)
     reasoning = formats.reasoning_column(row) or _column(row, formats.REASONING)
     answer = _column(row, formats.answer_columns(reasoning))
@@ -244,8 +247,9 @@ def from_reasoning(row: Row, reading: Reading) -> Conversation:
     return _finish([*_history(row, reading), *_question(row, prompt, reading), message], row, reading)
 
 
-def from_openmathreasoning(row: Row, reading: Reading) -> Conversation:
+def from_openmathreasoning(row: Row, reading: Reading | None = None) -> Conversation:
     """OpenMathReasoning: ``problem`` and ``generated_solution`` with its reasoning in ``<think>…</think>``."""
+    reading = reading or Reading()
     problem = as_text(row[_column(row, ("problem",))], "problem").strip()
     answer = assistant(as_text(row[_column(row, ("generated_solution",))], "generated_solution"), reading)
     if problem and "reasoning_content" not in answer:
@@ -253,8 +257,9 @@ def from_openmathreasoning(row: Row, reading: Reading) -> Conversation:
     return _finish([{"role": "user", "content": problem}, answer], {}, reading)
 
 
-def from_tool_calls(row: Row, reading: Reading) -> Conversation:
+def from_tool_calls(row: Row, reading: Reading | None = None) -> Conversation:
     """A question, the calls that answer it, and the tools (``query``, ``answers``, ``tools``), as xLAM's files have them."""
+    reading = reading or Reading()
     query, answers = (row[_column(row, (name,))] for name in ("query", "answers"))
     _column(row, ("tools",))
     calls = list_of(answers, "answers") if isinstance(answers, str) and answers.lstrip()[:1] == "[" else answers
@@ -278,13 +283,15 @@ def _conversation(row: Row, name: str, reading: Reading) -> Conversation:
     return _unread_reasoning(row, _finish(messages, row, reading), _BESIDE_TURNS)
 
 
-def from_sharegpt(row: Row, reading: Reading) -> Conversation:
+def from_sharegpt(row: Row, reading: Reading | None = None) -> Conversation:
     """ShareGPT, FineTome's layout: turns of ``{"from", "value"}``; tool calls as LLaMA-Factory keeps them."""
+    reading = reading or Reading()
     return _conversation(row, _column(row, formats.TURNS), reading)
 
 
-def from_messages(row: Row, reading: Reading) -> Conversation:
+def from_messages(row: Row, reading: Reading | None = None) -> Conversation:
     """OpenAI ``messages``, with optional ``reasoning_content`` and ``tool_calls``, and a ``tools`` column."""
+    reading = reading or Reading()
     return _conversation(row, _column(row, ("messages",)), reading)
 
 
@@ -315,8 +322,9 @@ def _side(row: Row, side: str, reading: Reading) -> Conversation:
     return _finish(messages, row, reading)
 
 
-def from_preference(row: Row, reading: Reading) -> Conversation:
+def from_preference(row: Row, reading: Reading | None = None) -> Conversation:
     """The chosen answer of a preference row as a conversation; see ``preference_pair``."""
+    reading = reading or Reading()
     conversation = _unread_reasoning(
         row, _side(row, "chosen", reading), "answers of two sides; it does not say of which"
     )

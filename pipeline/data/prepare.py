@@ -293,12 +293,6 @@ class Preparation:
             draft.tally.notes.update({f"augmentation_skipped_{k}": n for k, n in self._augment.skipped.items()})
             self._augment.skipped.clear()
         draft.rendered = self.form.render_all(draft.conversations, self.turns)
-        if self.turns == "all":
-            for version, entry in zip(draft.conversations, draft.rendered, strict=True):
-                answers = sum(m["role"] == "assistant" and m.get("weight") != 0 for m in version.messages)
-                if not isinstance(entry, Rejected) and len(entry) < answers:
-                    # Earlier answers without reasoning, in a conversation whose last one has it.
-                    draft.tally.notes["answers_without_loss"] += answers - len(entry)
         return draft
 
     def chunk(self, draft: _Draft, encoded: Sequence[tuple[list[int], int]]) -> Chunk:

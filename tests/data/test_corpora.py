@@ -149,7 +149,7 @@ def test_base_dialogues() -> None:
         roles = [m["role"] for m in dialogue["messages"] if m["role"] != "system"]
         assert roles == ["user", "assistant"] * (len(roles) // 2) != []
         assert all(m["content"].strip() == m["content"] != "" for m in dialogue["messages"])
-        converter("messages")(dialogue)
+        converter("messages")({"messages": dialogue["messages"]})
 
 
 def test_the_corpora_are_varied() -> None:

@@ -293,7 +293,7 @@ def test_rows_over_the_limit_keep_their_lengths(form: ChatFormat) -> None:
     assert Counter(r["reason"] for r in narrow.rejected) == {"too_long": int(over.sum())}
 
 
-def test_answers_without_loss_are_counted(form: ChatFormat, tmp_path: Path) -> None:
+def test_each_answer_is_an_example_of_its_own_mode(form: ChatFormat, tmp_path: Path) -> None:
     turns = [
         {"role": "user", "content": "hello"},
         {"role": "assistant", "content": "Hello!"},
@@ -301,8 +301,8 @@ def test_answers_without_loss_are_counted(form: ChatFormat, tmp_path: Path) -> N
         {"role": "assistant", "content": "7", "reasoning_content": "3 + 4 = 7"},
     ]
     pool = build_pool(Preparation(written(tmp_path / "rows.jsonl", [{"messages": turns}]), form, 256))
-    assert len(pool.examples) == 1
-    assert pool.tally.notes["answers_without_loss"] == 1
+    assert pool.examples["mode"] == ["non_thinking", "thinking"]
+    assert dict(pool.tally.modes) == {"both: field 'reasoning_content'": 1}
 
 
 # --- what a pool depends on ---------------------------------------------------------------------------------------------
