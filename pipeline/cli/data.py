@@ -83,7 +83,7 @@ def _look(args: argparse.Namespace, profile: Any) -> int:
     from pipeline.data.lengths import lengths, lengths_text
     from pipeline.data.pools import build_pools
     from pipeline.data.screen import screen
-    from pipeline.model.load import load_tokenizer
+    from pipeline.model.load import load_data_tokenizer
     from pipeline.settings import load_recipe
 
     recipe = load_recipe(profile.recipe, profile.mix)
@@ -92,7 +92,7 @@ def _look(args: argparse.Namespace, profile: Any) -> int:
         raise UserError(
             f"The recipe has no source {args.source!r}.{nearest(args.source, names)} Known: {', '.join(names)}."
         )
-    tokenizer = load_tokenizer(profile.model)
+    tokenizer = load_data_tokenizer(profile.model)
     data, limit = profile.data, profile.length_limit
     masks = ChatFormat(tokenizer, data.empty_think, data.loss_on)
     pools = build_pools(recipe, masks, limit, data.turns, data.workers, cache_dir(), data.too_long)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.place import cache_dir
 from pipeline.data.chat_format import ChatFormat
 from pipeline.data.mix import Mix, mix_from_recipe
-from pipeline.model.load import load_tokenizer
+from pipeline.model.load import load_data_tokenizer
 from pipeline.settings import Profile, Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def profile_mix(profile: Profile, recipe: Recipe, tokenizer: PreTrainedTokenizer
 def build_profile_mix(profile: Profile) -> Mix:
     """The mix of a profile's recipe with its tokenizer; nothing is written but the cache of tokenised pools."""
 
-    return profile_mix(profile, load_recipe(profile.recipe, profile.mix), load_tokenizer(profile.model))
+    return profile_mix(profile, load_recipe(profile.recipe, profile.mix), load_data_tokenizer(profile.model))
 
 
 def _detected(source: dict[str, Any]) -> str:

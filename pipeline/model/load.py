@@ -63,6 +63,19 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(location, revision=settings.revision)
 
 
+def load_data_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer for data alone, of a local folder without loading transformers where that can be: same ids, same text."""
+    if settings.source == "local":
+        from pathlib import Path
+
+        from pipeline.model.tokenizer import FastTokenizer, reads
+
+        folder = Path(model_location(settings, weights=False))
+        if reads(folder):
+            return FastTokenizer(folder)  # type: ignore[return-value]
+    return load_tokenizer(settings)
+
+
 def load_model(
     settings: ModelSettings, seed: int, full_finetuning: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
