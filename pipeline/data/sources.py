@@ -3,7 +3,8 @@
 In: a ``SourceSettings`` (or a ``BenchmarkSettings``). Out: an iterator of ``SourceRow``: the row with the file and line
 it came from, or why that place holds no row. Everything is streamed, so memory does not grow with the file.
 
-Readable are JSONL (also ``.ndjson``), JSON, CSV and TSV, each also as ``.gz`` or ``.zst``, Parquet, and folders of them.
+Readable are JSONL (also ``.ndjson`` and ``.jsonlines``), JSON, CSV and TSV, each also as ``.gz``, ``.zst``, ``.bz2``, ``.xz`` or
+in a ``.zip``, Parquet, Arrow (as ``datasets`` saves it), and folders of them.
 Two kinds of trouble are told apart: a *row* that is broken comes out as a ``SourceRow`` without data and reading goes on;
 a *file or hub* that cannot be read at all is a ``UserError``. Blank lines of JSONL and CSV are neither rows nor errors.
 """
@@ -13,8 +14,10 @@ from __future__ import annotations
 import errno
 import functools
 import itertools
+import lzma
 import os
 import re
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +29,7 @@ from pipeline.core.hubs import HUBS, hub_url, require_hub
 from pipeline.data import corpora
 from pipeline.data.rows.files import DataFile, Place, SourceRow, first_line, local_files
 from pipeline.data.rows.json_files import read_json, read_jsonl
-from pipeline.data.rows.table_files import read_csv, read_parquet
+from pipeline.data.rows.table_files import read_arrow, read_csv, read_parquet
 from pipeline.settings import BenchmarkSettings, SourceSettings
 
 Source = SourceSettings | BenchmarkSettings
@@ -35,11 +38,13 @@ Source = SourceSettings | BenchmarkSettings
 
 _READERS = {
     ".jsonl": read_jsonl,
+    ".jsonlines": read_jsonl,
     ".ndjson": read_jsonl,
     ".json": read_json,
     ".csv": read_csv,
     ".tsv": read_csv,
     ".parquet": read_parquet,
+    ".arrow": read_arrow,
 }
 
 
@@ -47,7 +52,7 @@ def _read_file(file: DataFile, place: Place) -> Iterator[SourceRow]:
     place.line = 0
     try:
         yield from _READERS[file.kind](file, place)
-    except (EOFError, zlib.error, OSError) as error:
+    except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(f"{file.path} cannot be read after line {place.line}: {error.strerror}.") from error
         raise UserError(

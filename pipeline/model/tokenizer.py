@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
@@ -55,10 +55,11 @@ class FastTokenizer:
 
         self.name_or_path = str(folder)
         config = read_json(folder / "tokenizer_config.json")
-        try:
-            self.backend_tokenizer: Tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # the Rust library raises nothing narrower
-            raise UserError(f"{folder / 'tokenizer.json'} is no tokenizer: {error}. Download it again.") from error
+        file = folder / "tokenizer.json"
+        written = read_json(file)  # the Rust library says less of what is wrong
+        if not isinstance(written, dict) or not isinstance(written.get("model"), dict):
+            raise UserError(f"{file} is no tokenizer: it has no 'model'. Download it again.")
+        self.backend_tokenizer: Tokenizer = Tokenizer.from_file(str(file))
         self.special_tokens_map = {name: text for name in _SPECIAL if (text := _written(config.get(name)))}
         self.chat_template = _template_of(folder, config)
 
@@ -98,7 +99,7 @@ class FastTokenizer:
         class Generation(Extension):
             """``{% generation %}`` marks what the assistant says; what is in it is rendered as it stands."""
 
-            tags = {"generation"}
+            tags: ClassVar[set[str]] = {"generation"}
 
             def parse(self, parser: Any) -> Any:
                 line = next(parser.stream).lineno

@@ -5,14 +5,17 @@ In: a path. Out: ``DataFile``s with their kind, and their lines at bounded memor
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import errno
 import gzip
 import io
 import itertools
+import lzma
 import os
 import stat
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +34,10 @@ MAX_DEPTH = 100  # levels of nesting; deeper JSON breaks whatever walks it later
 BLOCK = 256 * 2**10  # bytes read at once
 PARQUET_BATCH = 512  # rows
 
-FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
-READABLE = ".jsonl, .ndjson, .json, .csv, .tsv (each also as .gz or .zst) and .parquet"
+FORMATS = (".jsonl", ".jsonlines", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+BINARY = (".parquet", ".arrow")  # compressed inside, if at all
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".bz2": "bz2", ".xz": "xz", ".zip": "zip"}
+READABLE = ".jsonl, .jsonlines, .ndjson, .json, .csv, .tsv (each also as .gz, .zst, .bz2, .xz or in a .zip), .parquet and .arrow"
 # An object whose only list has one of these names is one row, not a file of rows.
 COLUMNS_WITH_LISTS = {"conversations", "conversation", "messages", "history", "tools", "chosen", "rejected"}
 
@@ -67,7 +71,8 @@ class DataFile:
     path: Path
     name: str  # for SourceRow.file
     kind: str  # one of FORMATS
-    compression: str  # gzip, zstd or ""
+    compression: str  # a value of COMPRESSIONS or ""
+    member: str = ""  # of a zip archive: the file in it
 
     def __post_init__(self) -> None:
         # A name in Latin-1, as old archives have them, could be written neither to JSON nor to Parquet.
@@ -102,7 +107,7 @@ def format_of(name: str) -> tuple[str, str] | None:
     lower = name.lower()
     ending = next((e for e in COMPRESSIONS if lower.endswith(e)), "")
     kind = next((f for f in FORMATS if lower.removesuffix(ending).endswith(f)), None)
-    if kind is None or (ending and kind == ".parquet"):
+    if kind is None or (ending and kind in BINARY):
         return None
     return kind, COMPRESSIONS.get(ending, "")
 
@@ -161,17 +166,62 @@ def _require_inside(path: Path, root: Path | None) -> None:
         )
 
 
-def _one_file(path: Path, name: str, status: os.stat_result) -> DataFile:
-    """Check a single file before anything opens it: a pipe or a device would make reading hang."""
+def _members(path: Path, name: str) -> list[DataFile]:
+    """The files in a zip archive that can be read, sorted by name.
+
+    Raises:
+        UserError: it is no archive, asks for a password, or holds nothing that can be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [e for e in archive.infolist() if not e.is_dir() and not _hidden(e.filename)]
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path} is no zip archive, or is cut short ({error}). Download it again.") from error
+    files = []
+    for entry in sorted(entries, key=lambda e: e.filename):
+        found = format_of(entry.filename)
+        if found is None or found[1] or found[0] in BINARY:
+            continue
+        if entry.flag_bits & 1:
+            raise UserError(f"{path}: {entry.filename} asks for a password. Unpack the archive, and give the folder.")
+        files.append(DataFile(path, f"{name}/{entry.filename}", found[0], "zip", entry.filename))
+    if not files:
+        seen = ", ".join(e.filename for e in entries[:5]) or "nothing"
+        raise UserError(
+            f"{path} holds no file that can be read from within an archive: {seen}. Unpack it, and give the folder."
+        )
+    return files
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+
+
+def _files(path: Path, name: str, status: os.stat_result) -> list[DataFile]:
+    """The file, or those in it if it is a zip archive."""
+    if not path.name.lower().endswith(".zip"):
+        return [_one_file(path, name, status)]
+    _require_whole(path, status)
+    return _members(path, name)
+
+
+def _require_whole(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is not a regular file but a pipe, socket or device. Write the data to a file first.")
-    found = format_of(path.name)
-    if found is None:
-        raise UserError(f"{path} has an unknown ending; readable are {READABLE}.")
     if not os.access(path, os.R_OK):
         raise UserError(f"{path} cannot be read: permission denied. Change its permissions (chmod u+r).")
     if not status.st_size:
         raise UserError(f"{path} is empty (0 bytes). Download it again, or remove it.")
+
+
+def _one_file(path: Path, name: str, status: os.stat_result) -> DataFile:
+    """Check a single file before anything opens it: a pipe or a device would make reading hang."""
+    if not stat.S_ISREG(status.st_mode):
+        _require_whole(path, status)
+    found = format_of(path.name)
+    if found is None:
+        raise UserError(f"{path} has an unknown ending; readable are {READABLE}.")
+    _require_whole(path, status)
     return DataFile(path, name, *found)
 
 
@@ -200,9 +250,9 @@ def _folder(top: Path, root: Path | None) -> list[DataFile]:
             if stat.S_ISDIR(status.st_mode):
                 _require_inside(path, root)
                 todo.append(path)
-            elif format_of(name):
+            elif format_of(name) or name.lower().endswith(".zip"):
                 _require_inside(path, root)
-                files.append(_one_file(path, path.relative_to(top).as_posix(), status))
+                files += _files(path, path.relative_to(top).as_posix(), status)
             else:
                 others.append(name)
     if not files:
@@ -224,10 +274,17 @@ def local_files(text: str, root: str | None) -> list[DataFile]:
     _require_inside(path, base)
     if stat.S_ISDIR(status.st_mode):
         return _folder(path, base)
-    return [_one_file(path, path.name, status)]
+    return _files(path, path.name, status)
 
 
 # --- opening and lines --------------------------------------------------------------------------------------------------
+
+
+_UNPACK: dict[str, Callable[[Any], Any]] = {
+    "gzip": lambda raw: gzip.GzipFile(fileobj=raw),
+    "bz2": bz2.BZ2File,
+    "xz": lzma.LZMAFile,
+}
 
 
 @contextmanager
@@ -244,10 +301,12 @@ def open_file(file: DataFile) -> Iterator[io.BufferedReader]:
 
             source = stack.enter_context(pyarrow.OSFile(str(file.path)))
             raw: Any = stack.enter_context(pyarrow.CompressedInputStream(source, "zstd"))
+        elif file.compression == "zip":
+            raw = stack.enter_context(stack.enter_context(zipfile.ZipFile(file.path)).open(file.member))
         else:
             raw = stack.enter_context(file.path.open("rb", buffering=0))
-            if file.compression == "gzip":
-                raw = stack.enter_context(gzip.GzipFile(fileobj=raw))
+            if unpack := _UNPACK.get(file.compression):
+                raw = stack.enter_context(unpack(raw))
         stream = stack.enter_context(io.BufferedReader(raw, BLOCK))
         head = stream.peek(4)[:4]
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):

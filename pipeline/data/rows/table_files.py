@@ -1,4 +1,4 @@
-"""Rows from tables: CSV, TSV and Parquet. Streamed: no more than a batch of rows is in memory.
+"""Rows from tables: CSV, TSV, Parquet and Arrow. Streamed: no more than a batch of rows is in memory.
 
 A cell of a CSV file is text, always: only its column says whether JSON in it is an answer or a list of turns, and which
 column is which is known where rows become conversations.
@@ -197,6 +197,46 @@ def read_parquet(file: DataFile, place: Place) -> Iterator[SourceRow]:
         raise UserError(
             f"{file.path} is not a readable Parquet file (after row {place.line}): {first_line(error)}. Download it again."
         ) from error
+
+
+def read_arrow(file: DataFile, place: Place) -> Iterator[SourceRow]:
+    """Arrow's own format, as ``datasets`` writes it (a stream) or as Feather (a file)."""
+    import pyarrow
+    import pyarrow.ipc
+
+    try:
+        with pyarrow.memory_map(str(file.path)) as source:
+            number = 0
+            for batch in _record_batches(source):
+                left_out = min(place.skip, batch.num_rows)
+                place.skip -= left_out
+                number += left_out
+                for start in range(left_out, batch.num_rows, row_files.PARQUET_BATCH):
+                    for row in _python_rows(batch.slice(start, row_files.PARQUET_BATCH)):
+                        number += 1
+                        place.line = number
+                        yield (
+                            rejected_row(file, number, row)
+                            if isinstance(row, BadRow)
+                            else SourceRow(file.name, number, row)
+                        )
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(
+            f"{file.path} is not a readable Arrow file (after row {place.line}): {first_line(error)}. Download it again."
+        ) from error
+
+
+def _record_batches(source: Any) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.ipc
+
+    if source.read(6) == b"ARROW1":
+        source.seek(0)
+        reader = pyarrow.ipc.open_file(source)
+        yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+    else:
+        source.seek(0)
+        yield from pyarrow.ipc.open_stream(source)
 
 
 def _python_rows(batch: Any) -> list[dict[str, Any] | BadRow]:
