@@ -72,7 +72,7 @@ def load_data_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
 
         folder = Path(model_location(settings, weights=False))
         if reads(folder):
-            return FastTokenizer(folder)  # type: ignore[return-value]
+            return FastTokenizer(folder)
     return load_tokenizer(settings)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
@@ -99,7 +99,7 @@ class FastTokenizer:
         class Generation(Extension):
             """``{% generation %}`` marks what the assistant says; what is in it is rendered as it stands."""
 
-            tags: ClassVar[set[str]] = {"generation"}
+            tags = {"generation"}  # noqa: RUF012  as Extension declares it
 
             def parse(self, parser: Any) -> Any:
                 line = next(parser.stream).lineno

@@ -210,8 +210,8 @@ def turn(value: Any, where: str, reading: Reading) -> Message:
         if key not in value:
             raise Rejected("not_text", f"{where} has no 'content'; it has {formats.columns_of(value)}")
         named = value.get("tool_call_id")
-        message = {"role": role, "content": result_of(said, f"{where}.{key}")}
-        return message | {"tool_call_id": named} if isinstance(named, str) else message
+        result: Message = {"role": role, "content": result_of(said, f"{where}.{key}")}
+        return result | {"tool_call_id": named} if isinstance(named, str) else result
     if role == "reasoning":
         return {"role": role, "content": reasoning_text(said, f"{where}.{key}")}
     if role != "assistant":
