@@ -356,7 +356,8 @@ def _warnings_of_rows(recipe: Recipe, sources: Sequence[dict[str, Any]]) -> list
             hint = f" Columns that are not read: {unread}; is one of them the reasoning?" if unread else ""
             result.append(
                 f"{what} is of kind reasoning, but {lost:,} of {entry['kept']:,} rows have no reasoning and are learnt as "
-                f"non-thinking ones.{hint} Name it (columns: {{reasoning: NAME}}), or set contradictions: reject."
+                f"non-thinking ones.{hint} If a column holds it, name it (columns: {{reasoning: NAME}}); contradictions: reject "
+                "leaves such rows out."
             )
         missing = entry["notes"].get("no_expected_answer", 0)
         near = nearest_columns(entry["unread"])

@@ -280,11 +280,14 @@ def test_calls_that_are_not_understood(call: Row) -> None:
         "<functioncall> {}",
         "Action: weather\nAction Input: Oslo",
         f"{CALL}\nand so on",
+        '{"name": "undeclared", "arguments": {"city": "Oslo"}}',
+        '```json\n{"name": "weather", "arguments": {"city": "Oslo"}}\n```',
     ],
 )
 def test_calls_in_the_text_that_are_not_read_reject(text: str) -> None:
     assert reason_of({"tools": [SCHEMA], "messages": [user("q"), assistant(text)]}) == "bad_tool_call"
-    assert converter("auto")({"tools": [SCHEMA], "messages": [user("q"), assistant(f"`{text.splitlines()[0]}`")]})
+    written = f"Write `{text.splitlines()[0]}` there."
+    assert converter("auto")({"tools": [SCHEMA], "messages": [user("q"), assistant(written)]})
 
 
 @pytest.mark.parametrize("text", ['{"name": "weather", "parameters": {"city": "Oslo"}}', CALL])

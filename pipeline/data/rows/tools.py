@@ -200,9 +200,17 @@ def call_markup(text: str) -> str:
     return next((m[0] for m in found if not any(start <= m.start() < end for start, end in spans)), "")
 
 
-def _bare_calls(text: str, names: set[str]) -> list[dict[str, Any]]:
-    """The calls in a text that is nothing but JSON of calls of tools that the row declares; else none."""
-    body = text.strip()
+_JSON_FENCE = re.compile(r"```(?:json|tool_call|tool_code)?\s*\n(.*)\n\s*```", re.DOTALL)
+
+
+def _bare_calls(text: str, names: set[str], where: str) -> list[dict[str, Any]]:
+    """The calls in a text that is nothing but JSON of calls of tools that the row declares; else none.
+
+    Raises:
+        Rejected: ``bad_tool_call``, for calls of other tools, or in a code fence: it may be an answer, or a call.
+    """
+    fenced = _JSON_FENCE.fullmatch(text.strip())
+    body = fenced[1].strip() if fenced else text.strip()
     if not names or body[:1] not in ("{", "[") or '"name"' not in body:
         return []
     try:
@@ -211,9 +219,11 @@ def _bare_calls(text: str, names: set[str]) -> list[dict[str, Any]]:
         return []
     calls = value if isinstance(value, list) else [value]
     plain = {"name", *_ARGUMENTS, "id", "type"}
-    if not calls or not all(isinstance(c, dict) and c.get("name") in names and set(c) <= plain for c in calls):
+    if not calls or not all(isinstance(c, dict) and set(c) <= plain and set(c) & set(_ARGUMENTS) for c in calls):
         return []
-    return calls if all(any(key in call for key in _ARGUMENTS) for call in calls) else []
+    if fenced or not all(call.get("name") in names for call in calls):
+        raise Rejected("bad_tool_call", f"{where} looks like a call and is none that is read: {text[:80]!r}")
+    return calls
 
 
 def read_tags(
@@ -265,7 +275,7 @@ def _with_calls(message: dict[str, Any], names: set[str], where: str) -> dict[st
             raise Rejected("bad_tool_call", f"{where}: text between or after its <tool_call> tags")
         loaded = [load_json(call, "bad_tool_call", where) for call in _CALL_TAG.findall(text)]
         return message | {"content": said, "tool_calls": tool_calls_of(loaded, where)}
-    if calls := _bare_calls(text, names):
+    if calls := _bare_calls(text, names, where):
         return message | {"content": "", "tool_calls": tool_calls_of(calls, where)}
     return message
 
