@@ -152,7 +152,7 @@ def _finish(messages: list[Message], row: Row, reading: Reading) -> Conversation
     if tools:
         structured += strings_in(tools, "bad_tools", "tools")
     check_text(messages, structured)
-    if broken := sum("\ufffd" in (m["content"] + m.get("reasoning_content", "")) for m in messages):
+    if broken := sum("\ufffd" in m["content"] or "\ufffd" in m.get("reasoning_content", "") for m in messages):
         notes.append(f"replacement_characters: U+FFFD, the mark of a broken conversion, in {broken} messages")
     mode: Mode = "thinking" if "reasoning_content" in messages[-1] else "non_thinking"
     return Conversation(messages, mode, tools=tools, notes=reading.notes + notes, each=True)

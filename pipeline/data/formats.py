@@ -117,6 +117,8 @@ MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 # Of a row with a single answer: whether that answer is a good one (unpaired preference data).
 LABELS = ("label", "kto_tag", "is_correct", "correct")
 EXPECTED = "expected_answer"  # read by the step check_answer
+_REASONING_NAMES = frozenset((*REASONING, *REASONING_FIELDS))
+_FLAG_NAMES = frozenset((*REASONING, *FLAGS))
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,8 @@ LAYOUTS: dict[str, Layout] = {
 def filled(row: Row, names: Iterable[str]) -> str | None:
     """The first of these columns that holds something."""
     for name in names:
-        if name in row and not is_empty(row[name]):
+        value = row.get(name)
+        if value is not None and ((value and not value.isspace()) if value.__class__ is str else not is_empty(value)):
             return name
     return None
 
@@ -158,6 +161,8 @@ def column(row: Row, names: Iterable[str]) -> str | None:
 
 def reasoning_column(row: Mapping[str, Any], names: Iterable[str] = REASONING) -> str | None:
     """As ``column``, of the columns with reasoning in them: one that holds a flag (``on``) is none."""
+    if _REASONING_NAMES.isdisjoint(row):  # most rows: asked of each
+        return None
     there = [name for name in names if name in row and flag_of(row[name]) is None]
     return next((name for name in there if not is_empty(row[name])), there[0] if there else None)
 
@@ -176,7 +181,7 @@ def answer_columns(reasoning: str) -> tuple[str, ...]:
 def columns_used(row: Row, name: str) -> set[str]:
     """The columns of a row that are read if it is in that format; flags, labels and media are looked at in any."""
     layout = LAYOUTS[name]
-    used = {*layout.optional, *MEDIA, *FLAGS, "history"} & set(row)
+    used = {column_name for column_name in row if column_name in _LOOKED_AT[name]}
     for group in layout.required:
         if group is REASONING:
             used.update(filter(None, (reasoning_column(row),)))
@@ -190,7 +195,9 @@ def columns_used(row: Row, name: str) -> set[str]:
 
 def flags_of(row: Row) -> list[tuple[str, bool]]:
     """The flags of a row: (column, whether it says that the row has reasoning)."""
-    found = []
+    found: list[tuple[str, bool]] = []
+    if _FLAG_NAMES.isdisjoint(row):
+        return found
     for name in (*REASONING, *FLAGS):
         if name not in row or (flag := flag_of(row[name])) is None:
             continue
@@ -239,6 +246,7 @@ class Detection:
     because: str
 
 
+_LOOKED_AT = {name: frozenset((*layout.optional, *MEDIA, *FLAGS, "history")) for name, layout in LAYOUTS.items()}
 KNOWN = tuple(
     dict.fromkeys(
         [*(c for layout in LAYOUTS.values() for c in layout.columns), *FLAGS, *MEDIA, "kto_tag", EXPECTED]

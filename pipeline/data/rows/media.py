@@ -12,6 +12,7 @@ from typing import Any
 from pipeline.data.formats import LABELS, MEDIA, Rejected, Row, is_empty, is_missing
 from pipeline.data.rows.reasoning import literal_spans
 
+_MEDIA, _LABELS = frozenset(MEDIA), frozenset(LABELS)
 _PLACEHOLDER = re.compile(
     r"<(?:image|video|audio)(?:[_ ]?\d{1,2})?>|<\|(?:image|video|audio|vision)\w{0,8}\|>|<(?:ImageHere|img)></?(?:ImageHere|img)>"
     r"|<ImageHere>|\[IMG\]"
@@ -24,7 +25,7 @@ def require_text(row: Row, messages: Sequence[dict[str, Any]]) -> None:
     Raises:
         Rejected: ``needs_media``, for a column of images, videos or sounds, or a placeholder of one in what the user says.
     """
-    for name in MEDIA:
+    for name in () if _MEDIA.isdisjoint(row) else MEDIA:
         value = row.get(name)
         if not is_empty(value) and not (isinstance(value, list) and all(map(is_empty, value))):
             raise Rejected("needs_media", f"column {name!r} holds {str(value)[:60]!r}; a text model cannot see it")
@@ -45,7 +46,7 @@ def require_good(row: Row, answer: Any) -> None:
     Raises:
         Rejected: ``labelled_bad``. Only false counts, not 0 and not the name of a class; nor what the answer itself says.
     """
-    for name in LABELS:
+    for name in () if _LABELS.isdisjoint(row) else LABELS:
         value = row.get(name)
         if is_missing(value) or not (value is False or (isinstance(value, str) and value.strip().lower() == "false")):
             continue

@@ -67,7 +67,7 @@ _WRAPPERS = {
     "|thinking": ("<|start_response|>", "<|end_response|>"),
     "working_out": ("<solution>", "</solution>"),
 }
-_SIGNS = ("<", "[", "◁", "&lt;", "analysis", "ere is my thought process:")
+_START = re.compile(r"\s*(?:&lt;|analysis[A-Z]|here is my thought process:)", re.IGNORECASE)
 
 
 class Tag(NamedTuple):
@@ -175,7 +175,7 @@ class Split(NamedTuple):
 
 def split(text: str) -> Split:
     """As ``split_reasoning``, and says how the reasoning was marked."""
-    if not any(sign in text for sign in _SIGNS):
+    if "<" not in text and "[" not in text and "◁" not in text and not _START.match(text):
         return Split("", trim_answer(text))
     naked, every = naked_tags(text)
     foreign = _FOREIGN.search(text)

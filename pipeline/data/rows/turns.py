@@ -50,6 +50,7 @@ ROLES = {
     **dict.fromkeys(("reasoning", "thinking", "thought", "think"), "reasoning"),
 }
 ROLE_NAMES = ("user", "assistant", "system", "tool", "call", "reasoning")  # what a recipe may map roles to
+_FIELDS = frozenset(formats.REASONING_FIELDS)
 _TURN_KEYS = ("role", "from", "content", "value", "weight", "tool_calls", "function_call", "tool_call_id")
 
 
@@ -166,6 +167,8 @@ def reasoning_text(value: Any, where: str) -> str:
 def _beside(turn: Mapping[str, Any], reading: Reading, where: str) -> tuple[str, str]:
     """(reasoning of a turn in a field of its own, the field's name). A field that holds a flag is remembered as one."""
     name = formats.reasoning_column(turn, formats.REASONING_FIELDS)
+    if name is None and _FIELDS.isdisjoint(turn):
+        return "", ""
     for key in formats.REASONING_FIELDS:
         if (flag := formats.flag_of(turn.get(key))) is not None:
             reading.flags.append((f"{where}.{key}", flag))
