@@ -33,6 +33,7 @@ from pipeline.data.formats import EXPECTED, nearest_columns
 from pipeline.data.pools import Pool, build_pools, example_table, require_usable
 from pipeline.data.prepare import TooLong, json_line
 from pipeline.data.screen import Screened, screen
+from pipeline.data.taken import warnings_of_steps
 from pipeline.settings import UNITS, Recipe, SourceSettings
 
 if TYPE_CHECKING:
@@ -284,6 +285,7 @@ def build_mix(
             *_warnings_of_split(recipe, screened, validation_fraction),
             *_warnings_of_shares(recipe, sources),
             *_warnings_of_rows(recipe, sources),
+            *warnings_of_steps(sources),
         ],
     }
     return Mix(train.part, validation.part, partial(_rejected, pools, screened), manifest)

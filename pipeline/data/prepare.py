@@ -40,7 +40,7 @@ TooLong = Literal["drop", "cut"]
 CHUNK = 512  # rows that are tokenised in one batch; no result depends on it
 COUNTERS = ("formats", "notes", "changed", "augmented", "modes", "unread")  # of a Tally
 MOST_UNREAD = 50  # columns that are named
-EXAMPLES = 3  # of what a step took or changed, kept for the manifest
+EXAMPLES = 5  # of what a step took or changed, kept for the manifest
 
 
 @dataclass
