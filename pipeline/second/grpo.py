@@ -26,7 +26,7 @@ from pipeline.core.files import atomic_path, fingerprint, read_json, read_jsonl,
 from pipeline.core.modes import MODES, Mode
 from pipeline.core.redact import masked
 from pipeline.core.statistics import bootstrap, interval95
-from pipeline.data.answers import final_answers, same_answer
+from pipeline.data.answers import expected_answer, judge_answer
 from pipeline.data.chat_format import ChatFormat
 from pipeline.data.conversations import Rejected
 from pipeline.data.formats import PROMPTS, filled, is_missing, rename
@@ -68,8 +68,7 @@ def correct_reward(text: str, truncated: bool, expected: str) -> float:
     if truncated or is_unclosed(text):
         return 0.0
     _, answer, _, _ = split_reply(text)
-    candidates = final_answers(answer, expects_number=True)
-    return float(any(same_answer(expected, candidate) is True for candidate in candidates))
+    return float(judge_answer(expected_answer(expected), answer)[0] is True)
 
 
 def form_reward(text: str, truncated: bool, mode: Mode) -> float:

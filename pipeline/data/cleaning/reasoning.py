@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pipeline.data.answers import LONGEST_ANSWER, TAIL, as_number, boxed, canonical_answer, final_answers, same_answer
+from pipeline.data.answers import expected_answer, judge_answer
 from pipeline.data.cleaning.protected import protected_spans
 from pipeline.data.cleaning.step import Result, last_message, short
 from pipeline.data.conversations import Conversation, Rejected
@@ -64,16 +64,13 @@ def step_check_answer(conversation: Conversation, row: dict[str, Any], setting: 
     last = last_message(conversation, "assistant")
     if last.get("tool_calls"):
         return None
-    text = str(expected)[-TAIL:]
-    gold = (boxed(text) or [text.strip()])[-1]
-    is_number = len(gold) <= LONGEST_ANSWER and as_number(canonical_answer(gold)) is not None
-    answers = final_answers(last["content"], is_number)
-    if not answers:
-        raise Rejected("no_final_answer", f"expected {short(gold, 60)!r}; ends on {short(last['content'][-80:])!r}")
-    verdicts = [same_answer(gold, answer) for answer in answers]
-    if any(verdicts):
+    gold = expected_answer(str(expected))
+    right, found = judge_answer(gold, last["content"])
+    if right:
         return None
-    seen = f"expected {short(gold, 70)!r}, found {short(answers[0], 70)!r}"
-    if None in verdicts:
-        raise Rejected("unchecked_answer", f"too long or too large to compare: {seen}")
+    if not found:
+        raise Rejected("no_final_answer", f"expected {short(gold, 60)!r}; ends on {short(last['content'][-80:])!r}")
+    seen = f"expected {short(gold, 70)!r}, found {short(found, 70)!r}"
+    if right is None:
+        raise Rejected("unchecked_answer", f"cannot be compared: {seen}")
     raise Rejected("wrong_answer", seen)
