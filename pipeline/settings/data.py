@@ -54,7 +54,7 @@ class LengthFilter(Section):
 
 
 class RepetitionFilter(Section):
-    """Text that goes in circles: at most this part of an answer's word n-grams may be repeats of earlier ones."""
+    """Text that goes in circles: at most this part of an answer's words may lie in blocks said over and over."""
 
     ngram: int = Field(8, ge=2)
     at_most: float = Field(0.3, ge=0, le=1)
@@ -64,7 +64,8 @@ class PersonalDataFilter(Section):
     """What is looked for, and whether it is masked (``[EMAIL]``) or the row is dropped."""
 
     action: Literal["mask", "drop"] = "mask"
-    kinds: list[Literal["email", "phone", "chinese_id", "bank_card", "secret", "ip_address"]] = [
+    # any_bank_card: also where no word around the number speaks of cards
+    kinds: list[Literal["email", "phone", "chinese_id", "bank_card", "any_bank_card", "secret", "ip_address"]] = [
         "email",
         "phone",
         "chinese_id",
@@ -91,7 +92,8 @@ class ClassBalance(Section):
 class CleanSettings(Section):
     """The cleaning steps in the order they run. Every one is off unless a recipe names it."""
 
-    normalise: bool = False  # Unicode and whitespace; code, mathematics and CJK stay as they are
+    # Unicode, line ends and blank lines; spaces also evens out those inside a line and at its end. Code and mathematics stay
+    normalise: bool | Literal["spaces"] = False
     score: ScoreFilter | None = None
     broken_reasoning: bool = False  # empty or repeated think tags inside the reasoning, an answer that is missing
     check_answer: bool = False  # \boxed{} (or the final answer) against the column expected_answer, by math-verify

@@ -23,7 +23,7 @@ from pipeline.data.cleaning.languages import LANGUAGES, language_of
 from pipeline.data.cleaning.normalise import normalise
 from pipeline.data.cleaning.protected import prose, protected_spans
 from pipeline.data.cleaning.refusals import is_refusal
-from pipeline.data.cleaning.repetition import repeated_part
+from pipeline.data.cleaning.repetition import OFTEN, ROUNDS, looping_part
 from pipeline.data.conversations import (
     Conversation,
     Message,
@@ -79,7 +79,7 @@ def test_the_steps_are_settings_in_their_order() -> None:
 
 def test_a_cleaner_can_be_sent_to_another_process() -> None:
     cleaner = pickle.loads(pickle.dumps(Cleaner(CleanSettings(normalise=True, languages=["en"]))))
-    assert cleaner(conversation("a \n"), {})[0].messages[1]["content"] == "a"
+    assert cleaner(conversation("a\n"), {})[0].messages[1]["content"] == "a"
 
 
 def test_the_first_step_that_objects_is_named() -> None:
@@ -116,7 +116,37 @@ def test_a_reason_does_not_quote_personal_data() -> None:
     ],
 )
 def test_normalise_mends(text: str, expected: str) -> None:
-    assert normalise(text) == expected
+    assert normalise(text, spaces=True) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "First line.  \nSecond line.  It goes on.",  # a hard break of Markdown, two spaces behind a full stop
+        "one  two   three ",
+        "What does this print?\n>>> for i in range(2):\n...     pass",
+        "for i in range(2):\n  if i:\n    print(i)  # two\n",
+        "Name:   Ann",
+    ],
+)
+def test_spaces_are_the_authors_unless_the_recipe_evens_them_out(text: str) -> None:
+    assert normalise(text) == text.rstrip("\n")
+    assert clean(conversation(text.strip()), normalise=True)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("First line.  \nSecond line.  It goes on.", "First line.  \nSecond line. It goes on."),
+        ("First line.    \nSecond  ", "First line.  \nSecond"),
+        ("A paragraph.  \n\nAnother", "A paragraph.\n\nAnother"),
+        (">>> for i in range(2):\n...     pass", ">>> for i in range(2):\n...     pass"),
+        ("$ ls  -l\nIn [3]:  x", "$ ls  -l\nIn [3]:  x"),
+    ],
+)
+def test_hard_breaks_and_prompts_survive_even_then(text: str, expected: str) -> None:
+    assert normalise(text, spaces=True) == expected
+    assert clean(conversation(text), normalise="spaces")[0].messages[1]["content"] == expected
 
 
 @pytest.mark.parametrize(
@@ -147,12 +177,13 @@ def test_normalise_mends(text: str, expected: str) -> None:
 )
 def test_normalise_leaves_alone(text: str) -> None:
     assert normalise(text) == text
+    assert normalise(text, spaces=True) == text
 
 
 def test_money_is_not_mathematics() -> None:
     text = "It costs $5  or maybe  $6, and $x + y$ more"
     assert [text[a:b] for a, b in protected_spans(text)] == ["$x + y$"]
-    assert normalise(text) == "It costs $5 or maybe $6, and $x + y$ more"
+    assert normalise(text, spaces=True) == "It costs $5 or maybe $6, and $x + y$ more"
 
 
 @pytest.mark.parametrize(
@@ -184,8 +215,9 @@ DIRTY = st.lists(st.one_of(PIECES, st.text(max_size=4)), max_size=14).map("".joi
 
 @given(DIRTY)
 def test_normalise_twice_changes_nothing_more(text: str) -> None:
-    once = normalise(text)
-    assert normalise(once) == once
+    for spaces in (False, True):
+        once = normalise(text, spaces)
+        assert normalise(once, spaces) == once
 
 
 PROSE = st.lists(
@@ -209,8 +241,9 @@ def test_code_and_mathematics_survive_byte_for_byte(before: str, frame: tuple[st
         body = body.replace("\n", " ")
     body = body.replace("</pre", "")
     code = f"{opening.strip()}{'' if opening[0] != chr(10) else chr(10)}{body}"
-    result = normalise(f"{before}{opening}{body}{closing} {after}")
-    assert code + closing.rstrip("\n") in result
+    for spaces in (False, True):
+        result = normalise(f"{before}{opening}{body}{closing} {after}", spaces)
+        assert code + closing.rstrip("\n") in result
 
 
 @given(st.text(st.characters(categories=["Lo", "Po", "No", "So", "Sm"]), max_size=30))
@@ -228,7 +261,7 @@ def test_normalise_changes_answers_and_reasoning_but_not_what_tools_say() -> Non
         {"role": "tool", "content": "t  t "},
         {"role": "assistant", "content": "a\u200bb", "reasoning_content": "r  r"},
     ]
-    result, steps = clean(Conversation(messages, "thinking", tools=[{"d": "x  y"}]), normalise=True)
+    result, steps = clean(Conversation(messages, "thinking", tools=[{"d": "x  y"}]), normalise="spaces")
     assert steps == ["normalise"]
     assert [m["content"] for m in result.messages] == ["s", "u u", "", "t  t ", "ab"]
     assert result.messages[4]["reasoning_content"] == "r r"
@@ -495,10 +528,45 @@ def test_answer_and_reasoning_are_judged_alone() -> None:
     assert reason(conversation(VARIED, VARIED + " so"), repetition={}) == ""
 
 
-def test_repeated_part() -> None:
-    assert repeated_part(VARIED, 8) == 0
-    assert repeated_part(LOOP, 8) > 0.9
-    assert repeated_part("short " * 20, 8) == 0
+def words_of(number: int, seed: int = 0) -> str:
+    """Different words, no two alike."""
+    return " ".join(f"w{seed}x{i}" for i in range(number))
+
+
+def test_looping_part() -> None:
+    assert looping_part(VARIED, 8) == 0
+    assert looping_part(LOOP, 8) > 0.9
+    assert looping_part("short " * 20, 8) == 0
+    # Said without a pause; with something else between, so often does not make a loop.
+    block = words_of(50)
+    assert looping_part(" ".join([block] * (ROUNDS - 1)), 8) == 0
+    assert looping_part(" ".join([block] * ROUNDS), 8) == 1
+    assert looping_part(f"{words_of(200, 1)} {' '.join([block] * ROUNDS)} {words_of(100, 2)}", 8) == 200 / 500
+    assert looping_part(" ".join(f"{block} {words_of(10, i)}" for i in range(2, OFTEN + 1)), 8) == 0
+    assert looping_part(" ".join(f"{block} {words_of(10, i)}" for i in range(2, OFTEN + 2)), 8) > 0.8
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=200), st.integers(2, 9))
+def test_the_looping_part_is_a_part(letters: list[str], ngram: int) -> None:
+    assert 0 <= looping_part(" ".join(letters), ngram) <= 1
+
+
+SONG = "\n\n".join(
+    [words_of(60, 1), *[words_of(50, 9)] * 2, words_of(60, 2), *[words_of(50, 9)] * 2, words_of(40, 3), words_of(50, 9)]
+)
+WEEK = "\n".join(
+    f"{day}: 10 minutes of warm-up, then three rounds of ten squats, ten push-ups and a plank, then a slow walk and stretching."
+    for day in "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+)
+CODE = "\n".join(f"value_{i} = read(source, {i}, default=None, strict=True)\ncheck(value_{i})" for i in range(40))
+
+
+@pytest.mark.parametrize("text", [SONG, WEEK, f"{CODE}\nBetter:\n{CODE}", VARIED + "\n" + VARIED])
+def test_what_repeats_by_nature_is_no_loop(text: str) -> None:
+    assert reason(conversation(text), repetition={}) == ""
+
+
+def test_a_loop_may_be_the_whole_text() -> None:
     assert reason(conversation(LOOP), repetition={"at_most": 1}) == ""
 
 
@@ -653,9 +721,9 @@ def test_personal_data_is_masked_everywhere() -> None:
         "phone": "[PHONE]",
         "n": 3,
     }
-    assert result.messages[2]["content"] == '{"password": "[SECRET]"}'
-    assert changes[0].example.startswith("email × 4, phone × 1, secret × 1 → ")
-    for value in ("ann@b.com", "bob@c.org", "13812345678", "aB3#"):
+    assert result.messages[2]["content"] == '{"password": "aB3#fG7!kL9@"}'  # what a tool made up
+    assert changes[0].example.startswith("email × 4, phone × 1 → ")
+    for value in ("ann@b.com", "bob@c.org", "13812345678"):
         assert value not in everything + changes[0].example
     assert cleaner(result, {}) == (result, [])
 
@@ -663,13 +731,27 @@ def test_personal_data_is_masked_everywhere() -> None:
 def test_personal_data_is_dropped_without_naming_it() -> None:
     with pytest.raises(Rejected) as caught:
         clean(with_personal_data(), personal_data={"action": "drop"})
-    assert (caught.value.reason, caught.value.detail) == ("personal_data", "email × 4, phone × 1, secret × 1")
+    assert (caught.value.reason, caught.value.detail) == ("personal_data", "email × 4, phone × 1")
 
 
 def test_personal_data_in_the_name_of_a_field_drops_the_row() -> None:
     given = with_personal_data()
     given.messages[1]["tool_calls"][0]["function"]["arguments"] = {"ann@b.com": 1}
     assert reason(given, personal_data={}) == "personal_data"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "expected"),
+    [
+        ("Suggest a password.", "Use this password: rv7-Lamp-40", "Use this password: rv7-Lamp-40"),
+        ("给我想一个密码", "密码：rv7Lamp40", "密码：rv7Lamp40"),
+        ("Why can I not log in?", "Your password: rv7-Lamp-40", "Your password: [SECRET]"),
+        # A key that is known by its form is masked even there.
+        ("Generate a token", "token: sk-proj-Ab12Cd34Ef56Gh78Ij90", "token: [SECRET]"),
+    ],
+)
+def test_invented_passwords_stay(question: str, answer: str, expected: str) -> None:
+    assert clean(conversation(answer, question=question), personal_data={})[0].messages[1]["content"] == expected
 
 
 def test_kinds_that_are_not_named_stay() -> None:

@@ -72,8 +72,26 @@ def check_languages(codes: list[str]) -> None:
             )
 
 
+# A task that asks for another language, or is about one: what it answers with is what was asked for.
+_ASKS_FOR_LANGUAGE = re.compile(
+    r"(?i)translat|(?<![a-z])(?:language|foreign|bilingual|multilingual|pronounc\w+|transcri\w+|transliterat\w+|lyrics|quotes?|quotation|"
+    r"phrases?|proverbs?|greetings?|(?:say|write|answer|reply|respond|speak|talk|chat|put|express\w*|call\w*|said|written|spoken|explain) "
+    r"(?:[^.?!\n]{0,40} )?in [A-Z][a-z]+)|翻译|译[成为]|语言|外语|怎么说|用[\u4e00-\u9fff]{1,4}[语文话]"
+)
+_NAMES = re.compile(
+    r"(?i)(?<![a-z])(?:afrikaans|arabic|basque|bengali|bulgarian|catalan|chinese|croatian|czech|danish|dutch|english|esperanto|"
+    r"estonian|finnish|french|gaelic|georgian|german|greek|hebrew|hindi|hungarian|icelandic|indonesian|irish|italian|japanese|"
+    r"korean|latin|latvian|lithuanian|malay|mandarin|norwegian|persian|farsi|polish|portuguese|punjabi|romanian|russian|serbian|"
+    r"slovak|slovene|slovenian|spanish|swahili|swedish|tagalog|tamil|telugu|thai|turkish|ukrainian|urdu|vietnamese|welsh|yoruba)(?![a-z])"
+    r"|(?:英|法|德|日|韩|俄|意大利|西班牙|葡萄牙|阿拉伯|拉丁|瑞典|荷兰|希腊|泰|越南|土耳其|印地|波兰|丹麦|芬兰|挪威|捷克)[语文]|(?:中|汉)[语文]"
+)
+
+
 def step_languages(conversation: Conversation, row: dict[str, Any], setting: list[str]) -> Result:
-    """The whole conversation decides; answers in a wanted language save a row that quotes or translates another one."""
+    """The answers decide, where there is enough of them; what is foreign because the task asks for it stays.
+
+    A row whose answers are too short or too unclear to tell stays too: no language is better than a guess.
+    """
     wanted = {_RELATED.get(code, code) for code in setting}
     answers = [
         text
@@ -82,8 +100,18 @@ def step_languages(conversation: Conversation, row: dict[str, Any], setting: lis
         for text in (message.get("reasoning_content"), message["content"])
         if text
     ]
-    questions = [message["content"] for message in conversation.messages if message["role"] == "user"]
-    language = language_of("\n\n".join(questions + answers))
-    if language is None or language in wanted or (questions and language_of("\n\n".join(answers)) in wanted):
+    language = language_of("\n\n".join(answers))
+    if language is None or language in wanted:
+        return None
+    questions = [message["content"] for message in conversation.messages if message["role"] in ("user", "system")]
+    asked = "\n".join(questions)
+    if _ASKS_FOR_LANGUAGE.search(asked) or _NAMES.search(asked):
+        return None
+    if questions and language_of(asked) in wanted and not _is_sure(answers, language):
         return None
     raise Rejected("wrong_language", f"{language}, wanted {', '.join(setting)}: {short((answers or questions)[-1])}")
+
+
+def _is_sure(answers: list[str], language: str) -> bool:
+    """Whether each answer that says anything is in that language: names and quotations alone do not make an answer foreign."""
+    return all(language_of(answer) in (language, None) for answer in answers) and sum(map(len, answers)) >= _SHORT

@@ -1,7 +1,12 @@
-"""Step ``personal_data``: mask what ``personal_data`` finds in a row, or leave the row out."""
+"""Step ``personal_data``: mask what ``personal_data`` finds in a row, or leave the row out.
+
+A password that only its name makes one ("password: …") stays where it is plainly invented: in an answer to somebody who asked
+for one, and in the JSON of tool calls, their results, and the rows around them.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -10,6 +15,12 @@ from pipeline.data.cleaning import personal_data
 from pipeline.data.cleaning.step import EXAMPLE_LENGTH, Result, short
 from pipeline.data.conversations import Conversation, Message, Rejected
 from pipeline.settings import PersonalDataFilter
+
+_WANTS_A_PASSWORD = re.compile(
+    r"(?i)(?:suggest|generat|creat|make|come up|invent|think of|ideas?|examples?|give|need|want|recommend|propose|design|write"
+    r"|produce|strong|secure|random)\w*\b[^.?!\n]{0,60}\b(?:password|passphrase|passcode|token|api key|secret key)"
+    r"|(?:生成|创建|设计|推荐|起|想|编|给我|来|建议|需要|写)[^。？！\n]{0,20}(?:密码|口令|密钥|令牌)"
+)
 
 
 def _masked(value: Any, kinds: tuple[str, ...], counts: Counter[str], cached: bool = False) -> Any:
@@ -35,6 +46,19 @@ def _masked(value: Any, kinds: tuple[str, ...], counts: Counter[str], cached: bo
     return value
 
 
+def _masked_messages(conversation: Conversation, kinds: tuple[str, ...], counts: Counter[str]) -> list[Message]:
+    shapes = tuple("secret_shape" if kind == "secret" else kind for kind in kinds)
+    calls = bool(conversation.tools) or any(message.get("tool_calls") for message in conversation.messages)
+    asked = False
+    result: list[Message] = []
+    for message in conversation.messages:
+        if message["role"] == "user":
+            asked = _WANTS_A_PASSWORD.search(message["content"]) is not None
+        invented = calls or (asked and message["role"] == "assistant")
+        result.append(_masked(message, shapes if invented else kinds, counts))
+    return result
+
+
 def _first_mask(messages: list[Message]) -> str:
     for message in messages:
         text = "\n".join(
@@ -50,7 +74,7 @@ def _first_mask(messages: list[Message]) -> str:
 def step_personal_data(conversation: Conversation, row: dict[str, Any], setting: PersonalDataFilter) -> Result:
     counts: Counter[str] = Counter()
     kinds = tuple(setting.kinds)
-    messages = _masked(conversation.messages, kinds, counts)
+    messages = _masked_messages(conversation, kinds, counts)
     tools = _masked(conversation.tools, kinds, counts, cached=True)
     if not counts:
         return None

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.data.cleaning import personal_data
 from pipeline.data.cleaning.protected import protected_spans
@@ -27,23 +27,26 @@ _COMBINED = re.compile(
 _MOJIBAKE = re.compile("[\u00c2-\u00d6\u00d8-\u00f4][\u0080-\u00bf\u0152-\u0192\u02c6\u02dc\u2013-\u2122]")
 _ABOUT_ENCODING = re.compile(r"(?i)utf-?8|latin-?1|iso-?8859|cp-?125|windows-125|mojibake|encod|unicode|乱码|编码")
 _SOMETHING_TO_DO = re.compile(
-    f"{_INVISIBLE.pattern}|{_LINE_ENDS.pattern}|[\u00a0\u0300-\u036f]|[ \t]$|  |\n{{4}}|\\A\n|\n\\Z|{_MOJIBAKE.pattern}",
-    re.MULTILINE,
+    f"{_INVISIBLE.pattern}|{_LINE_ENDS.pattern}|[\u00a0\u0300-\u036f]|(?:\n[ \t]*){{3}}\n|\\A\\s*\n|\n\\s*\\Z|{_MOJIBAKE.pattern}"
 )
+_SPACES_TO_DO = re.compile(r"[ \t]$|  ", re.MULTILINE)
+_PROMPT = re.compile(r"[ \t]*(?:>>>|\.\.\.|[$%>] |In \[\d*\]:)")  # of an interpreter or a shell: code follows
 _CODE_LIKE = re.compile(r"[|{}<>=\\;\t#]|\([\"']|[\"']\)|//|--")  # tables, code without a fence
 _COLUMN = re.compile(r"\S {3,}\S|[^\s.!?:;,。！？] {2}\S")  # two spaces after a sentence are no column
 _RUN = re.compile(r"(?<=\S) {2,}(?=\S)")
 _INDENTED = re.compile(r"(?: {4}|\t)[ \t]*\S")
 
 
-def normalise(text: str) -> str:
-    """Unicode and whitespace as one expects them, code and mathematics untouched. Doing it twice changes nothing more.
+def normalise(text: str, spaces: bool = False) -> str:
+    """Unicode and line ends as one expects them, code and mathematics untouched. Doing it twice changes nothing more.
 
     Everywhere: line ends become LF, overrides of the writing direction go. Outside code and mathematics: invisible and
-    control characters go, a no-break space becomes a space, a letter and its combining marks become one character, spaces at
-    line ends go, several spaces between words become one (not in tables, columns, indented lines or what looks like code),
+    control characters go, a no-break space becomes a space, a letter and its combining marks become one character,
     more than two blank lines become two, and text that was decoded wrongly (``cafÃ©``) is repaired by ftfy, unless the text
     speaks of encodings. NFKC is not used: it would turn ½, ², ℝ, ① and the Chinese ，。！ into something else.
+
+    With ``spaces`` also: several spaces between words become one (not in tables, columns, indented lines, behind a prompt or
+    in what looks like code), and spaces at line ends go, but for the two that break a line in Markdown.
     """
     before = None
     while text != before:  # again, because what was hidden may now be seen; each round leaves less to do, so it ends
@@ -51,12 +54,12 @@ def normalise(text: str) -> str:
         if "\r" in text:
             text = text.replace("\r\n", "\n").replace("\r", "\n")
         text = _DIRECTION.sub("", text)
-        if _SOMETHING_TO_DO.search(text):
-            text = _normalise_once(text)
+        if _SOMETHING_TO_DO.search(text) or (spaces and _SPACES_TO_DO.search(text)):
+            text = _normalise_once(text, spaces)
     return text
 
 
-def _normalise_once(text: str) -> str:
+def _normalise_once(text: str, spaces: bool) -> str:
     # Each span of code becomes one private character, so that lines can be looked at as a whole.
     holder = next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text)
     repairs = _MOJIBAKE.search(text) is not None and not _ABOUT_ENCODING.search(text)
@@ -66,7 +69,8 @@ def _normalise_once(text: str) -> str:
         piece = _LINE_ENDS.sub("\n", text[position:start])
         parts.append(_repaired(piece) if repairs else piece)
         position = end
-    lines = _blank_lines([_line(line) for line in _with_neighbours(holder.join(parts).split("\n"))])
+    lines = [_line(line) for line in holder.join(parts).split("\n")]
+    lines = _blank_lines(_evened(lines) if spaces else lines)
     pieces = "\n".join(lines).split(holder)
     kept = [text[start:end] for start, end in spans] + [""]
     return "".join(piece + code for piece, code in zip(pieces, kept, strict=True))
@@ -86,13 +90,25 @@ def _with_neighbours(lines: list[str]) -> Iterator[tuple[str, bool]]:
         yield line, gaps[index] and beside
 
 
-def _line(line_in_columns: tuple[str, bool]) -> str:
-    line, in_columns = line_in_columns
+def _line(line: str) -> str:
     if _INDENTED.match(line):  # indented code
         return line
-    line = _INVISIBLE.sub("", line).replace("\u00a0", " ").rstrip(" \t")
-    line = _COMBINED.sub(lambda match: unicodedata.normalize("NFC", match[0]), line)
-    return line if in_columns or _CODE_LIKE.search(line) else _RUN.sub(" ", line)
+    line = _INVISIBLE.sub("", line).replace("\u00a0", " ")
+    return _COMBINED.sub(lambda match: unicodedata.normalize("NFC", match[0]), line)
+
+
+def _evened(lines: list[str]) -> list[str]:
+    """Lines with one space between words and none at their ends, but for Markdown's hard break."""
+    result = []
+    for index, (line, in_columns) in enumerate(_with_neighbours(lines)):
+        if _INDENTED.match(line) or _PROMPT.match(line):
+            result.append(line)
+            continue
+        text = line.rstrip(" \t")
+        goes_on = text and index + 1 < len(lines) and lines[index + 1].strip()
+        ending = "  " if goes_on and line.endswith("  ") else ""
+        result.append((text if in_columns or _CODE_LIKE.search(text) else _RUN.sub(" ", text)) + ending)
+    return result
 
 
 def _blank_lines(lines: list[str]) -> list[str]:
@@ -100,7 +116,7 @@ def _blank_lines(lines: list[str]) -> list[str]:
     kept: list[str] = []
     blank = 0
     for line in lines:
-        if not line:
+        if not line.strip(" \t"):
             blank += 1
             continue
         if kept:
@@ -132,7 +148,7 @@ def _difference(before: str, after: str) -> str:
     return f"{_visible(before[low:high])} → {_visible(after[low:high])}"[:EXAMPLE_LENGTH]
 
 
-def step_normalise(conversation: Conversation, row: dict[str, Any], setting: bool) -> Result:
+def step_normalise(conversation: Conversation, row: dict[str, Any], setting: bool | Literal["spaces"]) -> Result:
     messages: list[Message] = []
     example = ""
     for message in conversation.messages:
@@ -140,7 +156,7 @@ def step_normalise(conversation: Conversation, row: dict[str, Any], setting: boo
         if message["role"] != "tool":  # what a tool said, and what it was asked, stays as it was
             for key in ("content", "reasoning_content"):
                 text = message.get(key)
-                if text and (clean := normalise(text)) != text:
+                if text and (clean := normalise(text, setting == "spaces")) != text:
                     changed[key] = clean
                     example = example or _difference(text, clean)
                     if not clean.strip():

@@ -8,15 +8,12 @@ an issuer's prefix (bank cards), a numbering plan (telephone, by phonenumbers) o
 inside a calculation never counts, nor one that is called an order, an invoice or a serial number. Addresses and numbers that
 are meant as examples (a@example.com, 555-123-4567) look like real ones and are masked like them.
 
-The key and token shapes are the project's own: detect-secrets knows as many, but it works line by line on source code, gives
-no positions, and takes a key between Chinese characters for part of a word.
+What is nobody's stays: a card number where no word speaks of cards (kind ``any_bank_card`` takes it all the same), helplines
+and toll-free numbers, numbers of versions and sections, passwords that are named as examples (``credentials``).
 """
 
 from __future__ import annotations
 
-import base64
-import json
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,11 +21,16 @@ from datetime import date
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
+from pipeline.data.cleaning.credentials import key_shapes, secrets
+
 Span = tuple[int, int]
 
 # First come, first served where two kinds overlap: an identity number may also pass for a card number.
 KINDS = ("secret", "email", "chinese_id", "bank_card", "phone", "ip_address")
 MASKS = {kind: f"[{kind.upper()}]" for kind in KINDS}
+# Wider or narrower than the kind that they are masked as: any_bank_card needs no word that speaks of cards, secret_shape
+# leaves out what only a word before it makes a secret ("password: …").
+_AS = {"any_bank_card": "bank_card", "secret_shape": "secret"}
 
 
 # --- e-mail -------------------------------------------------------------------------------------------------------------
@@ -150,7 +152,11 @@ _CARD = re.compile(
     r"(?<![A-Za-z0-9+])(?<!\d[ .,\-])(?:\d{13,19}|\d{4}([ -])\d{4}\1\d{4}\1\d{1,4}(?:\1\d{3})?|3[47]\d{2}([ -])\d{6}\2\d{5})"
     r"(?![A-Za-z0-9]|[.\-]\d|,\d{3}(?!\d)| \d{4}(?!\d))"
 )
-_CARD_WORD = re.compile(r"(?i)card|visa|卡")
+_CARD_WORD = re.compile(
+    r"(?i)card|(?<![a-z])(?:visa|amex|american express|credit|debit|payments?|paid|pay|bank|iban|cvv|cvc|expir\w+)(?![a-z])"
+    r"|银行|[卡付]|账号|账户|户头|信用|借记|储蓄|银联"
+)
+_BEFORE_CARD, _AFTER_CARD = 60, 40  # characters beside a number in which such a word is looked for
 
 
 def _has_issuer(number: str) -> bool:
@@ -174,7 +180,7 @@ def passes_luhn(number: str) -> bool:
     return (sum(digits[::2]) + sum(doubled)) % 10 == 0
 
 
-def _bank_cards(text: str) -> Iterator[Span]:
+def _any_bank_cards(text: str) -> Iterator[Span]:
     for match in _CARD.finditer(text):
         number = re.sub(r"\D", "", match[0])
         if (
@@ -182,12 +188,22 @@ def _bank_cards(text: str) -> Iterator[Span]:
             and len(set(number)) > 1
             and _has_issuer(number)
             # Visa has long given up 13 digits, and results of calculations have them: a word must say what it is.
-            and (len(number) > 13 or _CARD_WORD.search(text[max(0, match.start() - 24) : match.start()]))
+            and (len(number) > 13 or _speaks_of_cards(text, *match.span()))
             and passes_luhn(number)
             and not _in_calculation(text, *match.span())
             and not _has_other_name(text, match.start())
         ):
             yield match.span()
+
+
+def _speaks_of_cards(text: str, start: int, end: int) -> bool:
+    around = text[max(0, start - _BEFORE_CARD) : start] + " | " + text[end : end + _AFTER_CARD]
+    return _CARD_WORD.search(around) is not None
+
+
+def _bank_cards(text: str) -> Iterator[Span]:
+    """One number in ten passes Luhn, and a long number may be anything: the words around must speak of cards."""
+    return ((start, end) for start, end in _any_bank_cards(text) if _speaks_of_cards(text, start, end))
 
 
 _FREE = r"(?<![A-Za-z0-9+_])"  # not inside a word, a longer number, a name of code
@@ -210,6 +226,13 @@ _CALLED_PHONE = re.compile(
     r"|(?:电话|手机|联系方式|热线|传真)(?:号码|号)?[\"”]?[ \t]*[:：=是为]?))[ \t]*[\"'“‘]?"
     r"(\+?\(?\d(?:[ ().\-]{0,2}\d){6,14})(?![\d%]|\.\d)"
 )
+# Printed to be called by everybody.
+_HELPLINE = re.compile(
+    r"(?i)helplines?|hotlines?|lifeline|crisis|emergenc|toll[- ]free|samaritans|customer (?:service|support|care)|"
+    r"call cent(?:er|re)|switchboard|front desk|reception|热线|求助|援助|报警|急救|客服|咨询电话|服务电话|投诉|举报"
+)
+_SOMEBODYS = re.compile(r"(?i)(?<![a-z])(?:my|me|his|her|their)(?![a-z])|我|他|她")
+_TOLL_FREE = re.compile(r"(?:\+?1[-. ]?)?\(?8(?:00|33|44|55|66|77|88)\)?[-. ]?\d{3}[-. ]?\d{4}|[48]00-?\d{3}-?\d{4}")
 _DATE = re.compile(r"(?:19|20)\d\d[-./ ]\d{1,2}[-./ ]\d{1,2}")
 
 
@@ -223,7 +246,20 @@ def _is_number(candidate: str, region: str | None) -> bool:
         return False
 
 
+def _is_helpline(text: str, start: int, end: int) -> bool:
+    """A number that is toll-free, or that the words right around it call a helpline."""
+    number = text[start:end].strip()
+    if _SOMEBODYS.search(text[max(0, start - 25) : start]):
+        return bool(_TOLL_FREE.fullmatch(number))
+    around = text[max(0, start - 50) : start].rpartition("\n")[2] + " | " + text[end : end + 25].partition("\n")[0]
+    return bool(_TOLL_FREE.fullmatch(number) or _HELPLINE.search(around))
+
+
 def _phones(text: str) -> Iterator[Span]:
+    return ((start, end) for start, end in _all_phones(text) if not _is_helpline(text, start, end))
+
+
+def _all_phones(text: str) -> Iterator[Span]:
     for match in _CALLED_PHONE.finditer(text):
         if not _CALCULATION_AFTER.match(text, match.end()) and not _DATE.match(match[1]):
             yield match.span(1)
@@ -244,116 +280,21 @@ def _phones(text: str) -> Iterator[Span]:
                 yield match.span()
 
 
-# --- secrets ------------------------------------------------------------------------------------------------------------
-
-_KEYS = re.compile(
-    r"(?<![A-Za-z0-9_])(?:"
-    r"sk-(?:proj-|svcacct-|admin-|ant-[a-z0-9]+-|or-v1-)?(?=[A-Za-z_-]{0,40}\d)[A-Za-z0-9_-]{20,200}"  # OpenAI and alike
-    r"|[sr]k_(?:live|test)_[A-Za-z0-9]{16,128}"  # Stripe
-    r"|gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_[A-Za-z0-9_]{22,255}"
-    r"|glpat-[A-Za-z0-9_-]{20,64}"
-    r"|(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])"  # AWS
-    r"|AIza[A-Za-z0-9_-]{35}"  # Google
-    r"|ya29\.[A-Za-z0-9_-]{30,300}"
-    r"|xox[abeoprs]-[A-Za-z0-9-]{10,250}"  # Slack
-    r"|hf_[A-Za-z0-9]{30,64}"
-    r"|npm_[A-Za-z0-9]{36}|pypi-AgE[A-Za-z0-9_-]{50,250}"
-    r"|SG\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43}"  # SendGrid
-    r"|LTAI[A-Za-z0-9]{16,26}|AKID[A-Za-z0-9]{32}"  # Alibaba Cloud, Tencent Cloud
-    r"|\d{8,10}:AA[A-Za-z0-9_-]{33}"  # Telegram
-    r")"
-)
-_KEY_HINT = re.compile(
-    r"sk-|k_live_|k_test_|gh[pousr]_|_pat_|glpat-|AKI|ASIA|AIza|ya29|xox|hf_|npm_|pypi-|SG\.|LTAI|:AA"
-)
-_JWT = re.compile(r"(?<![A-Za-z0-9_-])(eyJ[A-Za-z0-9_-]{8,})\.eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{16,}")
-_PEM_BEGIN = re.compile(r"-----BEGIN ((?:[A-Z]+ ){0,3}PRIVATE KEY)-----")
-_PEM_BODY = re.compile(r"[A-Za-z0-9+/=\s\\]*")  # of a key whose end is missing
-_LONGEST_PEM = 20_000  # characters
-_URL_PASSWORD = re.compile(r"[a-z][a-z0-9+.-]{1,20}://[^\s/:@\"'<>]{0,64}:([^\s/@\"'<>]{4,128})@")
-_BEARER = re.compile(r"(?i)(?<![A-Za-z])(?:bearer|basic) +([A-Za-z0-9._~+/=-]{20,4000})")
-_CALLED_SECRET = re.compile(
-    r"(?i)(?:(?<![A-Za-z])(?:pass(?:word|wd|phrase)|pwd)|密码|口令|密钥|令牌"
-    r"|(?P<key>(?:api|access|secret|private|auth|client)[_ -]?(?:key|token|secret)|(?<![A-Za-z])(?:token|secret)(?![A-Za-z])))"
-    r"[\"'”’`]?[ \t]*(?P<separator>=>|[:：=]|是|为|(?<=[ \t])is(?=[ \t]))[ \t]*"
-    r"(?P<quote>[\"'“‘`]?)(?P<value>[!-~]{6,512})"
-)
-_SECRET_WORDS = ("pass", "pwd", "key", "token", "secret", "密码", "口令", "密钥", "令牌")
-_PLACEHOLDER = re.compile(
-    r"(?i)^(?:[<\[{(*$%]|your|my[-_]|x{3,}|\.{3}|example|sample|placeholder|change|insert|enter|none|null|true|false|env\b|os\.|process\.)"
-    r"|x{4,}|\*{3,}|[(\[{]|::|your[-_]"
-)
-
-
-def entropy(text: str) -> float:
-    """Shannon entropy of the characters, in bits a character."""
-    return -sum(n / len(text) * math.log2(n / len(text)) for n in Counter(text).values())
-
-
-def _is_jwt_header(part: str) -> bool:
-    try:
-        header = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
-    except ValueError:  # not base64, not UTF-8, not JSON
-        return False
-    return isinstance(header, dict) and "alg" in header
-
-
-def _private_keys(text: str) -> Iterator[Span]:
-    position = 0
-    while begin := _PEM_BEGIN.search(text, position):
-        mark = f"-----END {begin[1]}-----"
-        end = text.find(mark, begin.end(), begin.end() + _LONGEST_PEM + len(mark))
-        body = _PEM_BODY.match(text, begin.end())
-        position = end + len(mark) if end >= 0 else body.end() if body else begin.end()
-        yield begin.start(), position
-
-
-def _secrets(text: str) -> Iterator[Span]:
-    if _KEY_HINT.search(text):
-        yield from (match.span() for match in _KEYS.finditer(text))
-    if "eyJ" in text:
-        yield from (match.span() for match in _JWT.finditer(text) if _is_jwt_header(match[1]))
-    if "PRIVATE KEY-----" in text:
-        yield from _private_keys(text)
-    if "://" in text:
-        yield from (m.span(1) for m in _URL_PASSWORD.finditer(text) if not _PLACEHOLDER.search(m[1]))
-    lowered = text.lower()
-    if "bearer " in lowered or "basic " in lowered:
-        for match in _BEARER.finditer(text):
-            if re.search(r"\d", match[1]) and entropy(match[1]) >= 3.5:
-                yield match.span(1)
-    if any(word in lowered for word in _SECRET_WORDS):
-        for match in _CALLED_SECRET.finditer(text):
-            value, start = _value(match), match.start("value")
-            is_key = match["key"] is not None
-            # A word alone is no key, and most words of code (variables, calls) hold no digit.
-            if (
-                len(value) >= (12 if is_key else 6)
-                and re.search(r"\d", value)
-                and re.search(r"[A-Za-z]", value)
-                and entropy(value) >= (3.0 if is_key else 2.2)
-                and not _PLACEHOLDER.search(value)
-            ):
-                yield start, start + len(value)
-
-
-def _value(match: re.Match[str]) -> str:
-    """What follows ``password:``, up to the closing quote, or to where an unquoted value ends."""
-    value, opening = match["value"], match["quote"]
-    closing = {"“": "”", "‘": "’"}.get(opening, opening)
-    if closing and closing in value:
-        return value.partition(closing)[0]
-    value = re.split(r"[\"'`,;<>)\]}]", value)[0]
-    if match["separator"] == "=":  # user=a&password=b&…
-        value = value.partition("&")[0]
-    return value if opening else value.rstrip(".:!?")
-
-
 # --- addresses of machines ----------------------------------------------------------------------------------------------
 
 _IPV4 = re.compile(r"(?<![A-Za-z0-9])(?<!\d\.)(?:\d{1,3}\.){3}\d{1,3}(?![A-Za-z0-9]|\.\d)")
 _IPV6 = re.compile(r"(?<![A-Za-z0-9:])(?=[0-9A-Fa-f:]*\d)[0-9A-Fa-f]{1,4}(?:::?[0-9A-Fa-f]{1,4}){2,7}(?![A-Za-z0-9:])")
-_VERSION_BEFORE = re.compile(r"(?i)(?:(?<![A-Za-z])(?:version|release|section|chapter|v)|版本|第)[ :.]*$")
+_VERSION_BEFORE = re.compile(
+    r"(?i)(?:(?<![A-Za-z])(?:versions?|releases?|sections?|chapters?|clauses?|paragraphs?|articles?|appendix|build|firmware|driver"
+    r"|update[sd]?|upgrade[sd]?|patch|tables?|figures?|items?|v|ver|rev|sec|fig)|版本号?|固件|升级到?|更新到?|章节|条款|第|§|[=>~]=|@)"
+    r"[ :.\"'“=]*(?:to )?$"
+)
+_VERSION_AFTER = re.compile(r"(?i)\s?(?:版本?|节|章|条|(?:version|release|build|section)\b)")
+_ADDRESS_WORD = re.compile(
+    r"(?i)(?<![a-z])(?:ips?|ipv4|address\w*|hosts?|servers?|ping|dns|subnets?|gateways?|routers?|connect\w*|network\w*|ssh|https?|ftp"
+    r"|vpn|proxy|firewalls?|nodes?|logs?|login|logged|nameservers?|clients?|machines?)(?![a-z])|网|地址|服务器|主机|端口|路由|连接|登录"
+)
+_LARGEST_OF_SECTIONS = 40  # 8.8.4.4 and 1.2.3.4 are more often sections than machines
 
 
 def _ip_addresses(text: str) -> Iterator[Span]:
@@ -365,8 +306,14 @@ def _ip_addresses(text: str) -> Iterator[Span]:
         # These name no machine of anybody: this host, a network mask.
         if address.is_loopback or address.is_unspecified or match[0].startswith("255."):
             continue
-        if not _VERSION_BEFORE.search(text[max(0, match.start() - 12) : match.start()]):
-            yield match.span()
+        start, end = match.span()
+        if _VERSION_BEFORE.search(text[max(0, start - 24) : start]) or _VERSION_AFTER.match(text, end):
+            continue
+        if max(map(int, match[0].split("."))) <= _LARGEST_OF_SECTIONS:
+            around = f"{text[max(0, start - 60) : start]} | {text[end : end + 40]}"
+            if not (_ADDRESS_WORD.search(around) or re.match(r":\d|/\d", text[end : end + 2])):
+                continue
+        yield start, end
     for match in _IPV6.finditer(text):
         try:
             IPv6Address(match[0])
@@ -378,14 +325,16 @@ def _ip_addresses(text: str) -> Iterator[Span]:
 # --- all together -------------------------------------------------------------------------------------------------------
 
 _FINDERS: dict[str, Callable[[str], Iterator[Span]]] = {
-    "secret": _secrets,
+    "secret": secrets,
+    "secret_shape": key_shapes,
     "email": _emails,
     "chinese_id": _chinese_ids,
     "bank_card": _bank_cards,
+    "any_bank_card": _any_bank_cards,
     "phone": _phones,
     "ip_address": _ip_addresses,
 }
-_NUMBER_KINDS = frozenset({"chinese_id", "bank_card", "phone"})
+_NUMBER_KINDS = frozenset({"chinese_id", "bank_card", "any_bank_card", "phone"})
 
 
 def find(text: str, kinds: Sequence[str] = KINDS) -> list[tuple[str, int, int]]:
@@ -393,13 +342,13 @@ def find(text: str, kinds: Sequence[str] = KINDS) -> list[tuple[str, int, int]]:
     taken: list[tuple[str, int, int]] = []
     covered = bytearray(len(text))
     has_number = _LONG_NUMBER.search(text) is not None
-    for kind in KINDS:
+    for kind, finder in _FINDERS.items():
         if kind not in kinds or (kind in _NUMBER_KINDS and not has_number):
             continue
-        for start, end in _FINDERS[kind](text):
+        for start, end in finder(text):
             if not any(covered[start:end]):
                 covered[start:end] = b"\1" * (end - start)
-                taken.append((kind, start, end))
+                taken.append((_AS.get(kind, kind), start, end))
     return sorted(taken, key=lambda item: item[1])
 
 

@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from typing import Any
 
+import numpy as np
+
 from pipeline.data.cleaning.protected import unprotected
 from pipeline.data.cleaning.step import Result, short
 from pipeline.data.conversations import Conversation, Rejected
@@ -18,18 +20,40 @@ _RUNNING_CHARACTER = re.compile(
 )  # lines are drawn with those; digits are written out
 _FEWEST_WORDS = 100  # below, a chorus or a list of options is no loop
 _SAME_LINES = 100
+ROUNDS = 4  # without a pause: three times is emphasis, or a refrain
+OFTEN = 16  # anywhere in a text: a month in each line of a year comes twelve times
 
 
-def repeated_part(text: str, ngram: int) -> float:
-    """Part (0..1) of the word n-grams of a text that repeat earlier ones; a CJK character counts as a word.
+def looping_part(text: str, ngram: int) -> float:
+    """Part (0..1) of the words of a text that go in circles; a CJK character counts as a word.
 
-    Code is left out: it repeats by nature. 0 for a text of fewer than 100 words.
+    A word does so that lies in a block said ``ROUNDS`` times or more without a pause, or in a word n-gram that occurs ``OFTEN``
+    times or more. A chorus, a plan with the same exercise each day, the code before and after a change come back too, but not
+    so often, or not at once. Code is left out: it repeats by nature. 0 for a text of fewer than 100 words.
     """
     words = _WORD.findall(unprotected(text))
     if len(words) < max(_FEWEST_WORDS, ngram):
         return 0.0
     grams = list(zip(*(words[shift:] for shift in range(ngram)), strict=False))
-    return 1 - len(set(grams)) / len(grams)
+    counts = Counter(grams)
+    if len(counts) == len(grams):
+        return 0.0
+    looping = np.zeros(len(words) + 1, np.int32)  # +1 where a looping stretch begins, -1 behind its end
+    last: dict[tuple[str, ...], int] = {}
+    period = start = 0  # of the stretch that repeats what stood ``period`` words before it
+    for place, gram in enumerate([*grams, ()]):
+        if gram and counts[gram] >= OFTEN:
+            looping[place] += 1
+            looping[place + ngram] -= 1
+        distance = place - last.get(gram, place)
+        last[gram] = place
+        if distance != period or not gram:
+            length = place - start + ngram - 1 + period  # the stretch with the block that it repeats
+            if period and length >= ROUNDS * period:
+                looping[start - period] += 1
+                looping[start - period + length] -= 1
+            period, start = distance, place
+    return float((looping.cumsum()[:-1] > 0).mean())
 
 
 def _runs(text: str) -> str:
@@ -55,7 +79,7 @@ def step_repetition(conversation: Conversation, row: dict[str, Any], setting: Re
             text = message.get(key) or ""
             if run := _runs(text):
                 raise Rejected("repetitive", f"message {index}, {name}: {run}")
-            if (part := repeated_part(text, setting.ngram)) > setting.at_most:
-                seen = f"{part:.0%} of the {setting.ngram}-grams repeat, at most {setting.at_most:.0%}"
+            if (part := looping_part(text, setting.ngram)) > setting.at_most:
+                seen = f"{part:.0%} of the words go in circles, at most {setting.at_most:.0%}"
                 raise Rejected("repetitive", f"message {index}, {name}: {seen}: {short(text)}")
     return None
