@@ -49,7 +49,8 @@ _CALLED_SECRET = re.compile(
 )
 _SECRET_WORDS = ("pass", "pwd", "key", "token", "secret", "密码", "口令", "密钥", "令牌")
 _PLACEHOLDER = re.compile(
-    r"(?i)^(?:[<\[{(*$%]|your|my[-_]|x{3,}|\.{3}|example|sample|placeholder|change|insert|enter|none|null|true|false|env\b|os\.|process\.)"
+    r"(?i)^(?:[<\[{(*$%]|your|my[-_]|x{3,}|\.{3}|example|sample|placeholder|change|insert|enter|none|null|true"
+    r"|false|env\b|os\.|process\.)"
     r"|x{4,}|\*{3,}|[(\[{]|::|your[-_]"
 )
 

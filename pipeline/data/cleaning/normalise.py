@@ -27,7 +27,8 @@ _COMBINED = re.compile(
 _MOJIBAKE = re.compile("[\u00c2-\u00d6\u00d8-\u00f4][\u0080-\u00bf\u0152-\u0192\u02c6\u02dc\u2013-\u2122]")
 _ABOUT_ENCODING = re.compile(r"(?i)utf-?8|latin-?1|iso-?8859|cp-?125|windows-125|mojibake|encod|unicode|乱码|编码")
 _SOMETHING_TO_DO = re.compile(
-    f"{_INVISIBLE.pattern}|{_LINE_ENDS.pattern}|[\u00a0\u0300-\u036f]|(?:\n[ \t]*){{3}}\n|\\A\\s*\n|\n\\s*\\Z|{_MOJIBAKE.pattern}"
+    f"{_INVISIBLE.pattern}|{_LINE_ENDS.pattern}|[\u00a0\u0300-\u036f]|(?:\n[ \t]*){{3}}\n|\\A\\s*\n|\n\\s*\\Z"
+    f"|{_MOJIBAKE.pattern}"
 )
 _SPACES_TO_DO = re.compile(r"[ \t]$|  ", re.MULTILINE)
 _PROMPT = re.compile(r"[ \t]*(?:>>>|\.\.\.|[$%>] |In \[\d*\]:)")  # of an interpreter or a shell: code follows

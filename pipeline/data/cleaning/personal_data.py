@@ -72,7 +72,8 @@ _CALCULATION_BEFORE = re.compile(
     r"|[×÷^≈≥≤]|(?<![A-Za-z])[A-Za-z]\s*=|\\[A-Za-z]+\{|[$€£¥])\s*$"
 )
 _CALCULATION_AFTER = re.compile(
-    r"\s*(?:[+*×÷^<>≈≥≤·]\s*[\d(\\]|\*\*\s*\d|=\s*[\d(\-A-Za-z\\]|/\s*\d{1,9}(?!\d)|[×÷^≈%]|\\(?:times|cdot|div|approx|leq?|geq?|%))"
+    r"\s*(?:[+*×÷^<>≈≥≤·]\s*[\d(\\]|\*\*\s*\d|=\s*[\d(\-A-Za-z\\]|/\s*\d{1,9}(?!\d)|[×÷^≈%]|\\(?:times|cdot|div"
+    r"|approx|leq?|geq?|%))"
     r"|\s+-\s+\d{1,9}(?!\d)"
 )
 _OTHER_NUMBER_BEFORE = re.compile(
@@ -285,13 +286,15 @@ def _all_phones(text: str) -> Iterator[Span]:
 _IPV4 = re.compile(r"(?<![A-Za-z0-9])(?<!\d\.)(?:\d{1,3}\.){3}\d{1,3}(?![A-Za-z0-9]|\.\d)")
 _IPV6 = re.compile(r"(?<![A-Za-z0-9:])(?=[0-9A-Fa-f:]*\d)[0-9A-Fa-f]{1,4}(?:::?[0-9A-Fa-f]{1,4}){2,7}(?![A-Za-z0-9:])")
 _VERSION_BEFORE = re.compile(
-    r"(?i)(?:(?<![A-Za-z])(?:versions?|releases?|sections?|chapters?|clauses?|paragraphs?|articles?|appendix|build|firmware|driver"
+    r"(?i)(?:(?<![A-Za-z])(?:versions?|releases?|sections?|chapters?|clauses?|paragraphs?|articles?|appendix"
+    r"|build|firmware|driver"
     r"|update[sd]?|upgrade[sd]?|patch|tables?|figures?|items?|v|ver|rev|sec|fig)|版本号?|固件|升级到?|更新到?|章节|条款|第|§|[=>~]=|@)"
     r"[ :.\"'“=]*(?:to )?$"
 )
 _VERSION_AFTER = re.compile(r"(?i)\s?(?:版本?|节|章|条|(?:version|release|build|section)\b)")
 _ADDRESS_WORD = re.compile(
-    r"(?i)(?<![a-z])(?:ips?|ipv4|address\w*|hosts?|servers?|ping|dns|subnets?|gateways?|routers?|connect\w*|network\w*|ssh|https?|ftp"
+    r"(?i)(?<![a-z])(?:ips?|ipv4|address\w*|hosts?|servers?|ping|dns|subnets?|gateways?|routers?|connect\w*"
+    r"|network\w*|ssh|https?|ftp"
     r"|vpn|proxy|firewalls?|nodes?|logs?|login|logged|nameservers?|clients?|machines?)(?![a-z])|网|地址|服务器|主机|端口|路由|连接|登录"
 )
 _LARGEST_OF_SECTIONS = 40  # 8.8.4.4 and 1.2.3.4 are more often sections than machines
