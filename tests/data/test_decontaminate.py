@@ -169,6 +169,46 @@ def test_overlap_decides():
     assert found(Decontaminator(BENCHMARKS, config(overlap=0.9)), changed) == ""
 
 
+TRADITIONAL = "果園裡有蘋果樹一百二十棵，梨樹比蘋果樹少三十五棵，桃樹是梨樹的兩倍，請問果園裡一共有多少棵樹？"
+
+
+def test_traditional_and_simplified_chinese_are_one(decontaminator):
+    assert "identical" in found(decontaminator, row(TRADITIONAL))
+    assert found(decontaminator, row(TRADITIONAL.replace("一百二十", "九十")))
+    other = Decontaminator([Benchmark("b", [TRADITIONAL, "請問幾歲"], [1, 2])], config())
+    assert "identical" in found(other, row(CHINESE))
+    assert found(other, row("请问几岁？"))  # a short one, compared whole
+    assert found(other, row("他在果園裡種了一棵蘋果樹，每天澆水，三年以後樹上結滿了果子。")) == ""
+
+
+COUNT = "Find the remainder when 1 + 2 + 3 + 4 + 5 + 6 + 7 + 8 + 9 + 10 + 11 + 12 is divided by 7."
+OPENING = "Let a, b and c be positive real numbers such that a + b + c = 9. Find the largest value of abc."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "List the days: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12",
+        "Find all the numbers in 1 2 3 4 5 6 7 8 9 10 11 12 that are prime.",
+        "Let x and y be positive real numbers such that x + 2y = 8. Find the least value of x squared plus y.",
+        "Let a, b and c be positive real numbers such that a + b + c = 12. Show that ab + bc + ca is at most 48.",
+    ],
+)
+def test_counting_and_stock_openings_are_no_overlap(text):
+    assert found(Decontaminator([Benchmark("b", [COUNT, OPENING], [1, 2])], config()), row(text)) == ""
+
+
+@pytest.mark.parametrize("item", [COUNT, OPENING, "1 2 3 4 5 6 7 8", "What is 1 + 2 + 3 + 4 + 5 + 6 + 7 + 8 + 9 + 10?"])
+def test_items_of_numbers_and_stock_words_are_still_found(item):
+    assert found(Decontaminator([Benchmark("b", [item], [1])], config()), row(f"Please: {item} Explain."))
+
+
+def test_the_same_question_with_other_numbers_is_a_copy():
+    both = Decontaminator([Benchmark("b", [COUNT, OPENING], [1, 2])], config())
+    assert found(both, row(OPENING.replace("9", "12")))
+    assert found(both, row(COUNT.replace("by 7", "by 5")))
+
+
 # --- words ------------------------------------------------------------------------------------------------------------
 
 

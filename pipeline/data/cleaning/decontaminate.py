@@ -4,10 +4,16 @@ In: the prompts of benchmarks, and conversations one at a time. Out: nothing for
 benchmark, the item and the overlap for a contaminated one.
 
 Texts are compared as words: Unicode NFKC and case folded, punctuation, Markdown and LaTeX layout left out, numbers
-kept, a CJK character is a word. An item counts as contained where enough of its word n-grams occur in the row. A
-changed name or number, or an inserted word, costs only the n-grams that cross it, so short n-grams find reworded
-copies that longer ones miss. An item of fewer than ``MIN_WORDS`` words ("Compute $7 * 8$." has three) is compared with
-whole user messages instead, signs included. Measured with the prompts of GSM8K (test) and IFEval as items, on changed
+kept, a CJK character is a word, traditional ones as simplified ones (by OpenCC, character by character). An item
+counts as contained where enough of its word n-grams occur in the row. A changed name or number, or an inserted word,
+costs only the n-grams that cross it, so short n-grams find reworded copies that longer ones miss. An item of fewer than
+``MIN_WORDS`` words ("Compute $7 * 8$." has three) is compared with whole user messages instead, signs included.
+
+What any two texts may have in common is no overlap: n-grams that only count ("1, 2, 3, 4, 5") are left out, and as many as
+``overlap`` asks for must be found also among the n-grams with a word of their own. "Let a, b and c be positive real numbers
+such that" opens a hundred problems, and all its words are ``STOCK``.
+
+Measured with the prompts of GSM8K (test) and IFEval as items, on changed
 copies of them and on GSM8K's training questions, which are of one style with the test questions but others:
 
     n, overlap   one number changed   all numbers   names   a tenth of the words: inserted, left out   rejected rows
@@ -24,7 +30,9 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -44,7 +52,9 @@ PROMPT_COLUMNS = ("question", "problem", "prompt", "instruction", "query", "inpu
 MIN_FOUND = 8
 # An item with fewer words is not looked for inside a text: "Hi" stands in every other row.
 MIN_WORDS = 4
-_VERSION = 2  # of the comparison: part of the key, so that a change here is never served from a cache
+# Where an item has no word of its own, it is a copy only if nearly all of it is found.
+ALL_STOCK = 0.8
+_VERSION = 3  # of the comparison: part of the key, so that a change here is never served from a cache
 
 Words = NDArray[np.uint64]
 
@@ -124,6 +134,49 @@ _LAYOUT = re.compile(
 )
 
 
+# Words of which openings, questions and settings of mathematics are made, and of nothing else by themselves.
+STOCK = frozenset(
+    "a an the of and or is are be was were for such that with in on to if then where when from by as at it its this these all "
+    "any each every both no not let suppose given consider assume define defined denote find determine compute calculate "
+    "evaluate solve prove show simplify express what which how many much value values number numbers integer integers real natural "
+    "rational complex prime primes even odd positive negative nonnegative non zero distinct consecutive different sum product "
+    "difference quotient ratio average mean largest smallest greatest least maximum minimum maximal minimal possible total "
+    "exactly function functions equation equations expression polynomial solution solutions root roots satisfying satisfies "
+    "satisfy there exist exists digit digits less more than greater equal equals divided remainder common divisor multiple have "
+    "has can will do does following question answer problem please explain write give your you must should step".split()
+) | frozenset(
+    "已知设为正负实整自然有理数且满足若则当求的值最大小是在中函有个与和或于等不几多少什么下列哪一项正确错误选出请问题目其中所有存使得到共"
+)
+
+
+def _only_counts(gram: tuple[str, ...]) -> bool:
+    """Numbers alone, or three that follow one another: nobody is asked anything by them."""
+    if all(word.isdecimal() for word in gram):
+        return True
+    run = 1
+    for one, other in pairwise(gram):
+        follows = one.isdecimal() and other.isdecimal() and len(other) < 7 and int(other) == int(one[-7:]) + 1
+        run = run + 1 if follows else 1
+        if run == 3:
+            return True
+    return False
+
+
+def _has_own_word(gram: tuple[str, ...]) -> bool:
+    return any(word not in STOCK and not word.isdecimal() and not (len(word) == 1 and word.isascii()) for word in gram)
+
+
+@lru_cache(maxsize=1)
+def _simplified() -> dict[int, str]:
+    """Traditional character → simplified, for ``str.translate``; one by one, since a word is a character here."""
+    import opencc
+
+    blocks = ((0x3400, 0x4DC0), (0x4E00, 0xA000), (0xF900, 0xFB00), (0x20000, 0x2FA20))
+    characters = [chr(code) for block in blocks for code in range(*block)]
+    converted = opencc.OpenCC("t2s").convert("\n".join(characters)).split("\n")
+    return {ord(c): new for c, new in zip(characters, converted, strict=True) if c != new and len(new) == 1}
+
+
 def words(text: str) -> list[str]:
     """The words of a text as they are compared.
 
@@ -139,6 +192,10 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.casefold().replace("'", ""))
 
 
+def _simplified_words(text: str) -> list[str]:
+    return words(text if text.isascii() else text.translate(_simplified()))
+
+
 _FRACTION = re.compile(r"\\[dt]frac(?![a-zA-Z])")
 _SPACE_AND_DOLLARS = re.compile(r"[\s$]+")
 
@@ -150,6 +207,8 @@ def whole(text: str) -> str:
     ('compute7*8', 'compute7+8')
     """
     text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold()
+    if not text.isascii():
+        text = text.translate(_simplified())
     text = _SPACE_AND_DOLLARS.sub("", _FRACTION.sub(r"\\frac", text)).strip(".?!。:\"'“”")
     return text if any(map(str.isalnum, text)) else ""
 
@@ -189,16 +248,21 @@ class Decontaminator:
 
     def _index(self) -> None:
         n = self.settings.ngram
-        texts = [words(prompt) for benchmark in self.benchmarks for prompt in benchmark.prompts]
+        texts = [_simplified_words(prompt) for benchmark in self.benchmarks for prompt in benchmark.prompts]
         # Only words of the benchmarks get a hash of their own. All others share that of "", which is in no item.
         self._vocabulary = {word: i for i, word in enumerate(["", *sorted({w for text in texts for w in text})])}
         digests = b"".join(blake2b(word.encode(), digest_size=8).digest() for word in self._vocabulary)
         self._hashes = np.frombuffer(digests, "<u8").astype(np.uint64)
+        if any(not word.isascii() for word in self._vocabulary):  # traditional ones are the same words
+            for code, simple in _simplified().items():
+                if simple in self._vocabulary:
+                    self._vocabulary.setdefault(chr(code), self._vocabulary[simple])
         longest = 4096
         self._power, self._inverse_power = _powers(_BASE, longest), _powers(_INVERSE, longest)
 
-        grams, owners = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)]
+        grams, owners, own = [np.zeros(0, np.uint64)], [np.zeros(0, np.int32)], [np.zeros(0, bool)]
         self._needed = np.ones(len(texts), np.int32)
+        self._needed_own = np.zeros(len(texts), np.int32)
         short = set()
         self._whole: dict[str, int] = {}
         self.too_short = 0
@@ -213,15 +277,20 @@ class Decontaminator:
             length = min(n, len(text))  # an item of fewer than n words is one n-gram of its own length
             if length < n:
                 short.add(length)
-            found = np.unique(self._grams(self._hash(text), length))
+            found, has_own_word = self._telling(text, length)
             self._needed[item] = max(math.ceil(self.settings.overlap * len(found)), min(len(found), MIN_FOUND))
+            if has_own_word.any():
+                self._needed_own[item] = math.ceil(self.settings.overlap * has_own_word.sum())
+            else:
+                self._needed[item] = max(self._needed[item], math.ceil(ALL_STOCK * len(found)))
             grams.append(found)
             owners.append(np.full(len(found), item, np.int32))
+            own.append(has_own_word)
         self._longest_whole = max(map(len, self._whole), default=0)
         self._short = sorted(short)
         all_grams, all_owners = np.concatenate(grams), np.concatenate(owners)
         order = np.argsort(all_grams, kind="stable")
-        self._owners = all_owners[order]
+        self._owners, self._own = all_owners[order], np.concatenate(own)[order]
         self._sorted, starts = np.unique(all_grams[order], return_index=True)
         self._starts = np.append(starts, len(order))
         self._sizes = np.bincount(all_owners, minlength=len(texts))
@@ -230,6 +299,16 @@ class Decontaminator:
         self._shift = np.uint64(_BITS - bits)
         self._table = np.zeros(1 << bits, bool)
         self._table[self._sorted >> self._shift] = True
+
+    def _telling(self, text: list[str], length: int) -> tuple[Words, NDArray[np.bool_]]:
+        """The different n-grams of an item, and which have a word of their own; if some do, those that only count are left out."""
+        tuples = [tuple(text[start : start + length]) for start in range(len(text) - length + 1)]
+        found, first = np.unique(self._grams(self._hash(text), length), return_index=True)
+        own = np.array([_has_own_word(tuples[place]) for place in first])
+        telling = np.array([not _only_counts(tuples[place]) for place in first])
+        if not (telling & own).any():
+            return found, own & telling
+        return found[telling], own[telling]
 
     def _hash(self, text: list[str]) -> Words:
         """Hashes of words, (len(text),)."""
@@ -288,9 +367,11 @@ class Decontaminator:
         found = self._find(np.concatenate(grams))
         if not len(found):
             return
-        owners = np.concatenate([self._owners[self._starts[g] : self._starts[g + 1]] for g in found])
+        places = np.concatenate([np.arange(self._starts[g], self._starts[g + 1]) for g in found])
+        owners = self._owners[places]
         counts = np.bincount(owners, minlength=len(self._items))
-        over = np.flatnonzero(counts >= self._needed)
+        own = np.bincount(owners[self._own[places]], minlength=len(self._items))
+        over = np.flatnonzero((counts >= self._needed) & (own >= self._needed_own))
         if len(over):
             best = over[np.argmax(counts[over] / self._sizes[over])]
             raise Rejected("contaminated", self._describe(int(best), int(counts[best]), asked, rest))
@@ -298,8 +379,8 @@ class Decontaminator:
     def _describe(self, item: int, count: int, asked: list[str], rest: list[str]) -> str:
         b, i = self._items[item]
         benchmark = self.benchmarks[b]
-        wanted = words(benchmark.prompts[i])
-        texts = [words(text) for text in asked + rest]
+        wanted = _simplified_words(benchmark.prompts[i])
+        texts = [_simplified_words(text) for text in asked + rest]
         inside = f" {' '.join(wanted)} "
         if wanted in texts:
             kind = "identical"

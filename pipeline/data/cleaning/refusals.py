@@ -100,7 +100,7 @@ _HELP_LENGTH = 40  # characters of help that make an answer more than a refusal;
 
 
 def _help(text: str) -> int:
-    """Length of what in a text is said in earnest, without offers and advice to ask elsewhere; a CJK character counts for three."""
+    """Length of what is said in earnest, without offers and advice to ask elsewhere; a CJK character counts for three."""
     kept = [part for part in _SENTENCES.findall(text) if not _NO_HELP.search(part)]
     return sum(len(part.strip()) + 2 * len(HAN.findall(part)) for part in kept)
 
