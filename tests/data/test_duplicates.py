@@ -34,7 +34,7 @@ from pipeline.data.cleaning.duplicates import (
 from pipeline.data.conversations import Conversation, Rejected
 from pipeline.settings import NearDuplicates
 
-FURTHER = 24  # 32-bit words beside slots and numbers: 64 bytes of the answers, 16 half-words of the edges
+FURTHER = 25  # 32-bit words beside slots and numbers: 64 bytes of the answers, 16 half-words of the edges
 NO_KEYS = np.empty((0, 16), np.uint8)
 
 
@@ -176,7 +176,7 @@ def test_signatures_have_not_changed() -> None:
     answer = [2928891166, 3732420529, 1531961321, 3283615587, 3278285589, 1072643326, 1981807994, 485928838]
     answer += [1186681185, 1531834728, 3826826828, 749603702, 147453012, 59747497, 1295315514, 3653462116]
     edge = [991043459, 2509013901, 3513559180, 60745]
-    assert signature.tolist() == [[*whole, *answer, *edge, *edge, 1129867273]]
+    assert signature.tolist() == [[*whole, *answer, *edge, *edge, 3329196892, 1129867273]]
 
 
 def test_a_signature_depends_neither_on_its_batch_nor_on_the_process() -> None:
@@ -346,6 +346,16 @@ def test_one_word_of_a_short_answer_is_another_answer(other: str, tmp_path: Path
     assert _found(tmp_path, [chat(question, answer), chat(f"{question} then", answer)]).of.tolist() == [-1, 0]
 
 
+@pytest.mark.parametrize("length", [1, 7, 8, 20, 31, 40, 100])
+def test_another_answer_to_the_same_question_is_another_row(length: int, tmp_path: Path) -> None:
+    """A third of the answer is other words; the question is long, so that the whole texts are alike."""
+    question, answer = " ".join(words(2000)), words(length, 1)
+    other = [*answer[: length - length // 3 - 1], *words(length // 3 + 1, 2)]
+    assert _stay(_found(tmp_path, [chat(question, " ".join(answer)), chat(question, " ".join(other))]))
+    again = _found(tmp_path, [chat(question, " ".join(answer)), chat(question, f" {' '.join(answer).upper()}! ")])
+    assert again.of.tolist() == [-1, 0]
+
+
 def test_the_answer_is_all_that_the_assistant_says(tmp_path: Path) -> None:
     """Reasoning, every turn and the tool calls; what a tool says is not."""
     question = {"role": "user", "content": " ".join(words(400))}
@@ -396,7 +406,8 @@ def test_a_duplicate_on_a_shared_text_is_bound_to_its_own_row_only(tmp_path: Pat
     context = " ".join(words(400))
     rows = [chat(f"{context} {' '.join(words(12, n))}", " ".join(words(30, 100 + n))) for n in range(10)]
     answer = rows[4].messages[1]["content"].split()
-    found = _found(tmp_path, [*rows, chat(rows[4].messages[0]["content"], _changed(answer, 7))])
+    question = rows[4].messages[0]["content"].split()
+    found = _found(tmp_path, [*rows, chat(_changed(question, 200), _changed(answer, 7))])
     assert found.of.tolist() == [-1] * 10 + [4]
     assert found.group.tolist() == [*range(10), 4]
 

@@ -136,14 +136,15 @@ _LAYOUT = re.compile(
 
 # Words of which openings, questions and settings of mathematics are made, and of nothing else by themselves.
 STOCK = frozenset(
-    "a an the of and or is are be was were for such that with in on to if then where when from by as at it its this these all "
-    "any each every both no not let suppose given consider assume define defined denote find determine compute calculate "
-    "evaluate solve prove show simplify express what which how many much value values number numbers integer integers real natural "
-    "rational complex prime primes even odd positive negative nonnegative non zero distinct consecutive different sum product "
-    "difference quotient ratio average mean largest smallest greatest least maximum minimum maximal minimal possible total "
-    "exactly function functions equation equations expression polynomial solution solutions root roots satisfying satisfies "
-    "satisfy there exist exists digit digits less more than greater equal equals divided remainder common divisor multiple have "
-    "has can will do does following question answer problem please explain write give your you must should step".split()
+    "a an the of and or is are be was were for such that with in on to if then where when from by as at it its this "
+    "these all any each every both no not let suppose given consider assume define defined denote find determine "
+    "compute calculate evaluate solve prove show simplify express what which how many much value values number "
+    "numbers integer integers real natural rational complex prime primes even odd positive negative nonnegative non "
+    "zero distinct consecutive different sum product difference quotient ratio average mean largest smallest greatest "
+    "least maximum minimum maximal minimal possible total exactly function functions equation equations expression "
+    "polynomial solution solutions root roots satisfying satisfies satisfy there exist exists digit digits less more "
+    "than greater equal equals divided remainder common divisor multiple have has can will do does following question "
+    "answer problem please explain write give your you must should step".split()
 ) | frozenset(
     "已知设为正负实整自然有理数且满足若则当求的值最大小是在中函有个与和或于等不几多少什么下列哪一项正确错误选出请问题目其中所有存使得到共"
 )
@@ -301,7 +302,7 @@ class Decontaminator:
         self._table[self._sorted >> self._shift] = True
 
     def _telling(self, text: list[str], length: int) -> tuple[Words, NDArray[np.bool_]]:
-        """The different n-grams of an item, and which have a word of their own; if some do, those that only count are left out."""
+        """The different n-grams of an item, and which have a word of their own; if some do, none that only counts."""
         tuples = [tuple(text[start : start + length]) for start in range(len(text) - length + 1)]
         found, first = np.unique(self._grams(self._hash(text), length), return_index=True)
         own = np.array([_has_own_word(tuples[place]) for place in first])

@@ -13,7 +13,8 @@ Numbers decide. Two long problems that differ in one number share more than 0.8 
 problems. So near-duplicates must have the same numbers and operators in their user turns, in the same order.
 
 What rows share without being alike does not decide. System messages and tools are left out. Two questions about one long
-text share nearly all their words too, so the answers must be alike for themselves; and where the answers are short, as
+text share nearly all their words too, so the answers must be alike for themselves, and the more so where the question is
+the very same: another answer makes another row. Where the answers are short, as
 "Yes." is to many questions, so must be the words that the user begins and ends with (see ``alike``).
 """
 
@@ -45,6 +46,8 @@ BATCH = 256  # texts hashed at once; no result depends on it
 ANSWER_SLOTS = 64  # one byte each
 ANSWERS_ALIKE = 0.45  # Jaccard index of the words and pairs of words: two words of eight changed still reach it, in
 # the median 0.58; two halves of one answer (every other sentence) do in at most 0.2 % (Alpaca, GSM8K)
+SAME_QUESTION_ALIKE = 0.8  # what they must reach after the same question; short ones must be the same
+SAME_ANSWER = 0.97  # estimated similarity of answers that are the same: one slot of 64 may differ
 WHOLE_ANSWER = 8  # an answer of fewer words is equal or another one: a label is a single word
 SHORT_ANSWER = 32  # below so many words the user's first and last words are compared as well
 EDGE = 8  # words at the beginning, and as many at the end, of what the user says; 2 bytes each
@@ -179,7 +182,8 @@ class Signer:
 
     A signature is ``width`` 32-bit words: ``permutations`` bytes, one a slot (filled up to whole words); ANSWER_SLOTS
     bytes for the assistant's lines alone; EDGE + EDGE half-words, the hashes of the first and the last words of the
-    user's lines; a hash of the user's numbers. The same text has the same signature on every machine and in every batch.
+    user's lines; a hash of all their words; a hash of the user's numbers. The same text has the same signature on
+    every machine and in every batch.
     """
 
     def __init__(self, settings: NearDuplicates):
@@ -202,6 +206,7 @@ class Signer:
             whole = [row if len(row) >= WHOLE_ANSWER else [" ".join(row)] for row in answered]
             answers[here] = self._digest(whole, (1, 2), ANSWER_SLOTS)
             edges[here] = [self._edges(q, a) for q, a in zip(asked, answered, strict=True)]
+            result[here, -2] = [zlib.crc32(" ".join(q).encode()) for q in asked]
             result[here, -1] = [_numbers(text) for text in batch]
         return result
 
@@ -259,8 +264,8 @@ def _words_of(text: str) -> tuple[list[str], list[str], list[str]]:
 
 
 def signature_width(settings: NearDuplicates) -> int:
-    """Length of a signature in 32-bit words, see ``Signer``: 89 with 256 permutations."""
-    return math.ceil(settings.permutations / 4) + ANSWER_SLOTS // 4 + EDGE + 1
+    """Length of a signature in 32-bit words, see ``Signer``: 90 with 256 permutations."""
+    return math.ceil(settings.permutations / 4) + ANSWER_SLOTS // 4 + EDGE + 2
 
 
 def _parts(signatures: np.ndarray, settings: NearDuplicates) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -285,13 +290,19 @@ def alike(own: np.ndarray, others: np.ndarray, settings: NearDuplicates) -> tupl
     - the numbers of the user's turns are the same;
     - the answers (everything of the assistant, with reasoning and calls) have an estimated similarity of 0.45 by words
       and pairs of words, or of the threshold if that is lower; those of fewer than 8 words are the same;
+    - after the same question (the user's words, all of them) the answers have a similarity of 0.8; those of fewer than 32
+      words are the same;
     - where both answers are shorter than 32 words: of the user's first 8 words 0.7 are the same, and of the last 8.
     """
     slots, answers, edges = _parts(others, settings)
     own_slots, own_answers, own_edges = _parts(own, settings)
     similarity = _estimate(own_slots, slots)
     result = (similarity >= settings.threshold) & (own[:, -4:] == others[:, -4:]).all(axis=1)
-    result &= _estimate(own_answers, answers) >= min(ANSWERS_ALIKE, settings.threshold)
+    answers_alike = _estimate(own_answers, answers)
+    short = (own_edges > 0).any() & (edges > 0).any(axis=1)
+    same_question = (own[:, -8:-4] == others[:, -8:-4]).all(axis=1)
+    needed = np.where(short, SAME_ANSWER, min(SAME_QUESTION_ALIKE, settings.threshold))
+    result &= answers_alike >= np.where(same_question, needed, min(ANSWERS_ALIKE, settings.threshold))
     for part in (slice(EDGE), slice(EDGE, None)):
         one, other = own_edges[:, part], edges[:, part]
         sizes = (one > 0).sum(axis=1), (other > 0).sum(axis=1)
