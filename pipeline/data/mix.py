@@ -30,6 +30,7 @@ from pipeline.data.chat_format import ChatFormat, Turns
 from pipeline.data.pools import Pool, build_pools, example_table, require_usable
 from pipeline.data.prepare import TooLong, json_line
 from pipeline.data.screen import Screened, screen
+from pipeline.data.taken import warnings_of_steps
 from pipeline.settings import UNITS, Recipe, SourceSettings
 
 if TYPE_CHECKING:
@@ -274,6 +275,7 @@ def build_mix(
         "warnings": [
             *_warnings_of_split(recipe, screened, validation_fraction),
             *_warnings_of_shares(recipe, sources),
+            *warnings_of_steps(sources),
         ],
     }
     return Mix(train.part, validation.part, partial(_rejected, pools, screened), manifest)

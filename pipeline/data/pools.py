@@ -307,7 +307,7 @@ def example_table(pools: Sequence[Pool], numbers: np.ndarray, examples: np.ndarr
 
 # --- building -----------------------------------------------------------------------------------------------------------
 
-AFTER_POOLS = ("describe", "lengths", "mix", "screen")  # modules of this wing that take pools, and make none
+AFTER_POOLS = ("describe", "lengths", "mix", "screen", "taken")  # modules of this wing that take pools, and make none
 # What reads, cleans, augments, signs and tokenises a row, with the libraries that these rely on for it.
 _LIBRARIES = (
     *(

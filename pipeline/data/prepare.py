@@ -37,7 +37,7 @@ from pipeline.settings import CleanSettings, NearDuplicates, SourceSettings
 
 TooLong = Literal["drop", "cut"]
 CHUNK = 512  # rows that are tokenised in one batch; no result depends on it
-EXAMPLES = 3  # of what a step took or changed, kept for the manifest
+EXAMPLES = 5  # of what a step took or changed, kept for the manifest
 
 
 @dataclass

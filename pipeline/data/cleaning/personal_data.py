@@ -87,7 +87,7 @@ _OTHER_NUMBER_BEFORE = re.compile(
 # What a problem asks for may have the form of a mobile number; it is named as a result, and has no gaps.
 _RESULT_BEFORE = re.compile(
     r"(?i)(?:(?<![A-Za-z])(?:answer|result|sum|product|difference|quotient|total|value)"
-    r"(?:[ \t]+(?:is|was|equals)(?![A-Za-z])|[ \t]*[:：=])|等于"
+    r"(?: of [a-z ]{1,24})?(?:[ \t]+(?:is|was|equals)(?![A-Za-z])|[ \t]*[:：=])|等于"
     r"|(?:答案|结果|得数|总和|乘积|之和)(?:是|为|[:：=])?"
     r"|(?:^|[^A-Za-z0-9_\"'”’\s\u4e00-\u9fff:：]|\n)[ \t]*=)[ \t]*[*$“\"]{0,3}$"
 )
@@ -95,7 +95,7 @@ _RESULT_BEFORE = re.compile(
 
 def _is_result(text: str, start: int, end: int) -> bool:
     """The answer is 13812345678, 答案是13812345678."""
-    return text[start:end].isdigit() and bool(_RESULT_BEFORE.search(text[max(0, start - 32) : start]))
+    return text[start:end].isdigit() and bool(_RESULT_BEFORE.search(text[max(0, start - 56) : start]))
 
 
 def _in_calculation(text: str, start: int, end: int) -> bool:

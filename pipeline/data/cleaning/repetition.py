@@ -21,6 +21,7 @@ _RUNNING_CHARACTER = re.compile(
 _FEWEST_WORDS = 100  # below, a chorus or a list of options is no loop
 _SAME_LINES = 100
 ROUNDS = 4  # without a pause: three times is emphasis, or a refrain
+_PERIODS = 8  # lengths of blocks that are tried, the likeliest first
 OFTEN = 16  # anywhere in a text: a month in each line of a year comes twelve times
 
 
@@ -38,22 +39,27 @@ def looping_part(text: str, ngram: int) -> float:
     counts = Counter(grams)
     if len(counts) == len(grams):
         return 0.0
-    looping = np.zeros(len(words) + 1, np.int32)  # +1 where a looping stretch begins, -1 behind its end
+    looping = np.zeros(len(words), bool)
+    distances: Counter[int] = Counter()  # to where an n-gram stood before
     last: dict[tuple[str, ...], int] = {}
-    period = start = 0  # of the stretch that repeats what stood ``period`` words before it
-    for place, gram in enumerate([*grams, ()]):
-        if gram and counts[gram] >= OFTEN:
-            looping[place] += 1
-            looping[place + ngram] -= 1
-        distance = place - last.get(gram, place)
-        last[gram] = place
-        if distance != period or not gram:
-            length = place - start + ngram - 1 + period  # the stretch with the block that it repeats
-            if period and length >= ROUNDS * period:
-                looping[start - period] += 1
-                looping[start - period + length] -= 1
-            period, start = distance, place
-    return float((looping.cumsum()[:-1] > 0).mean())
+    for place, gram in enumerate(grams):
+        if counts[gram] > 1:
+            if counts[gram] >= OFTEN:
+                looping[place : place + ngram] = True
+            if gram in last:
+                distances[place - last[gram]] += 1
+            last[gram] = place
+    numbers: dict[str, int] = {}
+    ids = np.array([numbers.setdefault(word, len(numbers)) for word in words])
+    for period, _ in distances.most_common(_PERIODS):
+        if period * ROUNDS > len(ids):
+            continue
+        same = np.concatenate([[False], ids[period:] == ids[:-period], [False]])  # as the word a period before
+        edges = np.flatnonzero(same[1:] != same[:-1])
+        for start, end in zip(edges[::2], edges[1::2], strict=True):
+            if end - start >= (ROUNDS - 1) * period:
+                looping[start : end + period] = True
+    return float(looping.mean())
 
 
 def _runs(text: str) -> str:
