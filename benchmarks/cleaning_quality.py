@@ -91,6 +91,15 @@ def measure(step: str) -> dict[str, Any]:
     }
 
 
+def table(result: dict[str, Any]) -> str:
+    """Markdown for a result of this script."""
+    lines = ["| step | rows | to take | precision | recall |", "|---|--:|--:|--:|--:|"]
+    for step, found in result.items():
+        counts = f"{found['rows']} | {found['to_take']}"
+        lines.append(f"| `{step}` | {counts} | {found['precision']:.3f} | {found['recall']:.3f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument(
@@ -98,9 +107,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     result = {step: measure(step) for step in STEPS}
-    print("| step | rows | to take | precision | recall |\n|---|---|---|---|---|")
-    for step, found in result.items():
-        print(f"| `{step}` | {found['rows']} | {found['to_take']} | {found['precision']:.3f} | {found['recall']:.3f} |")
+    print(table(result))
     for step, found in result.items():
         for row in found["wrong"][:5]:
             print(

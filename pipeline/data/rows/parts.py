@@ -77,11 +77,16 @@ def content_of(value: Any, where: str) -> str:
     if not isinstance(value, list):
         raise Rejected("not_text", f"{where} is {kind_of(value)}, not text")
     for index, part in enumerate(value):
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(_said(part), str):
             kind = part.get("type") if isinstance(part, dict) else None
             seen = f"a part of type {kind[:20]!r}" if isinstance(kind, str) else f"a list with a {kind_of(part)}"
             raise Rejected("not_text", f"{where} holds {seen} (part {index}), not text")
-    return "".join(part["text"] for part in value)
+    return "".join(map(_said, value))
+
+
+def _said(part: dict[str, Any]) -> Any:
+    """What a part of type text says; some tools that export conversations call it ``value``."""
+    return part.get("text", part.get("value"))
 
 
 # C0 control characters but tab, newline and carriage return: none of them is text, most are left from a broken export.
