@@ -71,7 +71,7 @@ def test_loss_and_gradient_are_those_of_all_logits_at_once(
         entropy, divergence = compute()
         (entropy + 0.5 * divergence).backward()
         parts = [p.grad.flatten() for p in tuned.parameters() if p.grad is not None]
-        gradients.append((float(entropy), float(divergence), torch.cat(parts)))
+        gradients.append((float(entropy.detach()), float(divergence.detach()), torch.cat(parts)))
     (e1, d1, g1), (e2, d2, g2) = gradients
     assert (e1, d1) == pytest.approx((e2, d2), rel=1e-4) and d1 > 0.01
     assert torch.allclose(g1, g2, rtol=1e-3, atol=1e-5) and float(g1.abs().max()) > 0
@@ -81,8 +81,12 @@ def test_loss_and_gradient_are_those_of_all_logits_at_once(
 def test_rows_that_are_free_are_not_held(tuned: Any, batch: dict[str, Any]) -> None:
     everything = losses(tuned, {**batch, FLAG: torch.tensor([True] * 3)})
     nothing = losses(tuned, {**batch, FLAG: torch.tensor([False] * 3)})
-    assert float(nothing[1]) == 0 and nothing[2] == 0 and float(everything[1]) > float(losses(tuned, batch)[1]) > 0
-    assert float(nothing[0]) == pytest.approx(float(everything[0]))
+    assert (
+        float(nothing[1].detach()) == 0
+        and nothing[2] == 0
+        and float(everything[1].detach()) > float(losses(tuned, batch)[1].detach()) > 0
+    )
+    assert float(nothing[0].detach()) == pytest.approx(float(everything[0].detach()))
 
 
 def test_the_flag_of_a_row_stays_with_it() -> None:
@@ -155,21 +159,16 @@ def test_the_first_epoch_begins_with_the_first_rows_and_leaves_none_out(
 @pytest.mark.slow
 def test_a_run_that_is_held_moves_less(pipeline_command: Command, tmp_path: Path) -> None:
     """The same rows and steps, with and without the weight: nearer to the base, by what the trainer logs."""
-    short = [
-        "mix.total=200",
-        "training.max_steps=8",
-        "training.logging_steps=8",
-        "training.eval_steps=8",
-        "training.save_steps=8",
-    ]
+    steps = [f"training.{name}=12" for name in ("max_steps", "eval_steps", "save_steps")]
+    short = ["mix.total=200", "training.logging_steps=4", *steps]
     curves = {}
-    for weight in ("0.000001", "5"):
+    for weight in ("0.000001", "100"):
         folder = tmp_path / weight
         pipeline_command("train", "--output-dir", str(folder), sets=[*short, f"training.kl_to_base={weight}"])
         record = json.loads((folder / "training.json").read_text())
         assert record["tokens_per_second"] > record["loss_tokens_per_second"] > 0
         curves[weight] = record["loss"][-1]["kl"]
-    assert 0 < curves["5"] < 0.8 * curves["0.000001"]
+    assert 0 < curves["100"] < 0.6 * curves["0.000001"]
 
 
 def test_methods_without_a_switch_are_refused(tmp_path: Path) -> None:
