@@ -32,12 +32,13 @@ from pipeline.core.files import fingerprint, known_sha256, now, read_json, read_
 from pipeline.core.modes import MODES
 from pipeline.core.processes import first, is_first, is_sharded
 from pipeline.core.redact import masked
-from pipeline.core.versions import installed
+from pipeline.core.versions import import_unsloth, installed
 from pipeline.data.describe import describe_mix, profile_mix
 from pipeline.data.mix import Mix, load_mix, save_mix
 from pipeline.model.config import model_config
 from pipeline.model.dtype import computing_dtype, precision
 from pipeline.model.load import load_model, load_tokenizer, model_location
+from pipeline.model.memory import release
 from pipeline.model.methods import require_fit, weights_files
 from pipeline.model.room import require_context
 from pipeline.settings import Profile, Recipe, load_recipe, parse, read_yaml
@@ -248,8 +249,8 @@ class Run:
 
         if self._model is None or self._tokenizer is None:
             say(f"loading {self.profile.model.name} ({precision(self.profile.model)})")
-            full = self.profile.chosen_method == "full"
-            self._model, self._tokenizer = load_model(self.profile.model, self.profile.seed, full)
+            release()  # a model that went before
+            self._model, self._tokenizer = load_model(self.profile.model, self.profile.seed, self.profile.chosen_method)
         return self._model, self._tokenizer
 
     def model(self, which: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -442,6 +443,8 @@ class Run:
 
     def all(self) -> dict[str, Any]:
         """Every stage in order; finished ones are not repeated."""
+        if not self._path("training.json").exists() or any(self._cells(which) is None for which in ("base", "tuned")):
+            import_unsloth()  # before anything imports transformers, which a tokenizer would
         first("look at the evaluation", self._require_evaluation, lambda: None)
         stages = (
             ("mix", self.data),
