@@ -1,8 +1,8 @@
 """Stand-ins: the shape of a real run with nothing of its weight.
 
-A random Qwen3 with the context of the real ones (40,960 positions) and a tiny width, rows in the exact columns of FineTome-100k and
-OpenMathReasoning, and a few items of each benchmark in its own layout. A real profile is run on them with its own limits, batches,
-sampling and schedule; ``settings`` names all that is changed.
+A random Qwen3 with the context of the real ones (40,960 positions) and a tiny width, rows in the exact columns of
+FineTome-100k and OpenMathReasoning, and a few items of each benchmark in its own layout. A real profile is run on them with
+its own limits, batches, sampling and schedule; ``settings`` names all that is changed.
 """
 
 from __future__ import annotations
@@ -66,7 +66,18 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def make_data(folder: Path, rows: int = 60) -> None:
+def _square(n: int) -> dict[str, Any]:
+    return {
+        "problem": f"What is ${n}^2$?",
+        "solution": f"It is {n * n}.",
+        "answer": str(n * n),
+        "subject": "Algebra",
+        "level": 1,
+        "unique_id": f"own/{n}.json",
+    }
+
+
+def make_data(folder: Path, rows: int = 400) -> None:
     """Write rows and benchmark items: ``finetome/``, ``openmath/``, ``pairs/``, and a folder for each of ``BENCHMARKS``."""
     from pipeline.data.corpora import finetome_like, openmath_like, preference_like
 
@@ -78,9 +89,7 @@ def make_data(folder: Path, rows: int = 60) -> None:
     ]
     _write(folder / "gsm8k" / "test.jsonl", sums[:4])
     _write(folder / "gsm8k" / "train.jsonl", sums[4:])
-    square = lambda n: {"problem": f"What is ${n}^2$?", "solution": f"It is {n * n}.", "answer": str(n * n),
-                        "subject": "Algebra", "level": 1, "unique_id": f"own/{n}.json"}  # fmt: skip # noqa: E731
-    _write(folder / "math_500" / "test.jsonl", [square(n) for n in range(2, 6)])
+    _write(folder / "math_500" / "test.jsonl", [_square(n) for n in range(2, 6)])
     ask = {"prompt": "Say hello without a comma.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
     _write(folder / "ifeval" / "train.jsonl", [{"key": n, **ask, "prompt": f"{n}. {ask['prompt']}"} for n in range(3)])
 
@@ -109,7 +118,7 @@ def settings(folder: Path, profile: str) -> list[str]:
         f"model.name={folder / 'model'}",
         "model.source=local",
         f"recipe={folder / Path(own.recipe).name}",
-        "mix.total=40",
+        "mix.total=300",
         "data.workers=1",
         "training.max_steps=2",
         "training.eval_steps=1",

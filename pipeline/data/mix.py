@@ -457,7 +457,10 @@ def _stored_tables(path: Path) -> Iterator[pyarrow.Table]:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    for batch in parquet.ParquetFile(path).iter_batches(BATCH):
+    file = parquet.ParquetFile(path)
+    if not file.metadata.num_rows:  # a validation split of few rows may be empty; its columns are needed all the same
+        yield file.read()
+    for batch in file.iter_batches(BATCH):
         yield pa.Table.from_batches([batch])
 
 

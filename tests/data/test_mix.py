@@ -164,6 +164,14 @@ def test_a_source_without_a_share_may_have_no_row_at_all(form: ChatFormat, tmp_p
     assert load_mix(tmp_path / "mix").manifest == mix.manifest
 
 
+def test_an_empty_side_has_its_columns_when_it_is_read_again(form: ChatFormat, tmp_path: Path) -> None:
+    """A validation split of few rows may come out empty."""
+    mix = mix_from_recipe(recipe(total=20), form, max_seq_length=512, seed=1, validation_fraction=0)
+    save_mix(mix, tmp_path / "mix")
+    again = load_mix(tmp_path / "mix")
+    assert len(again.validation) == 0 and again.validation.column_names == again.train.column_names
+
+
 def test_empty_and_useless_sources(form: ChatFormat, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
     local = {"source": "local", "rows": None, "format": "alpaca"}
