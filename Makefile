@@ -12,7 +12,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # pip names, package by package, every local index folder that lacks it; that is no news to anyone.
 QUIETLY := 2> >(grep -v "is ignored: it is neither a file nor a directory" >&2)
-TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+TORCH_INDEX := https://download.pytorch.org/whl
+TORCH_CPU_INDEX := $(TORCH_INDEX)/cpu
 
 # The package list: the direct dependencies with an NVIDIA GPU (pip adds CUDA and the rest), the complete list without.
 HAS_GPU := $(shell nvidia-smi >/dev/null 2>&1 && echo yes)
@@ -65,7 +66,9 @@ $(STAMP): $(REQUIREMENTS)
 		echo "make setup needs Python 3.11, 3.12 or 3.13; '$(PYTHON)' is not one. Name it: make setup PYTHON=python3.12" >&2; exit 1; }
 	@$(BIN)/python -c "" 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 ifeq ($(HAS_GPU),yes)
-	@echo "Installing into $(VENV) (NVIDIA GPU found; several GB)"
+	@build=$$($(BIN)/python -m pipeline.core.driver) || exit 1; \
+	echo "Installing into $(VENV) (NVIDIA GPU found; torch$${build:+ $$build}; several GB)"; \
+	test -z "$$build" || $(BIN)/pip install --quiet --index-url "$(TORCH_INDEX)/$$build" "$$(grep '^torch==' requirements.txt)" $(QUIETLY)
 	@$(BIN)/pip install --quiet -r requirements.txt -r requirements-dev.txt $(QUIETLY)
 else
 	@echo "Installing into $(VENV) (no NVIDIA GPU found: the CPU build of torch; about 2 minutes)"

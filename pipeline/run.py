@@ -35,7 +35,7 @@ from pipeline.core.modes import MODES
 from pipeline.core.place import cache_dir
 from pipeline.core.processes import first, is_first, is_sharded
 from pipeline.core.redact import masked
-from pipeline.core.versions import installed
+from pipeline.core.versions import import_unsloth, installed
 from pipeline.data.describe import describe_mix, profile_mix
 from pipeline.data.mix import Mix, load_mix, save_mix
 from pipeline.data.rehearsal.rehearse import copy_to, describe, needs_rehearsal, rehearsed
@@ -46,6 +46,7 @@ from pipeline.model.config import model_config
 from pipeline.model.divergence import has_switch
 from pipeline.model.dtype import computing_dtype, precision
 from pipeline.model.load import base_identity, load_model, load_tokenizer, model_location
+from pipeline.model.memory import release
 from pipeline.model.methods import require_fit, weights_files
 from pipeline.model.room import require_context
 from pipeline.model.thinking_style import thinking_style
@@ -260,8 +261,8 @@ class Run:
 
         if self._model is None or self._tokenizer is None:
             say(f"loading {self.profile.model.name} ({precision(self.profile.model)})")
-            full = self.profile.chosen_method == "full"
-            self._model, self._tokenizer = load_model(self.profile.model, self.profile.seed, full)
+            release()  # a model that went before
+            self._model, self._tokenizer = load_model(self.profile.model, self.profile.seed, self.profile.chosen_method)
         return self._model, self._tokenizer
 
     def model(self, which: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -520,6 +521,8 @@ class Run:
 
     def all(self) -> dict[str, Any]:
         """Every stage in order; finished ones are not repeated."""
+        if not self._path("training.json").exists() or any(self._cells(which) is None for which in ("base", "tuned")):
+            import_unsloth()  # before anything imports transformers, which a tokenizer would
         first("look at the evaluation", self._require_evaluation, lambda: None)
         stages = (
             *([("rehearse", self.rehearse)] if needs_rehearsal(self.recipe) else []),

@@ -18,7 +18,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from pipeline.core import versions
+from pipeline.core import driver, versions
 from pipeline.core.errors import UserError
 from pipeline.core.hubs import HUBS, hub_address, offline
 from pipeline.core.place import ROOT
@@ -85,6 +85,7 @@ def examine(check_network: bool = True) -> dict[str, Any]:
         four_bit,
         model,
         accelerator_check,
+        *_compiler(accelerator),
         bf16,
         *tracker_checks,
         *hub_checks,
@@ -205,13 +206,24 @@ def _accelerator() -> tuple[dict[str, Any], Check]:
         )
     if shutil.which("nvidia-smi") is not None:
         return none, _check(
-            "accelerator",
-            False,
-            f"none that torch {torch.__version__} can use, though nvidia-smi is there",
-            "Look at what `nvidia-smi` prints; if it shows the GPU, remove .venv and run `make setup` again.",
-            False,
+            "accelerator", False, *driver.why_not(torch.__version__, torch.version.cuda), required=False
         )
     return none, _check("accelerator", False, "none: everything runs on the CPU", advice, False)
+
+
+def _compiler(accelerator: dict[str, Any]) -> list[Check]:
+    """Unsloth's kernels are Triton's, which compiles a few lines of C for each when it is first used. None without a GPU."""
+    if accelerator["kind"] != "cuda":
+        return []
+    compiler, headers = driver.compiler(), driver.headers()
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    lacking = [] if compiler else ["a C compiler (gcc or clang; CC names another)"]
+    advice = [] if compiler else ["install gcc"]
+    if headers is None:
+        lacking.append(f"Python.h of Python {python}")
+        advice.append(f"the headers of this Python (python{python}-dev on Debian and Ubuntu, python3-devel on Fedora)")
+    detail = f"missing: {', '.join(lacking)}" if lacking else f"{compiler}, {headers}"
+    return [_check("compiler", not lacking, detail, f"Triton needs it: {' and '.join(advice)}.")]
 
 
 def cpu_flags() -> set[str]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def loader(profile: Profile) -> Load:
     """Loads the profile's base."""
-    return lambda: load_model(profile.model, profile.seed, profile.chosen_method == "full")
+    return lambda: load_model(profile.model, profile.seed, profile.chosen_method)
 
 
 def profile_mix(profile: Profile, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, load: Load | None = None) -> Mix:

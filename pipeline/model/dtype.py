@@ -37,6 +37,18 @@ def computing_dtype(settings: ModelSettings) -> str:
     return "bfloat16" if cpu_has_bfloat16() else "float32"
 
 
+def mixed_precision(settings: ModelSettings) -> dict[str, bool]:
+    """``bf16`` and ``fp16`` of a trainer: as the model computes on a GPU; neither on a CPU.
+
+    float16 has so small a range that gradients are scaled up, and the first steps overflow until the scale has settled.
+    """
+    import torch
+
+    gpu, dtype = torch.cuda.is_available(), computing_dtype(settings)
+    native = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    return {"bf16": native and dtype != "float16", "fp16": gpu and dtype == "float16"}
+
+
 def precision(settings: ModelSettings) -> str:
     """How a base is held and computed, in a word: ``4bit_float32``, ``16bit_bfloat16``, ``32bit_float32``, …"""
     dtype = computing_dtype(settings)

@@ -1,21 +1,24 @@
-"""Load a base and its tokenizer through Unsloth; where they lie is checked before any library tries."""
+"""Load a base and its tokenizer, through Unsloth where the method allows it; where they lie is checked before."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import fingerprint, known_sha256
 from pipeline.core.hubs import require_hub
 from pipeline.core.versions import import_unsloth
+from pipeline.model.config import model_config
 from pipeline.model.dtype import computing_dtype, precision
 from pipeline.model.tokenizer import FastTokenizer, reads
-from pipeline.settings import ModelSettings, locate
+from pipeline.settings import Method, ModelSettings, locate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+VIRTUAL: tuple[Method, ...] = ("prefix", "prompt")  # methods that put something before the prompt
 
 
 def model_location(settings: ModelSettings, weights: bool = True) -> str:
@@ -88,27 +91,44 @@ def load_data_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    settings: ModelSettings, seed: int, full_finetuning: bool = False
+    settings: ModelSettings, seed: int, method: Method = "qlora"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Base model and tokenizer through ``FastLanguageModel``, quantised to NF4 where ``load_in_4bit``.
+    """Base model and tokenizer, quantised to NF4 where ``load_in_4bit``, through what ``method`` is trained with.
 
-    A 16-bit checkpoint is quantised on the fly, a pre-quantised one (``…-bnb-4bit``) is taken as it is.
+    A 16-bit checkpoint is quantised on the fly, a pre-quantised one (``…-bnb-4bit``) is taken as it is. The repository is the
+    one that is named: Unsloth would otherwise load another, pre-quantised one in its place, and drop the revision.
 
     Args:
-        full_finetuning: load for method ``full``: on a GPU Unsloth then takes other code.
+        method: ``prefix`` and ``prompt`` are loaded through transformers alone. On a GPU Unsloth's forward passes take neither
+            virtual tokens nor a prefix: the one trains nothing, without a word, and the other crashes. For ``full``, Unsloth
+            takes other code on a GPU.
 
     Raises:
-        UserError: wrong versions, missing folder, or no way to the hub.
+        UserError: wrong versions, missing folder, or no way to the hub; or a method of the former kind, where Unsloth has loaded
+            a model into this process before.
     """
     location = model_location(settings)
     import_unsloth()
     import torch
-    from unsloth import FastLanguageModel
 
     if settings.cpu_threads:
         torch.set_num_threads(settings.cpu_threads)
-    model, tokenizer = FastLanguageModel.from_pretrained(
+    if method in VIRTUAL:
+        model, tokenizer = _through_transformers(settings, location, method)
+    else:
+        model, tokenizer = _through_unsloth(settings, location, seed, method == "full")
+    if settings.load_in_4bit and model.device.type == "cpu":
+        let_go_of_file(model)
+    return model, tokenizer
+
+
+def _through_unsloth(settings: ModelSettings, location: str, seed: int, full: bool) -> Any:
+    import torch
+    from unsloth import FastLanguageModel
+
+    return FastLanguageModel.from_pretrained(
         model_name=location,
+        use_exact_model_name=True,
         max_seq_length=settings.max_seq_length,
         load_in_4bit=settings.load_in_4bit,
         load_in_16bit=not settings.load_in_4bit,
@@ -116,11 +136,51 @@ def load_model(
         revision=settings.revision,
         random_state=seed,
         # Checkpointing is the trainer's business; with full_finetuning alone the loader would switch it on by itself.
-        **({"full_finetuning": True, "use_gradient_checkpointing": False} if full_finetuning else {}),
+        **({"full_finetuning": True, "use_gradient_checkpointing": False} if full else {}),
     )
-    if settings.load_in_4bit and model.device.type == "cpu":
-        let_go_of_file(model)
+
+
+def _through_transformers(settings: ModelSettings, location: str, method: Method) -> Any:
+    """The same base, with the same quantisation, and with the forward passes of transformers and PEFT."""
+    import torch
+    from peft import PeftModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    if PeftModelForCausalLM.forward.__module__.startswith("unsloth"):
+        raise UserError(
+            f"Method {method} needs the forward pass of PEFT, and Unsloth has loaded a model into this process and put its own "
+            "in that place. Start a new process, or restart the notebook's kernel, and load the model for this method first."
+        )
+    if settings.source == "modelscope":
+        from modelscope import snapshot_download
+
+        location = snapshot_download(settings.name, revision=settings.revision)
+    dtype = getattr(torch, computing_dtype(settings))
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    options = {"quantization_config": four_bit} if settings.load_in_4bit and not _is_quantised(settings) else {}
+    model = AutoModelForCausalLM.from_pretrained(
+        location,
+        revision=settings.revision,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        device_map={"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
+        **options,
+    )
+    model.max_seq_length = settings.max_seq_length
+    for module in model.modules():
+        if hasattr(
+            module, "support_avx512bf16_for_cpu"
+        ):  # bitsandbytes would repack the weights, and they could not be saved
+            module.support_avx512bf16_for_cpu = False
+    tokenizer = AutoTokenizer.from_pretrained(location, revision=settings.revision)
     return model, tokenizer
+
+
+def _is_quantised(settings: ModelSettings) -> bool:
+    """Whether the checkpoint says itself how it is quantised."""
+    return "quantization_config" in (model_config(settings) or {})
 
 
 def let_go_of_file(model: PreTrainedModel) -> None:

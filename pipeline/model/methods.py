@@ -320,12 +320,15 @@ def disk_bytes(folder: Path) -> int:
 # --- loading ------------------------------------------------------------------------------------------------------------
 
 
-def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool = False) -> PreTrainedModel:
+def load_adapter(
+    model: PreTrainedModel, folder: Path, trainable: bool = False, checkpointing: bool = False
+) -> PreTrainedModel:
     """Put what a method trained on its base, for evaluation or, ``trainable``, to be trained further.
 
     Args:
         model: the base, as ``pipeline.model.load.load_model`` loads it. It is changed.
         trainable: of adapters that PEFT loads; the others always are.
+        checkpointing: of gradients, where it is trained further.
 
     Raises:
         UserError: the folder holds no adapter, or one of another base, another vocabulary or another precision.
@@ -342,7 +345,8 @@ def load_adapter(model: PreTrainedModel, folder: Path, trainable: bool = False) 
             "set model.load_in_4bit=false."
         )
     if peft:
-        return _load_peft(model, folder, trainable)
+        loaded = _load_peft(model, folder, trainable)
+        return with_fused_kernels(loaded, checkpointing) if trainable else loaded
     if saved["method"] == "adapter":
         from pipeline.model.bottleneck import add_bottlenecks, load_bottlenecks
 
@@ -380,6 +384,15 @@ def _load_peft(model: PreTrainedModel, folder: Path, trainable: bool) -> PreTrai
             raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"The adapter in {folder} does not fit this base: {reason}") from error
+
+
+def with_fused_kernels(model: PreTrainedModel, checkpointing: bool) -> PreTrainedModel:
+    """Give a LoRA that PEFT loaded what Unsloth's ``get_peft_model`` gives a new one on a GPU: its kernels and checkpointing."""
+    if model.device.type != "cuda" or method_of(model) not in ("lora", "qlora", "rslora"):
+        return model
+    from unsloth import FastLanguageModel
+
+    return FastLanguageModel.patch_peft_model(model, use_gradient_checkpointing="unsloth" if checkpointing else False)
 
 
 def _load_full(model: PreTrainedModel, folder: Path) -> None:

@@ -31,9 +31,11 @@ from pipeline.data.chat_format import ChatFormat
 from pipeline.data.conversations import Rejected
 from pipeline.data.formats import PROMPTS, filled, is_missing, rename
 from pipeline.data.sources import read_rows
+from pipeline.model.config import model_config
 from pipeline.model.decode import end_tokens, generate
 from pipeline.model.form import is_unclosed, judge, split_reply
 from pipeline.model.load import load_tokenizer
+from pipeline.model.room import positions_of
 from pipeline.model.thinking_style import thinking_style
 from pipeline.second.records import GRPOResult
 from pipeline.second.stage import Stage, Which, evaluation_table, require_plain, shown, training_arguments
@@ -142,6 +144,13 @@ class Questions:
     rejected: list[dict[str, Any]] = field(default_factory=list)
 
 
+def room_for(profile: Profile, mode: Mode) -> int:
+    """Tokens of the longest prompt: what the longest reply leaves of the model's positions, ``model.max_seq_length`` at most."""
+    positions = positions_of(model_config(profile.model) or {})
+    most = profile.model.max_seq_length
+    return most if positions is None else min(most, positions - new_tokens(profile, mode))
+
+
 def read_questions(profile: Profile, chat_format: ChatFormat) -> Questions:
     """The questions of the profile's ``grpo`` section, each in the mode that ``thinking_share`` gives it.
 
@@ -154,6 +163,7 @@ def read_questions(profile: Profile, chat_format: ChatFormat) -> Questions:
             "The profile names no questions. Give a file: --set grpo.prompts.source=local --set grpo.prompts.path=FILE."
         )
     require_plain(settings.prompts, "grpo.prompts")
+    room = {mode: room_for(profile, mode) for mode in MODES}
     kept: list[Question] = []
     rejected: list[dict[str, Any]] = []
     rng = np.random.default_rng(profile.seed)
@@ -166,7 +176,7 @@ def read_questions(profile: Profile, chat_format: ChatFormat) -> Questions:
             if row.data is None:
                 raise Rejected(row.reason, row.error)
             data = rename(row.data, settings.prompts.columns) if settings.prompts.columns else row.data
-            kept.append(_question(data, mode, chat_format, profile.model.max_seq_length - new_tokens(profile, mode)))
+            kept.append(_question(data, mode, chat_format, room[mode]))
         except Rejected as why:
             about = {"file": row.file, "line": row.line, "reason": why.reason, "detail": why.detail}
             rejected.append({**about, "row": row.data})

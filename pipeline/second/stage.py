@@ -14,7 +14,6 @@ is not done.
 
 from __future__ import annotations
 
-import gc
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -31,10 +30,22 @@ from pipeline.core.modes import MODES
 from pipeline.core.redact import masked
 from pipeline.core.versions import import_unsloth, installed
 from pipeline.evaluation.cells import finished_cells
+from pipeline.model.config import model_config
+from pipeline.model.dtype import mixed_precision
 from pipeline.model.load import load_model
+from pipeline.model.memory import release
 from pipeline.model.methods import add_method, load_adapter
+from pipeline.model.room import positions_of
 from pipeline.run import Run, open_run
-from pipeline.settings import Profile, RowsSettings, SecondStageSettings, load_profile, load_recipe, read_yaml
+from pipeline.settings import (
+    ModelSettings,
+    Profile,
+    RowsSettings,
+    SecondStageSettings,
+    load_profile,
+    load_recipe,
+    read_yaml,
+)
 from pipeline.settings.compare import affects, differing, masked_keys, shortened
 from pipeline.training.checkpoints import STATE, identity, last_checkpoint
 from pipeline.training.loop import Task, done, run_task
@@ -213,6 +224,17 @@ class Stage:
             return self.own.identity("tuned")
         return self.own.identity("base") if self.start is None else self.start.identity("tuned")
 
+    def model_settings(self) -> ModelSettings:
+        """The profile's; for GRPO with room for a reply behind the longest prompt: Unsloth cuts training rows, too."""
+        settings = self.profile.model
+        if self.kind != "grpo":
+            return settings
+        replies = [getattr(self.profile.evaluation.sampling, mode).max_new_tokens for mode in MODES]
+        wanted = settings.max_seq_length + (self.profile.grpo.max_new_tokens or max(replies))
+        positions = positions_of(model_config(settings) or {})
+        most = wanted if positions is None else max(settings.max_seq_length, min(wanted, positions))
+        return settings.model_copy(update={"max_seq_length": most})
+
     def load(self, which: Which, trainable: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The model before or after, from the disk.
 
@@ -220,12 +242,13 @@ class Stage:
             trainable: ready to be trained further: with the run's adapter, or on a bare base with a new one.
         """
 
-        gc.collect()  # an earlier model of this process, which nobody holds any more
-        model, tokenizer = load_model(self.profile.model, self.profile.seed)
+        release()  # an earlier model of this process
+        model, tokenizer = load_model(self.model_settings(), self.profile.seed, self.profile.chosen_method)
         if which == "after":
             return load_adapter(model, self.folder / "adapter"), tokenizer
         if self.start is not None:
-            return load_adapter(model, self.start.folder / "adapter", trainable), tokenizer
+            adapter, checkpointing = self.start.folder / "adapter", self.profile.training.gradient_checkpointing
+            return load_adapter(model, adapter, trainable, checkpointing), tokenizer
         if trainable:
             model = add_method(model, self.profile)
         return model, tokenizer
@@ -336,7 +359,7 @@ def without_reference(model: PreTrainedModel) -> None:
 
 
 def with_exact_start(model: PreTrainedModel, make_trainer: Callable[[], Any]) -> Any:
-    """Make a trainer of TRL without letting it round the adapter.
+    """Make a trainer of TRL without letting it round the adapter, and with the start as the reference where it needs one.
 
     On a 4-bit base TRL's trainers put the trainable weights into bfloat16, after they have copied them as the reference.
     Training would then start a rounding error away from its reference, and a checkpoint, which is read back as float32,
@@ -344,6 +367,9 @@ def with_exact_start(model: PreTrainedModel, make_trainer: Callable[[], Any]) ->
     """
     before = {name: p.detach().float().clone() for name, p in model.named_parameters() if p.requires_grad}
     trainer = make_trainer()
+    if trainer.needs_reference and "ref" not in model.peft_config:
+        # On a GPU, Unsloth takes TRL's copy out again, and the bare base would be the reference, whatever the start was.
+        model.add_adapter("ref", model.peft_config["default"])
     for name, parameter in model.named_parameters():
         if name in before:
             parameter.data = before[name]
@@ -377,7 +403,7 @@ def training_arguments(
         "report_to": "none",  # pipeline.training.trackers reports
         "seed": profile.seed,
         "data_seed": profile.seed,
-        "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        **mixed_precision(profile.model),
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
 

@@ -34,6 +34,11 @@ ALMOST_CERTAIN = 1e-5  # nats a token below certainty
 class _OneAdapter(StopsInTime):
     section = "preference"
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares with the model as it was at the start."""
+        return True
+
     def _save(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """Leave the frozen reference out of a checkpoint.
 
@@ -77,6 +82,10 @@ class ORPO(_OneAdapter, ORPOTrainer):
         super().__init__(*args, **kwargs)
         whole = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         add_fused_lm_head(whole, outputs=("log_probs", "mean_logits"))
+
+    @property
+    def needs_reference(self) -> bool:
+        return False
 
     def tokenize_row(self, feature: dict[str, Any], model: Any = None) -> dict[str, Any]:
         prompt = feature["prompt_ids"]
@@ -127,6 +136,10 @@ class GRPO(_OneAdapter, GRPOTrainer):
     """GRPOTrainer; it makes its batches itself, so there is none to show when a loss is bad."""
 
     section = "grpo"
+
+    @property
+    def needs_reference(self) -> bool:
+        return bool(self.args.beta)
 
     def _memory_advice(self) -> list[str]:
         advice = []

@@ -25,7 +25,8 @@ from pipeline.core.modes import MODES
 from pipeline.core.versions import import_unsloth
 from pipeline.data.chat_format import ChatFormat
 from pipeline.model.decode import seconds_a_token
-from pipeline.model.load import load_model
+from pipeline.model.load import VIRTUAL, load_model
+from pipeline.model.memory import release
 from pipeline.model.methods import disk_bytes, load_adapter, weights_files
 from pipeline.studies.arms import SweepCell, load_arms, plan_arms
 from pipeline.studies.curve import sweep_table
@@ -130,12 +131,14 @@ def _latency(cell: SweepCell, bases: dict[str, Any]) -> Latency:
     import_unsloth()  # before transformers
 
     settings, seed = cell.profile.model, cell.profile.seed
-    kind = fingerprint(settings.model_dump())
+    method = cell.profile.chosen_method
+    kind = fingerprint(settings.model_dump() | {"virtual": method in VIRTUAL})
     if kind not in bases:
         bases.clear()  # one bare base at a time
-        bases[kind] = load_model(settings, seed)
+        release()
+        bases[kind] = load_model(settings, seed, method)
     base, tokenizer = bases[kind]
-    tuned = load_adapter(load_model(settings, seed)[0], adapter)
+    tuned = load_adapter(load_model(settings, seed, method)[0], adapter)
     form = ChatFormat(tokenizer)
     prompt = form.prompt_ids([{"role": "user", "content": QUESTION}], form.style.modes[0])
     result = compare_latency(base, tuned, tokenizer, prompt)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.processes import size
+from pipeline.model.memory import release
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
     from trl import SFTTrainer
 
@@ -19,14 +20,16 @@ if TYPE_CHECKING:
 class TokenCounter:
     """Counts the tokens that training really sees: all of them without padding, and those with loss.
 
-    It hooks the model's forward pass, so it holds for every sampler, schedule and resumed run.
+    It hooks the model's forward pass, so it holds for every sampler, schedule and resumed run. What is counted stays on the
+    device until somebody asks: to fetch it means to wait for all that the device was given before.
 
     Args:
         tokens, loss_tokens: counted before, where a run is resumed.
     """
 
     def __init__(self, model: PreTrainedModel, tokens: int = 0, loss_tokens: int = 0):
-        self.tokens, self.loss_tokens = tokens, loss_tokens
+        self._tokens: int | torch.Tensor = tokens
+        self._loss_tokens: int | torch.Tensor = loss_tokens
         self._hook = model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, model: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -36,48 +39,57 @@ class TokenCounter:
     def count(self, inputs: Mapping[str, Any]) -> None:
         """Count a batch, for a trainer that passes by the model's own forward pass."""
         mask = inputs.get("attention_mask")
-        self.tokens += int(inputs["input_ids"].numel() if mask is None else mask.sum())
-        self.loss_tokens += int((inputs["labels"] != -100).sum())
+        self._tokens = self._tokens + (inputs["input_ids"].numel() if mask is None else mask.sum())
+        self._loss_tokens = self._loss_tokens + (inputs["labels"] != -100).sum()
+
+    @property
+    def tokens(self) -> int:
+        return int(self._tokens)
+
+    @property
+    def loss_tokens(self) -> int:
+        return int(self._loss_tokens)
 
     def close(self) -> None:
         self._hook.remove()
 
 
 def peak_memory_bytes() -> int:
-    """Peak memory so far, in bytes: reserved on the GPU where there is one, else of this process (resident set)."""
+    """Peak memory in bytes, since a ``MemoryMeter`` was last made where it can set the mark back, else so far.
+
+    Reserved on the GPU where there is one, else of this process (resident set).
+    """
     import torch
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_reserved())
-    import resource
+    try:
+        return _resident("VmHWM")
+    except OSError:
+        import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return max(_earlier_peak, int(peak if sys.platform == "darwin" else peak * 1024))
-
-
-_earlier_peak = 0  # bytes, of this process before a MemoryMeter set the system's own mark back
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
 class MemoryMeter:
     """The most memory in use from now on, above what is in use now: of training, above the base that was loaded before it.
 
-    On a GPU: allocated bytes. On Linux: the resident set, after memory that is free inside the process was given back; the
-    system's mark of the highest is set back (``/proc/self/clear_refs``, see proc(5)). Elsewhere nothing is measured.
+    What nobody holds is freed first, and the marks of the highest are set back, those of ``peak_memory_bytes`` among them. On a
+    GPU: allocated bytes. On Linux: the resident set (``/proc/self/clear_refs``, see proc(5)). Elsewhere nothing is measured.
     """
 
     def __init__(self) -> None:
         import torch
 
-        gc.collect()
+        release()
         self._before = None
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated()
             return
-        global _earlier_peak
         try:
             ctypes.CDLL("libc.so.6").malloc_trim(0)  # of glibc: what was freed would otherwise be used again unseen
-            _earlier_peak = peak_memory_bytes()
             Path("/proc/self/clear_refs").write_text("5")
             self._before = _resident("VmRSS")
         except (OSError, AttributeError):

@@ -17,6 +17,7 @@ from pipeline.core.console import say
 from pipeline.core.errors import UserError
 from pipeline.core.processes import size
 from pipeline.data.mix import Mix
+from pipeline.model.dtype import mixed_precision
 from pipeline.model.load import name_base
 from pipeline.model.methods import add_adapter as add_adapter  # of this step, too
 from pipeline.model.methods import add_method, finish
@@ -74,12 +75,13 @@ def sft_config(profile: Profile, output_dir: Path, has_validation: bool) -> SFTC
         report_to="none",  # pipeline.training.trackers reports
         seed=profile.seed,
         data_seed=profile.seed,
-        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        **mixed_precision(profile.model),
         dataloader_pin_memory=torch.cuda.is_available(),
         packing=False,
-        **(
-            {"padding_free": False} if t.kl_to_base else {}
-        ),  # rows stay rows, so that each can be held to the base or not
+        # Left open, Unsloth joins the rows of a batch into one on a GPU: without the mask that virtual tokens need, and with
+        # a validation loss that cannot be compared with that of another machine. And rows stay rows,
+        # so that each can be held to the base or not (kl_to_base).
+        padding_free=False,
         remove_unused_columns=True,
     )
 

@@ -7,10 +7,10 @@ Import it after unsloth, which replaces parts of TRL.
 from __future__ import annotations
 
 import contextlib
-import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from pipeline.model.memory import out_of_memory
 from pipeline.training.callbacks import StepBar
 from pipeline.training.close import FLAG, WithFlags, losses
 from pipeline.training.measure import TokenCounter
+from pipeline.training.watch import Scaled, Seen, Watch, without_gradient
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -169,8 +170,9 @@ class StopsInTime:
     Stands before TRL's class among the bases.
 
     Raises:
-        UserError: a loss, of training or validation, or the norm of the gradient is NaN or infinite, at the step where it
-            happens, with the batch; or weights are, before a checkpoint of them would take the place of a good one; a batch
+        UserError: a loss, of training or validation, or the norm of the gradient is NaN or infinite, naming the step where it
+            happened, with the batch (on a GPU, when that step's numbers are next looked at); what is trained has no gradient
+            at the first step; or weights are, before a checkpoint of them would take the place of a good one; a batch
             does not fit into memory (says which settings to lower, and to what); the disk is full while a checkpoint is
             written. The checkpoints before are kept.
     """
@@ -179,6 +181,7 @@ class StopsInTime:
     length_limit: int | None = None  # tokens of a row; for the advice where memory does not suffice
     counter: TokenCounter | None = None  # for a loss that passes by the model's own forward pass
     _batch: Any = None  # of the step that is being done
+    _has_gradients = False  # it was seen that everything that is trained has one
 
     def _batch_ids(self, inputs: Any) -> Any:
         """Token ids of a batch, [rows, tokens]; None where they are not to be had."""
@@ -210,15 +213,63 @@ class StopsInTime:
         self._batch = inputs
         with self._memory_explained(inputs, "training"):
             loss = super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
-        if not torch.isfinite(loss).all():
-            self._stop(f"The loss became {float(loss.mean())}", inputs)
+        self._note("The loss", loss)
         return loss
 
     def _get_grad_norm(self: Any, model: Any, grad_norm: Any = None) -> Any:
+        if not self._has_gradients:
+            self._require_gradients()
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
-        if norm is not None and not math.isfinite(float(norm)):
-            self._stop(f"The norm of the gradient became {float(norm)}", self._batch)
+        if norm is None:
+            return norm
+        if getattr(self.accelerator, "scaler", None) is None:
+            self._note("The norm of the gradient", torch.as_tensor(norm))
+        elif not self._scaled.fine(float(norm)):  # the scaler asks the device at every step, too
+            self._stop(f"The norm of the gradient stayed {float(norm)} for {self._scaled.skipped} steps", self._batch)
         return norm
+
+    def _note(self: Any, what: str, value: torch.Tensor) -> None:
+        """Have a value of this step looked at: now where that costs nothing, else when the step is logged."""
+        ids, rate = self._batch_ids(self._batch), self._get_learning_rate()
+        self._watch.add(what, self.state.global_step + 1, value, rate, ids)
+        if self._watch.at_once:
+            self._look()
+
+    def _look(self: Any) -> None:
+        bad = self._watch.look()
+        if bad is not None:
+            self._stop_at(f"{bad.what} became {float(bad.value.mean())}", bad)
+
+    def _maybe_log_save_evaluate(self: Any, *args: Any, **kwargs: Any) -> None:
+        wanted = self.control
+        if wanted.should_log or wanted.should_save or wanted.should_evaluate or wanted.should_training_stop:
+            self._look()
+        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    @cached_property
+    def _watch(self: Any) -> Watch:
+        self.args.logging_nan_inf_filter = False  # transformers would ask the device about every batch by itself
+        return Watch(at_once=self.args.device.type == "cpu")
+
+    @cached_property
+    def _scaled(self: Any) -> Scaled:
+        return Scaled()
+
+    def _require_gradients(self: Any) -> None:
+        """See at the first step that all that is to be trained takes part in the loss.
+
+        Raises:
+            UserError: something does not; training would change nothing of it, without a word.
+        """
+        self._has_gradients = True
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return  # they keep gradients elsewhere
+        names, trained = without_gradient(self.model)
+        if names:
+            raise UserError(
+                f"{len(names)} of {trained} trained weights took no part in the loss of the first step ({names[0]}, …), so "
+                "nothing would be learnt in them. Take another method, or leave these modules out of it; nothing was written."
+            )
 
     def prediction_step(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         with self._memory_explained(inputs, "validation"):
@@ -281,14 +332,18 @@ class StopsInTime:
         Args:
             after: the step is done: during it, the count stands at the steps before.
         """
-        step = self.state.global_step + (not after)
+        watch = Watch(at_once=True)
+        ids = None if inputs is None else self._batch_ids(inputs)
+        watch.add(what, self.state.global_step + (not after), torch.empty(0), self._get_learning_rate(), ids)
+        self._stop_at(what, watch.seen[0])
+
+    def _stop_at(self: Any, what: str, seen: Seen) -> None:
         batch = ""
-        rows = None if inputs is None else self._batch_ids(inputs)
-        if rows is not None:
-            text = self.processing_class.decode(rows[0][:60])
-            batch = f" The batch has {len(rows)} rows of up to {rows.shape[1]} tokens; the first begins {text[:160]!r}."
+        if seen.first is not None:
+            text = self.processing_class.decode(seen.first)
+            batch = f" The batch has {seen.rows} rows of up to {seen.tokens} tokens; the first begins {text[:160]!r}."
         raise UserError(
-            f"{what} at step {step} (learning rate {self._get_learning_rate():.3g}).{batch} Lower {self.section}.learning_rate "
+            f"{what} at step {seen.step} (learning rate {seen.rate:.3g}).{batch} Lower {self.section}.learning_rate "
             f"(now {self.args.learning_rate:g}) or {self.section}.max_grad_norm (now {self.args.max_grad_norm:g}) and run "
             "again; checkpoints before it are kept."
         )

@@ -137,13 +137,13 @@ for method in sys.argv[2:]:
     profile = load_profile("embedded", [f"method={method}", *tiny])
     mix = mix or build_profile_mix(profile)
     place = folder / method
-    base, tokenizer = load_model(profile.model, profile.seed, method == "full")
+    base, tokenizer = load_model(profile.model, profile.seed, method)
     before, identity = logits(base), base_identity(base)
     model, section = train(base, tokenizer, profile, mix, place)
-    loaded = load_adapter(load_model(profile.model, profile.seed)[0], place / "adapter")
+    loaded = load_adapter(load_model(profile.model, profile.seed, method)[0], place / "adapter")
     again = folder / f"{method}-resumed"
     shutil.copytree(place / "checkpoints" / "checkpoint-2", again / "checkpoints" / "checkpoint-2")
-    resumed, _ = train(load_model(profile.model, profile.seed, method == "full")[0], tokenizer, profile, mix, again, True)
+    resumed, _ = train(load_model(profile.model, profile.seed, method)[0], tokenizer, profile, mix, again, True)
     sampling = profile.evaluation.sampling.thinking.model_copy(update={"max_new_tokens": 24})
     ends, loaded.generation_config.eos_token_id = loaded.generation_config.eos_token_id, list(range(0, 1024, 6))
     replies = [[r.token_ids for r in generate(loaded, tokenizer, prompts, sampling, size, 1)] for size in (3, 1)]

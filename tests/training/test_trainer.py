@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import inspect
+import linecache
 import math
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -10,9 +13,11 @@ import unsloth  # noqa: F401  (before transformers)
 from examples import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
 from pipeline.core.errors import UserError
+from pipeline.training.measure import TokenCounter
 from pipeline.training.trainer import (
     LOWEST,
     WINDOW,
@@ -162,6 +167,99 @@ def test_a_gradient_that_is_not_finite_stops_at_its_step(mix_and_profile: tuple[
         trainer.train()
     assert torch.equal(parameter, before[0])  # the step was not taken
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_what_was_seen_on_a_gpu_is_looked_at_together(mix_and_profile: tuple[Any, Any], tmp_path: Path) -> None:
+    """A device that computes on its own is asked only where a step is logged or saved; the step is named all the same."""
+    mix, profile = mix_and_profile
+    changed = profile.model_copy(deep=True)
+    changed.training.logging_steps, changed.training.save_steps, changed.training.gradient_accumulation_steps = 4, 8, 2
+    trainer = trainer_of((mix, changed), tmp_path)
+    trainer._watch.at_once = False
+    asked: list[int] = []
+    look = trainer._watch.look
+
+    class Poison(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 5:
+                with torch.no_grad():
+                    next(p for n, p in trainer.model.named_parameters() if "lora_B" in n).fill_(float("nan"))
+
+    def noted() -> Any:
+        asked.append(trainer.state.global_step)
+        return look()
+
+    trainer._watch.look = noted
+    trainer.add_callback(Poison())
+    with pytest.raises(UserError, match=r"The loss became nan at step 6 .*The batch has 8 rows"):
+        trainer.train()
+    assert asked == [4, 8] and not list(tmp_path.glob("checkpoint-*"))
+
+
+class Fetched(TorchDispatchMode):
+    """Counts the numbers that this package has a device give, outside of a look: each is a wait, on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            frame = inspect.currentframe()
+            while frame and ("/torch/" in frame.f_code.co_filename or frame.f_code.co_filename == __file__):
+                frame = frame.f_back
+            if frame and ("/pipeline/" in frame.f_code.co_filename or "isinf(tr_loss" in _source(frame)):
+                self.places.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+        return func(*args, **(kwargs or {}))
+
+
+def _source(frame: FrameType) -> str:
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+
+
+def test_no_number_is_fetched_between_two_looks(mix_and_profile: tuple[Any, Any], tmp_path: Path) -> None:
+    mix, profile = mix_and_profile
+    changed = profile.model_copy(deep=True)
+    changed.training.logging_steps, changed.training.save_steps = 3, 100
+    trainer = trainer_of((mix, changed), tmp_path)
+    trainer._watch.at_once = False
+    trainer.args.max_steps = 2
+    counter = TokenCounter(trainer.model)
+    with Fetched() as fetched:
+        trainer.train()
+    counter.close()
+    assert fetched.places == []
+    assert counter.tokens > counter.loss_tokens > 0
+
+
+def test_a_weight_that_takes_no_part_stops_the_training(mix_and_profile: tuple[Any, Any], tmp_path: Path) -> None:
+    trainer = trainer_of(mix_and_profile, tmp_path)
+    trainer.model.register_parameter("idle", torch.nn.Parameter(torch.zeros(2)))
+    with pytest.raises(UserError, match=r"1 of \d+ trained weights took no part in the loss of the first step \(idle"):
+        trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_an_infinite_norm_is_normal_while_a_scaler_settles(mix_and_profile: tuple[Any, Any], tmp_path: Path) -> None:
+    """Cards without bfloat16 train in float16, with scaled gradients; the scaler skips the first steps."""
+    trainer = trainer_of(mix_and_profile, tmp_path)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    parameter = next(p for n, p in trainer.model.named_parameters() if "lora_B" in n)
+    parameter.register_hook(lambda gradient: gradient * float("inf") if trainer.state.global_step < 3 else None)
+    norms: list[float] = []
+    norm_of = trainer._get_grad_norm
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        norms.append(float(norm_of(*args, **kwargs)))
+        parameter.grad = torch.zeros_like(parameter) if not math.isfinite(norms[-1]) else parameter.grad
+        for p in trainer.model.parameters():  # what a scaler does with a step that it skips
+            if p.grad is not None and not math.isfinite(norms[-1]):
+                p.grad = torch.zeros_like(p)
+        return norms[-1]
+
+    trainer._get_grad_norm = noted
+    trainer.train()
+    assert [math.isfinite(norm) for norm in norms] == [False] * 3 + [True] * 5
 
 
 def test_a_validation_loss_that_is_not_finite_stops(mix_and_profile: tuple[Any, Any], tmp_path: Path) -> None:
