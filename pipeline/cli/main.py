@@ -12,7 +12,7 @@ import io
 import sys
 
 from pipeline import __version__
-from pipeline.cli import course, data, keep, machine, models, run, schemas, second, studies
+from pipeline.cli import course, data, keep, machine, models, run, schemas, second, studies, use
 from pipeline.core.console import foreign
 from pipeline.core.errors import UserError
 from pipeline.core.files import FULL, require_folder
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--version", action="version", version=__version__)
     commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (machine, models, data, run, keep, studies, second, course, schemas):
+    for module in (machine, models, data, run, keep, studies, second, use, course, schemas):
         module.register(commands)
     return found
 
@@ -40,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(args.output, io.TextIOWrapper):
         args.output.reconfigure(errors="backslashreplace")  # a terminal or pipe that cannot say "…" or "中"
     again = "run the same command again" + (" with --resume" if hasattr(args, "resume") else "")
+    if getattr(args, "output_dir", ...) is None:  # its default is a folder of the run that the command names
+        args.output_dir = args.run / args.command
     try:
         if hasattr(args, "output_dir"):
             require_folder(args.output_dir)

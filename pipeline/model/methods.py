@@ -338,7 +338,7 @@ def load_adapter(
         raise UserError(f"{folder} holds no adapter (no adapter_config.json); train one first, or give another folder.")
     saved: dict[str, Any] = read_json(record) if record.exists() else {"method": "lora", "base": None}
     if saved["base"]:
-        _require_same_base(saved["base"], base_identity(model), folder)
+        require_same_base(saved["base"], base_identity(model), folder)
     if saved["method"] in (*WHOLE_MATRICES, "adapter") and is_quantised(model):
         raise UserError(
             f"The adapter in {folder} was trained by method {saved['method']} on a 16-bit base, and this base is in 4 bit; "
@@ -358,7 +358,7 @@ def load_adapter(
     return model
 
 
-def _require_same_base(wanted: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:
+def require_same_base(wanted: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:
     words = {"vocabulary": "a vocabulary of {}", "hidden_size": "a hidden size of {}", "layers": "{} layers"}
     for key, phrase in words.items():
         if wanted[key] != found[key]:
