@@ -83,7 +83,7 @@ def modelfile(gguf: str, sampling: SamplingTable, context: int) -> str:
         f'TEMPLATE """{TEMPLATE.read_text(encoding="utf-8").rstrip()}"""',
         *(f'PARAMETER stop "{stop}"' for stop in STOPS),
         f"PARAMETER num_ctx {context}",
-        "# Thinking, which is what a request without \"think\" gets:",
+        '# Thinking, which is what a request without "think" gets:',
         *(f"PARAMETER {key} {value:g}" for key, value in parameters(sampling.thinking).items()),
         '# Non-thinking: send "think": false, and with it',
         f'#   "options": {{{other}}}',
