@@ -32,7 +32,7 @@ _KEYS = re.compile(
     r"|\d{8,10}:AA[A-Za-z0-9_-]{33}"  # Telegram
     r")"
 )
-_KEY_HINT = re.compile(
+KEY_HINT = re.compile(
     r"sk-|k_live_|k_test_|gh[pousr]_|_pat_|glpat-|AKI|ASIA|AIza|ya29|xox|hf_|npm_|pypi-|SG\.|LTAI|:AA"
 )
 _JWT = re.compile(r"(?<![A-Za-z0-9_-])(eyJ[A-Za-z0-9_-]{8,})\.eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{16,}")
@@ -89,7 +89,7 @@ def _private_keys(text: str) -> Iterator[Span]:
 
 def key_shapes(text: str) -> Iterator[Span]:
     """Keys and tokens that are known by their form alone, passwords in addresses, tokens of a request's header."""
-    if _KEY_HINT.search(text):
+    if KEY_HINT.search(text):
         yield from (match.span() for match in _KEYS.finditer(text))
     if "eyJ" in text:
         yield from (match.span() for match in _JWT.finditer(text) if _is_jwt_header(match[1]))

@@ -24,7 +24,7 @@ _KANA = re.compile("[\u3041-\u3096\u30a1-\u30fa]")
 _HANGUL = re.compile("[\uac00-\ud7a3]")
 _FEWEST_LETTERS = 24  # of alphabetic writing; below, the best libraries are wrong in one of ten (docs: 15 characters)
 _FEWEST_CJK = 6
-_PROSE_LIMIT = 4000  # characters that are judged
+_PROSE_LIMIT = 1000  # characters that are judged; fastText's time grows with them, its certainty hardly
 _SHORT = 80  # letters
 _SURE, _SURE_IF_SHORT = 0.5, 0.8  # fastText's probability below which nothing is said
 
@@ -42,7 +42,9 @@ def language_of(text: str) -> str | None:
     The script decides for Chinese, Japanese and Korean, where fastText is weak on short texts; fastText for the rest.
     """
     plain = prose(text[: 4 * _PROSE_LIMIT])[:_PROSE_LIMIT]
-    han, kana, hangul = (len(pattern.findall(plain)) for pattern in (HAN, _KANA, _HANGUL))
+    han = kana = hangul = 0
+    if not plain.isascii():
+        han, kana, hangul = (len(pattern.findall(plain)) for pattern in (HAN, _KANA, _HANGUL))
     cjk = han + kana + hangul
     letters = sum(map(str.isalpha, plain)) - cjk
     if cjk * 2 >= letters:  # a Chinese character carries about as much as two or three letters

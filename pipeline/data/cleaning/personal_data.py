@@ -21,7 +21,7 @@ from datetime import date
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
-from pipeline.data.cleaning.credentials import key_shapes, secrets
+from pipeline.data.cleaning.credentials import KEY_HINT, key_shapes, secrets
 
 Span = tuple[int, int]
 
@@ -337,11 +337,14 @@ _FINDERS: dict[str, Callable[[str], Iterator[Span]]] = {
     "phone": _phones,
     "ip_address": _ip_addresses,
 }
+_MAY_HOLD = re.compile(r"[@\d]|PRIVATE KEY|eyJ|://")  # nothing is found without one of these
 _NUMBER_KINDS = frozenset({"chinese_id", "bank_card", "any_bank_card", "phone"})
 
 
 def find(text: str, kinds: Sequence[str] = KINDS) -> list[tuple[str, int, int]]:
     """What is found, as (kind, start, end) in the order of the text; spans never overlap."""
+    if not _MAY_HOLD.search(text) and not KEY_HINT.search(text):  # most texts of tool calls, and many others
+        return []
     taken: list[tuple[str, int, int]] = []
     covered = bytearray(len(text))
     has_number = _LONG_NUMBER.search(text) is not None
