@@ -343,7 +343,7 @@ def _key(preparation: Preparation, content: str) -> str:
     return fingerprint(
         {
             "content": content,
-            "source": {k: v for k, v in p.source.model_dump().items() if k in ("name", "format", "columns")},
+            "source": {k: v for k, v in p.source.model_dump().items() if k in ("name", "format", "columns", "shape")},
             "cleaning": cleaning.model_dump(exclude=JUDGED_LATER),
             "label": cleaning.class_balance.field if cleaning.class_balance else None,
             "augment": Augmenter(p.source.augment).key if p.source.augment else None,

@@ -32,6 +32,7 @@ from pipeline.data.cleaning.decontaminate import Decontaminator
 from pipeline.data.cleaning.duplicates import Signer, exact_key, text_of
 from pipeline.data.conversations import Conversation, Rejected, converter
 from pipeline.data.formats import is_missing
+from pipeline.data.shape import shaped
 from pipeline.data.sources import SourceRow
 from pipeline.settings import CleanSettings, NearDuplicates, SourceSettings
 
@@ -186,7 +187,7 @@ class Preparation:
     # Made where they are used: what they hold need not travel to a worker.
     @cached_property
     def _convert(self) -> Callable[[dict[str, Any]], Conversation]:
-        return converter(self.source.format, self.source.columns)
+        return shaped(converter(self.source.format, self.source.columns), self.source.shape)
 
     @cached_property
     def _clean(self) -> Cleaner:

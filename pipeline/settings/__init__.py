@@ -15,12 +15,14 @@ from pipeline.settings.data import Recipe as Recipe
 from pipeline.settings.data import RepetitionFilter as RepetitionFilter
 from pipeline.settings.data import RowsSettings as RowsSettings
 from pipeline.settings.data import ScoreFilter as ScoreFilter
+from pipeline.settings.data import ShapeSettings as ShapeSettings
 from pipeline.settings.data import SourceSettings as SourceSettings
 from pipeline.settings.data import Unit as Unit
 from pipeline.settings.evaluation import EvaluationSettings as EvaluationSettings
 from pipeline.settings.evaluation import Sampling as Sampling
 from pipeline.settings.evaluation import SamplingTable as SamplingTable
 from pipeline.settings.evaluation import SweepSettings as SweepSettings
+from pipeline.settings.hybrid import HybridSettings as HybridSettings
 from pipeline.settings.load import apply_overrides as apply_overrides
 from pipeline.settings.load import load_profile as load_profile
 from pipeline.settings.load import load_recipe as load_recipe
