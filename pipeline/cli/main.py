@@ -12,7 +12,7 @@ import io
 import sys
 
 from pipeline import __version__
-from pipeline.cli import course, data, keep, machine, models, run, schemas, second, studies, use
+from pipeline.cli import course, data, hybrid, keep, machine, models, run, schemas, second, studies, use
 from pipeline.core.console import foreign
 from pipeline.core.errors import UserError
 from pipeline.core.files import FULL, require_folder
@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--version", action="version", version=__version__)
     commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (machine, models, data, run, keep, studies, second, use, course, schemas):
+    for module in (machine, models, data, hybrid, run, keep, studies, second, use, course, schemas):
         module.register(commands)
     return found
 

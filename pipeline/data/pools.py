@@ -346,7 +346,7 @@ def _key(preparation: Preparation, content: str) -> str:
     return fingerprint(
         {
             "content": content,
-            "source": p.source.model_dump(include={"name", "format", "columns", "roles", "contradictions"}),
+            "source": p.source.model_dump(include={"name", "format", "columns", "roles", "contradictions", "shape"}),
             "kind": p.source.kind
             if p.source.contradictions == "reject"
             else None,  # else it only says what to warn about

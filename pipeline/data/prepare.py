@@ -32,6 +32,7 @@ from pipeline.data.cleaning.decontaminate import Decontaminator
 from pipeline.data.cleaning.duplicates import Signer, exact_key, text_of
 from pipeline.data.conversations import NO_REASONING, Conversation, Rejected, converter
 from pipeline.data.formats import EXPECTED, is_missing
+from pipeline.data.shape import shaped
 from pipeline.data.sources import SourceRow
 from pipeline.data.switches import check_switches
 from pipeline.settings import CleanSettings, NearDuplicates, SourceSettings
@@ -200,7 +201,7 @@ class Preparation:
     @cached_property
     def _convert(self) -> Callable[[dict[str, Any]], Conversation]:
         repair = self.source.contradictions == "repair"
-        return converter(self.source.format, self.source.columns, self.source.roles, repair)
+        return shaped(converter(self.source.format, self.source.columns, self.source.roles, repair), self.source.shape)
 
     @cached_property
     def _clean(self) -> Cleaner:

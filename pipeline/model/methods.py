@@ -167,7 +167,11 @@ def add_adapter(
         use_gradient_checkpointing="unsloth" if training.gradient_checkpointing else False,
         random_state=seed,
         **({"use_dora": True} if use_dora else {}),
+        **({"trainable_token_indices": lora.trainable_token_indices} if lora.trainable_token_indices else {}),
     )
+    head = model.get_output_embeddings()
+    if lora.trainable_token_indices and not hasattr(head, "bias"):
+        head.bias = None  # PEFT's wrapper around a tied head lacks it, and TRL's fused loss asks for it
     return model
 
 

@@ -16,6 +16,7 @@ from pipeline.settings.data import Recipe as Recipe
 from pipeline.settings.data import RepetitionFilter as RepetitionFilter
 from pipeline.settings.data import RowsSettings as RowsSettings
 from pipeline.settings.data import ScoreFilter as ScoreFilter
+from pipeline.settings.data import ShapeSettings as ShapeSettings
 from pipeline.settings.data import SourceSettings as SourceSettings
 from pipeline.settings.data import Unit as Unit
 from pipeline.settings.evaluation import EngineName as EngineName
@@ -26,6 +27,7 @@ from pipeline.settings.evaluation import ServerKind as ServerKind
 from pipeline.settings.evaluation import ServerSettings as ServerSettings
 from pipeline.settings.evaluation import SweepSettings as SweepSettings
 from pipeline.settings.evaluation import VllmSettings as VllmSettings
+from pipeline.settings.hybrid import HybridSettings as HybridSettings
 from pipeline.settings.load import apply_overrides as apply_overrides
 from pipeline.settings.load import load_profile as load_profile
 from pipeline.settings.load import load_recipe as load_recipe

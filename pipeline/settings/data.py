@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,8 @@ class MixSettings(Section):
     shares: dict[str, float] | None = None  # of sources by name; those not named get 0
     unit: Unit | None = None
     total: int | None = Field(None, gt=0)
+    local: dict[str, str] = {}  # sources by name → a file or folder here that is read in the place of the hub's set
+    without: list[str] = []  # sources that are left out altogether; the shares of the others grow in proportion
 
 
 class DataSettings(Section):
@@ -174,6 +177,27 @@ class QuestionsSettings(Section):
     licence: str = ""
 
 
+class ShapeSettings(Section):
+    """What becomes of a source's answers before they are cleaned (``pipeline.data.shape``)."""
+
+    drop: str | None = None  # a regular expression; what it matches is taken out of the answers
+    # A regular expression. At its last match an answer is parted: before it is reasoning, behind it the answer
+    answer_after: str | None = None
+    answer_as: str = "{answer}"  # the words of the answer behind the reasoning
+    soft_switch: float = Field(0.0, ge=0, le=1)  # part of the rows whose question ends with /think or /no_think
+
+    @model_validator(mode="after")
+    def _check(self) -> ShapeSettings:
+        for name in ("drop", "answer_after"):
+            try:
+                re.compile(getattr(self, name) or "")
+            except re.error as error:
+                raise ValueError(f"{name} is no regular expression: {error}") from error
+        if "{answer}" not in self.answer_as:
+            raise ValueError("answer_as has to hold {answer}, the place of the answer")
+        return self
+
+
 class SourceSettings(Section):
     """One source of rows.
 
@@ -199,6 +223,7 @@ class SourceSettings(Section):
     contradictions: Contradictions = "note"
     licence: str = ""
     share: float = Field(ge=0, le=1)
+    shape: ShapeSettings | None = None
     clean: CleanSettings | None = None  # the steps named here replace the recipe's for this source
     augment: list[AugmentationSettings] = []
     # The next four are for source: base.

@@ -301,6 +301,8 @@ def load_recipe(path: str, mix: MixSettings | None = None) -> Recipe:
     recipe = parse(Recipe, data, f"recipe {path}")
     if mix is None:
         return recipe
+    _set_local(recipe, mix, path)
+    _leave_out(recipe, mix, path)
     if mix.shares is not None:
         _set_shares(recipe, mix, path)
     if mix.chat_share is not None:
@@ -317,6 +319,32 @@ def load_recipe(path: str, mix: MixSettings | None = None) -> Recipe:
     recipe.unit = mix.unit or recipe.unit
     recipe.total = mix.total or recipe.total
     return recipe
+
+
+def _set_local(recipe: Recipe, mix: MixSettings, path: str) -> None:
+    """Local files in the place of hubs' sets, by ``mix.local``; everything else of the source stays as it is."""
+    names = [source.name for source in recipe.sources]
+    for name, place in mix.local.items():
+        if name not in names:
+            raise UserError(f"mix.local: recipe {path} has no source {name!r}.{nearest(name, names)}")
+        source = recipe.sources[names.index(name)]
+        source.source, source.path = "local", place
+        source.subset, source.revision, source.streaming = None, None, False
+
+
+def _leave_out(recipe: Recipe, mix: MixSettings, path: str) -> None:
+    """Take the sources that ``mix.without`` names out of the recipe: they are not read either."""
+    names = [source.name for source in recipe.sources]
+    for name in mix.without:
+        if name not in names:
+            raise UserError(f"mix.without: recipe {path} has no source {name!r}.{nearest(name, names)}")
+    kept = [source for source in recipe.sources if source.name not in mix.without]
+    total = sum(source.share for source in kept)
+    if not total:
+        raise UserError(f"mix.without leaves no source with a share in recipe {path}.")
+    for source in kept if mix.without else []:
+        source.share = source.share / total
+    recipe.sources = kept
 
 
 def _set_shares(recipe: Recipe, mix: MixSettings, path: str) -> None:

@@ -41,6 +41,9 @@ class LoraSettings(Section):
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: list[str] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     use_rslora: bool = False
+    # PEFT's own name: tokens, by their numbers, whose rows of the embedding are trained as well. Tokens that are new to a model
+    # need it: LoRA leaves the embedding alone
+    trainable_token_indices: list[int] = []
     # LoRA+ (Hayou et al. 2024): B learns so many times faster than A; they recommend 16 with half the usual rate. null: off
     plus_lr_ratio: float | None = Field(None, ge=1)
 

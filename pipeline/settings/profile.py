@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pipeline.settings.data import DataSettings, MixSettings
 from pipeline.settings.evaluation import EvaluationSettings, SweepSettings
+from pipeline.settings.hybrid import HybridSettings
 from pipeline.settings.model import (
     WHOLE_MATRICES,
     AdapterSettings,
@@ -49,6 +50,7 @@ class Profile(Section):
     evaluation: Annotated[EvaluationSettings, Affects("evaluation")]
     sweep: Annotated[SweepSettings, NOTHING] = SweepSettings()
     estimate: Annotated[EstimateSettings | None, NOTHING] = None
+    hybrid: Annotated[HybridSettings | None, NOTHING] = None  # of a profile whose model is made by hybridise
     preference: Annotated[PreferenceSettings, Affects("preference")] = Field(
         default_factory=lambda: PreferenceSettings()  # type: ignore[call-arg]
     )

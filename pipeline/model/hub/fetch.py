@@ -143,7 +143,14 @@ def fetch(
     say(intended.text())
     kind = intended.origin if intended.origin in HUBS else "package"
     partial = folder.with_name(f".{folder.name}.{kind}.partial")
-    require_room(intended, folder, partial)
+    written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) if partial.is_dir() else 0
+    require_room(
+        intended.name,
+        folder,
+        intended.disk - written,
+        intended.memory,
+        "Close other programs, or fetch it --from huggingface, which converts nothing.",
+    )
     make_folder(partial)
     parts = intended.make(partial)
     for path in partial.rglob("*"):
@@ -177,25 +184,23 @@ def _same(record: dict[str, Any], name: str, origin: str | None, revision: str |
     return record["model"] == name and kind in (None, record["from"]) and revision in (None, record.get("revision"))
 
 
-def require_room(intended: Plan, folder: Path, partial: Path) -> None:
-    """Say before the fetch that disk or memory will not do; what an earlier try left counts as written.
+def require_room(what: str, folder: Path, disk: int, memory: int, advice: str) -> None:
+    """Say before long work that disk or memory will not do. Sizes in bytes.
 
     Raises:
-        UserError: with what is free and what is needed.
+        UserError: with what is free and what is needed; ``advice`` says what to do for want of memory.
     """
     import psutil
 
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) if partial.is_dir() else 0
-    free, needed = shutil.disk_usage(place).free, intended.disk - written
-    if free < needed:
+    free = shutil.disk_usage(place).free
+    if free < disk:
         raise UserError(
-            f"Only {free / MB:,.0f} MB are free where {folder} would lie; {intended.name} needs {needed / MB:,.0f} MB. Free "
-            "some space, or choose another --output-dir."
+            f"Only {free / MB:,.0f} MB are free where {folder} would lie; {what} needs {disk / MB:,.0f} MB. Free some "
+            "space, or choose another --output-dir."
         )
-    memory = psutil.virtual_memory().available
-    if memory < intended.memory:
+    available = psutil.virtual_memory().available
+    if available < memory:
         raise UserError(
-            f"Converting {intended.name} needs about {intended.memory / MB:,.0f} MB of memory, and {memory / MB:,.0f} MB are "
-            "available. Close other programs, or fetch it --from huggingface, which converts nothing."
+            f"{what} needs about {memory / MB:,.0f} MB of memory, and {available / MB:,.0f} MB are available. {advice}"
         )

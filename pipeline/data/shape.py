@@ -1,0 +1,84 @@
+"""What a recipe's ``shape`` does to the conversations of a source: reasoning told from its answer, and soft switches.
+
+In: the converter of a source's rows. Out: the same, followed by these steps, in this order:
+
+* ``drop``: what it matches is taken out of the answers (GSM8K's ``<<48/2=24>>``);
+* ``answer_after``: an answer that is worked out step by step ("… The answer is 24") is parted at the last place that matches:
+  what stands before it becomes reasoning, what stands behind it the answer, in the words of ``answer_as``;
+* ``soft_switch``: of so many rows the last question gets Qwen3's ``/think`` or ``/no_think`` behind it, as the row answers. A row
+  with ``/no_think`` then stands in the thinking prompt, and its answer begins with an empty think block.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import zlib
+from collections.abc import Callable
+
+from pipeline.data.conversations import Conversation, Message, Rejected
+from pipeline.data.formats import Row
+from pipeline.settings import ShapeSettings
+
+Convert = Callable[[Row], Conversation]
+
+
+def shaped(convert: Convert, shape: ShapeSettings | None) -> Convert:
+    """The converter with these steps behind it; without a shape, the converter itself."""
+    if shape is None:
+        return convert
+    settings = shape
+    drop = re.compile(settings.drop) if settings.drop else None
+    mark = re.compile(settings.answer_after) if settings.answer_after else None
+
+    def convert_and_shape(row: Row) -> Conversation:
+        conversation = convert(row)
+        if drop:
+            messages = [
+                m | {"content": drop.sub("", m["content"])} if m["role"] == "assistant" else m
+                for m in conversation.messages
+            ]
+            conversation = dataclasses.replace(conversation, messages=messages)
+        if mark:
+            conversation = part(conversation, mark, settings.answer_as)
+        return switched(conversation, settings.soft_switch)
+
+    return convert_and_shape
+
+
+def part(conversation: Conversation, mark: re.Pattern[str], answer_as: str) -> Conversation:
+    """The last answer as reasoning and answer, parted at the last match of ``mark``.
+
+    Raises:
+        Rejected: it has no such place, nothing before it or nothing behind it; or it comes with reasoning already.
+    """
+    *before, answer = conversation.messages
+    if "reasoning_content" in answer:
+        raise Rejected("reasoning_twice", "the row has reasoning of its own; leave shape.answer_after out", "shape")
+    text = answer["content"]
+    places = list(mark.finditer(text))
+    if not places:
+        raise Rejected("no_answer_mark", f"nothing in the answer matches {mark.pattern!r}: {text[-80:]}", "shape")
+    reasoning, final = text[: places[-1].start()].strip(), text[places[-1].end() :].strip()
+    if not reasoning or not final:
+        raise Rejected("no_reasoning" if final else "no_answer", f"parted at {places[-1][0]!r}: {text[-80:]}", "shape")
+    content = answer_as.replace("{answer}", final.rstrip("."))
+    parted: Message = {**answer, "content": content, "reasoning_content": reasoning}
+    return dataclasses.replace(conversation, messages=[*before, parted], mode="thinking")
+
+
+def switched(conversation: Conversation, share: float) -> Conversation:
+    """The conversation with its switch behind the last question, if its question is among the ``share`` that get one.
+
+    The question's text decides, so that the same rows get it on any number of processes, and in any order.
+    """
+    messages = list(conversation.messages)
+    last = next((i for i in reversed(range(len(messages))) if messages[i]["role"] == "user"), None)
+    if last is None or messages[-1]["role"] != "assistant":
+        return conversation
+    question = messages[last]["content"]
+    if zlib.crc32(question.encode("utf-8", "surrogatepass")) / 2**32 >= share:
+        return conversation
+    switch = "/think" if conversation.mode == "thinking" else "/no_think"
+    messages[last] = {**messages[last], "content": f"{question} {switch}"}
+    return dataclasses.replace(conversation, messages=messages, mode="thinking")
