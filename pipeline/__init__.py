@@ -16,8 +16,8 @@ The story in order, and where each step stands:
 Around it: many runs compared (``studies``), training that goes on from a run (``second``), what was trained used
 elsewhere (``export``), the notebooks (``course``), the commands (``cli``), and what all of them stand on (``core``).
 
-**The import rule**: core ← settings ← model ← data ← training ← evaluation ← run ← studies ← second ← export ← course ← cli. A wing
-imports from those before it, never from those behind, and no modules import each other in a circle; ``make lint`` checks it.
+**The import rule**: core ← settings ← model ← data ← training ← evaluation ← run ← studies ← second ← export ← course ← cli. A
+wing imports from those before it, never from those behind, and no modules import each other in a circle; ``make lint`` checks it.
 A function imports from the package only what loads a heavy library. Importing the package loads neither torch nor unsloth.
 """
 

@@ -53,11 +53,19 @@ def _tool(r: random.Random, place: int) -> dict[str, Any]:
     parameters: dict[str, Any] = {"type": "object", "properties": properties}
     if properties and r.random() < 0.7:
         parameters["required"] = [next(iter(properties))]
-    return {"type": "function", "function": {"name": f"tool_{place}", "description": _text(r), "parameters": parameters}}
+    return {
+        "type": "function",
+        "function": {"name": f"tool_{place}", "description": _text(r), "parameters": parameters},
+    }
 
 
 def _call(r: random.Random, tools: list[dict[str, Any]], place: int) -> dict[str, Any]:
     function = r.choice(tools)["function"]
-    values = {"string": _text(r), "integer": r.randint(-5, 99), "number": r.randint(1, 9) + 0.5, "boolean": r.random() < 0.5}
+    values = {
+        "string": _text(r),
+        "integer": r.randint(-5, 99),
+        "number": r.randint(1, 9) + 0.5,
+        "boolean": r.random() < 0.5,
+    }
     arguments = {name: values[entry["type"]] for name, entry in function["parameters"]["properties"].items()}
     return {"id": f"call{place}", "type": "function", "function": {"name": function["name"], "arguments": arguments}}

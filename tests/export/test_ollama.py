@@ -23,7 +23,9 @@ def prompt(tokenizer: Any, messages: list[dict[str, Any]], tools: Any, **mode: A
 
 
 def test_template_equals_chat_template(tokenizer: Any, tmp_path: Path) -> None:
-    go_template = pytest.importorskip("go_template", reason="Go's template engine is not installed (requirements-dev.txt)")
+    go_template = pytest.importorskip(
+        "go_template", reason="Go's template engine is not installed (requirements-dev.txt)"
+    )
     assert go_template
     from go_template_ollama import render
 
