@@ -20,21 +20,25 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.console import LOG, say
 from pipeline.core.errors import UserError, nearest
 from pipeline.core.files import write_json, write_text
+from pipeline.export.card import write_card
 from pipeline.export.engines import Engine, LlamaCpp, Transformers
 from pipeline.export.folders import size_of
 from pipeline.export.gguf import TYPES, require_tools, write_gguf
 from pipeline.export.measure import PROMPTS, Measured, greedy, measure
+from pipeline.export.ollama import require_qwen3_template, write_ollama
 from pipeline.export.parity import compare, parity_text, plain
 from pipeline.export.processes import llama_server
-from pipeline.export.source import OF_PEFT, Source, load_base, open_source
+from pipeline.export.source import OF_PEFT, Source, base_location, load_base, open_source
 from pipeline.export.weights import load_exported, with_adapter, write_adapter, write_int8, write_merged
 from pipeline.model.dtype import computing_dtype
 from pipeline.model.load import load_tokenizer
+from pipeline.model.methods import load_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TARGETS = ("adapter", "merged", "int8", "int8_dynamic", "gguf", "ollama")
+OF_OLLAMA = ("q8_0", "f16", "q4_k_m")  # the first of these that is made is the one in the Modelfile
 SLOTS = 8  # requests that llama.cpp works on at a time in the check
 
 
@@ -76,6 +80,8 @@ def export(run: Path, targets: Sequence[str], folder: Path, options: Options | N
     if {"gguf", "ollama"} & set(targets):
         require_tools()
     folder.mkdir(parents=True, exist_ok=True)
+    if "ollama" in targets:
+        require_qwen3_template(load_tokenizer(source.profile.model))
     written = Written(source, folder, options)
     with written.working():
         for name in [name for name in TARGETS if name in targets]:
@@ -85,6 +91,10 @@ def export(run: Path, targets: Sequence[str], folder: Path, options: Options | N
     if parity is not None:
         write_json(folder / "parity.json", parity)
         write_text(folder / "parity.txt", parity_text(parity) + "\n")
+    for name, path in written.paths.items():
+        form = "gguf" if name == "ollama" else name  # what Ollama runs is the file
+        found = {} if parity is None else {k: v for k, v in parity["targets"].items() if k.split()[0] == form}
+        write_card(source, name, path, written.name, found)
     paths = {name: {"path": str(path), "bytes": size_of(path)} for name, path in written.paths.items()}
     return {"targets": paths, "parity": parity}
 
@@ -143,6 +153,19 @@ class Written:
         )
         self.paths["gguf"] = self.folder / "gguf"
 
+    def ollama(self) -> None:
+        sampling, context = self.source.profile.evaluation.sampling, context_of(self.source)
+        kind = next(kind for kind in OF_OLLAMA if kind in self.options.gguf_types)
+        if kind in self.files:
+            write_ollama(self.files[kind], self.folder / "ollama", sampling, context)
+        else:
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".gguf.") as temporary:
+                made = write_gguf(self.merged_weights(), Path(temporary), self.name, self.log, (kind,))
+                write_ollama(made[kind], self.folder / "ollama", sampling, context)
+        self.paths["ollama"] = self.folder / "ollama"
+        if "gguf" not in self.paths:
+            self.files = {kind: self.folder / "ollama" / f"{self.name}-{kind}.gguf"}
+
     @property
     def log(self) -> Path:
         """What the libraries and programs say."""
@@ -187,7 +210,7 @@ def check(written: Written) -> dict[str, Any]:
             found = local(load_exported(path, dtype if name == "merged" else None), _tokenizer(path), name)
             targets[name] = compare(reference, found, base, exact=name == "merged" and options.dtype == "float32")
     for kind, file in written.files.items():
-        context = settings_context(source)
+        context = context_of(source)
         arguments = ["--raw", "--context", str(context), "--parallel", str(SLOTS), "--threads", "1"]
         with llama_server(file, written.log, arguments) as address:
             engine: Engine = LlamaCpp(address, tokenizer, SLOTS)
@@ -202,11 +225,9 @@ def check(written: Written) -> dict[str, Any]:
     }
 
 
-def settings_context(source: Source) -> int:
+def context_of(source: Source) -> int:
     """Tokens that a request to a server may have, prompt and reply: what the model has, at most 4,096."""
     from transformers import AutoConfig
-
-    from pipeline.export.source import base_location
 
     config = AutoConfig.from_pretrained(base_location(source.profile.model), revision=source.profile.model.revision)
     return min(int(getattr(config, "max_position_embeddings", 4096)), 4096)
@@ -215,7 +236,6 @@ def settings_context(source: Source) -> int:
 def _tuned(source: Source, model: PreTrainedModel) -> PreTrainedModel:
     if source.method in OF_PEFT:
         return with_adapter(model, source.adapter)
-    from pipeline.model.methods import load_adapter
 
     return load_adapter(model, source.adapter)
 

@@ -1,7 +1,7 @@
 """A ``Modelfile``, with which ``ollama create`` makes a model of a GGUF file: its template, its end tokens, its sampling.
 
 Ollama renders prompts with a template in Go's language, not with the chat template in the GGUF file, and without one of its own
-it would have no thinking switch. ``templates/qwen3.gotmpl`` renders what Qwen3's chat template renders; the tests compare the two.
+it would have no thinking switch. ``templates/qwen3.gotmpl`` renders what Qwen3's chat template renders; the tests compare them.
 Here it is made sure that the model's chat template is Qwen3's.
 """
 
@@ -41,7 +41,13 @@ def probes() -> Iterator[tuple[list[Message], list[dict[str, Any]] | None]]:
     result = {"role": "tool", "content": "true", "tool_call_id": "1"}
     for messages in ([user], [system, user], [user, answer, user], [system, user, answer, user]):
         yield messages, None
-    for messages in ([user], [system, user], [user, calls, result], [user, calls, result, result, answer, user]):
+    with_tools: list[list[Message]] = [
+        [user],
+        [system, user],
+        [user, calls, result],
+        [user, calls, result, result, answer, user],
+    ]
+    for messages in with_tools:
         yield messages, tools
 
 

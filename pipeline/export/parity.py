@@ -22,6 +22,7 @@ from pipeline.export.measure import Item, Measured
 TOLERANCE = 0.01  # of accuracy and of fidelity
 FALL = 0.05  # of them, beyond which a target is broken if chance does not explain it
 SHARE = 0.05  # of replies; a form that so many more have than in the reference is no accident
+NOTHING = 1e-6  # a difference of log-probabilities that is none
 SHOWN = 60  # characters of a prompt in a message
 
 
@@ -172,14 +173,20 @@ def effect_faults(reference: Measured, target: Measured, base: Measured) -> list
         return sum(a.answer.reply.token_ids == b.answer.reply.token_ids for a, b in pairs) / len(pairs)
 
     with_base, with_reference = agreement(target, base), agreement(target, reference)
-    if agreement(reference, base) == 1:
-        return ["the adapter has no effect: base and tuned give the same reply to every prompt"]
+    if agreement(reference, base) == 1 and _largest_difference(reference, base) < NOTHING:
+        return ["the adapter has no effect: base and tuned give every reply the same probability"]
     if with_base > with_reference:
         return [
             f"the adapter has no effect here: {with_base:.1%} of the replies are the base's, {with_reference:.1%} the "
             "tuned model's"
         ]
     return []
+
+
+def _largest_difference(one: Measured, other: Measured) -> float:
+    """The largest |Δ log p| of a token that both wrote behind the same text."""
+    pairs = [pair for mode in MODES for pair in zip(one.items[mode], other.items[mode], strict=True)]
+    return max((d for pair in pairs for d in _log_prob_differences(*pair)), default=0.0)
 
 
 # --- in words -----------------------------------------------------------------------------------------------------------

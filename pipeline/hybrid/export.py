@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline.core.files import read_json
+from pipeline.model.methods import load_adapter
 
 
 def export(start: Path, adapter: Path, folder: Path) -> None:
@@ -26,8 +27,6 @@ def export(start: Path, adapter: Path, folder: Path) -> None:
 
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     else:
-        from pipeline.model.methods import load_adapter
-
         assert read_json(adapter / "method.json")["method"] == "full"
         model = load_adapter(model, adapter)
     model.to(torch.bfloat16).config.dtype = "bfloat16"

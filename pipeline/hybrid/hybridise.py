@@ -29,6 +29,7 @@ from pipeline.hybrid.export import export, publish
 from pipeline.hybrid.start import base_folder, make_start
 from pipeline.model.hub.check import check
 from pipeline.model.hub.fetch import START_BYTES, require_room
+from pipeline.model.load import load_model
 from pipeline.run import Run
 from pipeline.settings import LORA_METHODS, EvaluationSettings, HybridSettings, Profile, load_profile
 
@@ -174,7 +175,6 @@ def _cells(
 ) -> dict[str, Any]:
     """Evaluate a model's folder in these modes; {mode: cell}."""
     from pipeline.evaluation.evaluate import evaluate_model
-    from pipeline.model.load import load_model
 
     weights = fingerprint([known_sha256(path) for path in sorted(folder.glob("*.safetensors"))])[:12]
     settings = profile.model.model_copy(update={"name": str(folder), "source": "local"})

@@ -4,6 +4,7 @@ In: a model, its tokenizer, prompts as token ids, the sampling of a mode. Out: `
 prompts, with true token counts; ``judge`` says whether a reply has the form that its mode asks for.
 
 Decoding is ``model.generate`` with one thing of our own: how the next token is drawn (``draw``). transformers draws a whole batch
+from pipeline.model.memory import out_of_memory
 from one global stream of random numbers, so the reply to one prompt depends on which others happen to share its batch.
 Here every prompt has a stream of its own, derived from the seed and the prompt, and a token is drawn by inverting the
 cumulative distribution after temperature, top-k, top-p and min-p. The distribution is the same; the reply does not
@@ -224,8 +225,6 @@ def _has_memory_for(
         UserError: memory does not suffice for one prompt.
     """
     import torch
-
-    from pipeline.model.memory import out_of_memory
 
     try:
         decode_batch(model, tokenizer, prompts, sampling, streams, ends, lambda row, ids: ended(places[row], ids), room)

@@ -133,7 +133,7 @@ def test_the_complete_list_agrees_with_the_direct_one() -> None:
     complete: dict[str, set[str]] = {}
     for name, version in re.findall(r"^([A-Za-z0-9._-]+)==([^\s;]+)", text, re.MULTILINE):
         complete.setdefault(re.sub(r"[-_.]+", "-", name).lower(), set()).add(version)
-    for file in ("requirements.txt", "requirements-dev.txt"):
+    for file in ("requirements.txt", "requirements-dev.txt", "requirements-export.txt"):
         for name, version in re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", (ROOT / file).read_text("utf-8"), re.MULTILINE):
             assert complete.get(re.sub(r"[-_.]+", "-", name).lower()) == {version}, f"{name}: run `make lock`"
     for name in ("torchvision", "xformers", "triton"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from pipeline.core.hubs import HUBS
+from pipeline.core.modes import MODES, Mode
 from pipeline.evaluation.report.compare import changes
 from pipeline.evaluation.report.page import template_context, template_environment
 from pipeline.evaluation.report.schema import modes_of
@@ -27,6 +29,18 @@ WHAT = {  # the tuned weights are, by method
 }
 
 
+def decoding_of(sampling: SamplingTable, modes: Sequence[Mode] = MODES) -> dict[str, dict[str, Any]]:
+    """Each mode's decoding as arguments of transformers' ``generate``."""
+    decoding: dict[str, dict[str, Any]] = {}
+    for mode in modes:
+        settings = getattr(sampling, mode).model_dump()
+        greedy = settings["temperature"] == 0
+        drawn = () if greedy else ("temperature", "top_p", "top_k", "min_p")
+        keys = (*drawn, "repetition_penalty", "max_new_tokens")
+        decoding[mode] = {"do_sample": not greedy, **{key: settings[key] for key in keys}}
+    return decoding
+
+
 def hub_datasets(manifest: Mapping[str, Any]) -> list[str]:
     """Ids of the hub datasets of which the mix holds rows, from the mix's manifest; local and generated rows have none."""
     rows = {source["name"]: source["rows"] for source in manifest["sources"]}
@@ -40,18 +54,24 @@ def model_card(
     licence: str = "apache-2.0",
     sampling: SamplingTable | None = None,
     datasets: Sequence[str] = (),
+    front: Mapping[str, Any] = MappingProxyType({}),
+    usage: str | None = None,
+    sections: str = "",
 ) -> str:
     """The card in the form of the Hugging Face hub: YAML front matter, then Markdown.
 
     Args:
         report: a valid report.
         licence, sampling, datasets: see ``write_report``.
+        front: front matter that stands in the place of the adapter's, or beside it.
+        usage: of an exported form: Markdown in the place of the section on how to load and ask the adapter.
+        sections: more Markdown, between the results and the usage.
     """
     profile = report["run"]["profile"]
     method = report["training"].get("method") or "lora"
     if sampling is None and profile in {path.stem for path in PROFILES.glob("*.yaml")}:
         sampling = load_profile(profile).evaluation.sampling
-    front = {
+    matter = {
         "base_model": public_name(report["run"]["model"]),
         "base_model_relation": "finetune" if method == "full" else "adapter",
         "library_name": "peft" if method not in ("full", "adapter") else "transformers",
@@ -60,15 +80,10 @@ def model_card(
         "tags": ["unsloth", "trl", "sft", "lora" if method in LORA_METHODS else method, "hybrid-reasoning"],
     }
     if datasets:
-        front["datasets"] = list(datasets)
+        matter["datasets"] = list(datasets)
     decoding, room = {}, None
     if sampling is not None:
-        for mode in modes_of(report):
-            settings = getattr(sampling, mode).model_dump()
-            greedy = settings["temperature"] == 0
-            drawn = () if greedy else ("temperature", "top_p", "top_k", "min_p")
-            keys = (*drawn, "repetition_penalty", "max_new_tokens")
-            decoding[mode] = {"do_sample": not greedy, **{key: settings[key] for key in keys}}
+        decoding = decoding_of(sampling, modes_of(report))
         room = PROMPT_ROOM + max(d["max_new_tokens"] for d in decoding.values())
     return (
         template_environment(escape=False)
@@ -78,12 +93,14 @@ def model_card(
             what=WHAT.get(method, "A LoRA adapter for"),
             method=method,
             in_4bit=report["training"].get("method") in (None, "qlora"),
-            front=yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
+            front=yaml.safe_dump(matter | dict(front), sort_keys=False, allow_unicode=True).strip(),
             scores=table(report, escape=True),
             decoding=decoding,
             room=room,
             prompt_room=PROMPT_ROOM,
             fell=[c for c in changes(report) if c.verdict == "fell"],
+            usage=usage,
+            sections=sections,
             smallest=min(
                 r["n"] for m in modes_of(report) for r in report["evaluation"]["tuned"][m]["benchmarks"].values()
             ),
