@@ -35,13 +35,13 @@ from pipeline.core.redact import masked
 from pipeline.core.versions import import_unsloth, installed
 from pipeline.data.describe import describe_mix, profile_mix
 from pipeline.data.mix import Mix, load_mix, save_mix
-from pipeline.model.config import model_config
+from pipeline.model.config import commit_of, model_config
 from pipeline.model.dtype import computing_dtype, precision
 from pipeline.model.load import load_model, load_tokenizer, model_location
 from pipeline.model.memory import release
 from pipeline.model.methods import require_fit, weights_files
 from pipeline.model.room import require_context
-from pipeline.settings import Profile, Recipe, load_recipe, parse, read_yaml
+from pipeline.settings import ModelSettings, Profile, Recipe, load_recipe, parse, read_yaml
 from pipeline.settings.compare import affects, differing, shortened
 from pipeline.settings.section import Result
 from pipeline.training.checkpoints import STATE, last_checkpoint
@@ -112,6 +112,7 @@ class Run:
             "settings_fingerprint": self._settings_fingerprint(),
             "profile": self.profile.name,
             "model": self.profile.model.name,
+            "commit": commit_of(self.profile.model),
             "dtype": computing_dtype(self.profile.model),
             "seed": self.profile.seed,
             "versions": {"python": platform.python_version(), **{k: v for k, v in installed().items() if v}},
@@ -188,7 +189,9 @@ class Run:
         if any(affects(key, "evaluation") for key in found):
             for path in self._path("evaluation").glob("*/*/cell.json"):
                 path.unlink()  # the replies stay; those of the same settings are not asked again
-        self._adopt(record, {"finished": None})
+        other = any(key.startswith("model.") for key in found)
+        commit = commit_of(self.profile.model) if other else record.get("commit")
+        self._adopt(record, {"finished": None, "commit": commit})
         self.note(f"went on by --force under other settings: {'; '.join(found.values())}")
 
     def _adopt(self, record: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -245,12 +248,19 @@ class Run:
 
     # --- the model
 
-    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def model_settings(self) -> ModelSettings:
+        """The profile's, at the commit that lay on the hub when the run began, so that base and tuned are the same base."""
+        settings, path = self.profile.model, self._path("run.json")
+        commit = read_json(path).get("commit") if path.exists() else commit_of(settings)
+        return settings.model_copy(update={"revision": commit}) if commit else settings
 
+    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if self._model is None or self._tokenizer is None:
             say(f"loading {self.profile.model.name} ({precision(self.profile.model)})")
             release()  # a model that went before
-            self._model, self._tokenizer = load_model(self.profile.model, self.profile.seed, self.profile.chosen_method)
+            self._model, self._tokenizer = load_model(
+                self.model_settings(), self.profile.seed, self.profile.chosen_method
+            )
         return self._model, self._tokenizer
 
     def model(self, which: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -280,7 +290,7 @@ class Run:
         folder = self._path("mix")
         if (folder / "manifest.json").exists():
             return load_mix(folder)
-        tokenizer = self._tokenizer or load_tokenizer(self.profile.model)
+        tokenizer = self._tokenizer or load_tokenizer(self.model_settings())
         mix = profile_mix(self.profile, self.recipe, tokenizer)
         save_mix(mix, folder)
         say(describe_mix(mix.manifest))
@@ -321,14 +331,14 @@ class Run:
         return {read_json(self._path("evaluation", which, mode, "cell.json"))["model_id"] for mode in MODES}
 
     def identity(self, which: str) -> str:
-        """Names the weights: the base by its files' content (its name and revision on a hub), the adapter by its content."""
+        """Names the weights: the base by its files' content (by name and commit on a hub), the adapter by its content."""
 
-        settings = self.profile.model
+        settings = self.model_settings()
         if settings.source == "local":
             files = sorted(Path(model_location(settings)).glob("*.safetensors"))
             base = fingerprint([known_sha256(file) for file in files])[:12]
         else:
-            base = settings.revision or "main"
+            base = (settings.revision or "main")[:12]
         identity = f"{Path(settings.name).name}-{base}-{precision(settings)}"
         if which == "base":
             return identity
