@@ -42,7 +42,7 @@ from pipeline.data.rehearsal.rehearse import copy_to, describe, needs_rehearsal,
 from pipeline.evaluation.cells import finished_cells, modes_in, write_modes
 from pipeline.evaluation.engine import open_engine, require_engine
 from pipeline.evaluation.preflight import require_evaluation
-from pipeline.model.config import model_config
+from pipeline.model.config import commit_of, model_config
 from pipeline.model.divergence import has_switch
 from pipeline.model.dtype import computing_dtype, precision
 from pipeline.model.load import base_identity, load_model, load_tokenizer, model_location
@@ -50,7 +50,7 @@ from pipeline.model.memory import release
 from pipeline.model.methods import require_fit, weights_files
 from pipeline.model.room import require_context
 from pipeline.model.thinking_style import thinking_style
-from pipeline.settings import Profile, Recipe, load_recipe, parse, read_yaml
+from pipeline.settings import ModelSettings, Profile, Recipe, load_recipe, parse, read_yaml
 from pipeline.settings.compare import affects, differing, shortened
 from pipeline.settings.section import Result
 from pipeline.training.checkpoints import STATE, last_checkpoint
@@ -124,6 +124,7 @@ class Run:
             "settings_fingerprint": self._settings_fingerprint(),
             "profile": self.profile.name,
             "model": self.profile.model.name,
+            "commit": commit_of(self.profile.model),
             "dtype": computing_dtype(self.profile.model),
             "seed": self.profile.seed,
             "versions": {"python": platform.python_version(), **{k: v for k, v in installed().items() if v}},
@@ -201,7 +202,9 @@ class Run:
         if any(affects(key, "evaluation") for key in found):
             for path in self._path("evaluation").glob("*/*/cell.json"):
                 path.unlink()  # the replies stay; those of the same settings are not asked again
-        self._adopt(record, {"finished": None})
+        other = any(key.startswith("model.") for key in found)
+        commit = commit_of(self.profile.model) if other else record.get("commit")
+        self._adopt(record, {"finished": None, "commit": commit})
         self.note(f"went on by --force under other settings: {'; '.join(found.values())}")
 
     def _adopt(self, record: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -249,7 +252,7 @@ class Run:
         """Fail before the mix is built where the evaluation could not be done."""
         if any(self._cells(which) is None for which in ("base", "tuned")):
             require_engine(self.profile)
-            config, tokenizer = model_config(self.profile.model), load_tokenizer(self.profile.model)
+            config, tokenizer = model_config(self.profile.model), load_tokenizer(self.model_settings())
             require_evaluation(self.profile, tokenizer, config, self.folder)
 
     def _path(self, *parts: str) -> Path:
@@ -257,12 +260,19 @@ class Run:
 
     # --- the model
 
-    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def model_settings(self) -> ModelSettings:
+        """The profile's, at the commit that lay on the hub when the run began, so that base and tuned are the same base."""
+        settings, path = self.profile.model, self._path("run.json")
+        commit = read_json(path).get("commit") if path.exists() else commit_of(settings)
+        return settings.model_copy(update={"revision": commit}) if commit else settings
 
+    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         if self._model is None or self._tokenizer is None:
             say(f"loading {self.profile.model.name} ({precision(self.profile.model)})")
             release()  # a model that went before
-            self._model, self._tokenizer = load_model(self.profile.model, self.profile.seed, self.profile.chosen_method)
+            self._model, self._tokenizer = load_model(
+                self.model_settings(), self.profile.seed, self.profile.chosen_method
+            )
         return self._model, self._tokenizer
 
     def model(self, which: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -308,7 +318,7 @@ class Run:
         if (folder / "manifest.json").exists():
             return load_mix(folder)
         self._rehearse()
-        tokenizer = self._tokenizer or load_tokenizer(self.profile.model)
+        tokenizer = self._tokenizer or load_tokenizer(self.model_settings())
         mix = profile_mix(self.profile, self.recipe, tokenizer, lambda: self.model("base"))
         save_mix(mix, folder)
         say(describe_mix(mix.manifest))
@@ -325,7 +335,7 @@ class Run:
     def _rehearse(self) -> dict[str, Any]:
         if self._rehearsed or self._path("mix", "manifest.json").exists():
             return {}
-        tokenizer = self._tokenizer or load_tokenizer(self.profile.model)
+        tokenizer = self._tokenizer or load_tokenizer(self.model_settings())
         ready, records = rehearsed(self.profile, self.recipe, tokenizer, lambda: self.model("base"), cache_dir())
         for source in ready.sources:
             if source.rows_at is not None:
@@ -370,8 +380,8 @@ class Run:
         return {record["model_id"] for record in (finished_cells(self._path("evaluation", which)) or {}).values()}
 
     def identity(self, which: str) -> str:
-        """Names the weights: the base by its files' content (its name and revision on a hub), the adapter by its content."""
-        identity = base_identity(self.profile.model)
+        """Names the weights: the base by its files' content (by name and commit on a hub), the adapter by its content."""
+        identity = base_identity(self.model_settings())
         if which == "base":
             return identity
         files = weights_files(self._path("adapter"))
@@ -394,7 +404,7 @@ class Run:
             say(f"the stored evaluation of the {which} model is of other weights than those here; it is done again")
             cells = None
         if cells is None:
-            style = thinking_style(load_tokenizer(self.profile.model))
+            style = thinking_style(load_tokenizer(self.model_settings()))
             folder = self._path("evaluation", which)
             write_modes(folder, style.modes)
             with self.engine(which) as engine:

@@ -32,6 +32,16 @@ def model_config(settings: ModelSettings) -> dict[str, Any] | None:
     return config
 
 
+def commit_of(settings: ModelSettings) -> str | None:
+    """The commit of the repository that is loaded; None: the model is no repository of Hugging Face, or out of reach.
+
+    A name alone means whatever lies on its main branch on the day.
+    """
+    path = _from_huggingface(settings) if settings.source == "huggingface" else None
+    # …/snapshots/COMMIT/config.json, see the documentation of huggingface_hub's cache
+    return path.parent.name if path is not None and path.parent.parent.name == "snapshots" else None
+
+
 def _from_huggingface(settings: ModelSettings) -> Path | None:
     import httpx
     from huggingface_hub import hf_hub_download

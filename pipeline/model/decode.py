@@ -4,7 +4,6 @@ In: a model, its tokenizer, prompts as token ids, the sampling of a mode. Out: `
 prompts, with true token counts; ``judge`` says whether a reply has the form that its mode asks for.
 
 Decoding is ``model.generate`` with one thing of our own: how the next token is drawn (``draw``). transformers draws a whole batch
-from pipeline.model.memory import out_of_memory
 from one global stream of random numbers, so the reply to one prompt depends on which others happen to share its batch.
 Here every prompt has a stream of its own, derived from the seed and the prompt, and a token is drawn by inverting the
 cumulative distribution after temperature, top-k, top-p and min-p. The distribution is the same; the reply does not
@@ -25,6 +24,7 @@ from pipeline.core.modes import THINK, Tags
 from pipeline.model.attention import written_out_attention
 from pipeline.model.batch import decode_batch, virtual_tokens
 from pipeline.model.draw import stream
+from pipeline.model.memory import out_of_memory
 from pipeline.model.room import cache_room, positions_of, require_length, rows_that_fit
 from pipeline.model.thinking_style import ThinkingStyle, style_or_none
 from pipeline.settings import Sampling

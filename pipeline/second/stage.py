@@ -84,6 +84,10 @@ def stage_profile(name: str | None, run_folder: Path | None, overrides: list[str
     return load_profile(name or "embedded", overrides)
 
 
+def _repository(profile: Profile) -> tuple[str, str, str | None]:
+    return profile.model.source, profile.model.name, profile.model.revision
+
+
 @dataclass
 class Stage:
     """A second stage in its directory.
@@ -102,7 +106,11 @@ class Stage:
     trackers: Trackers = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.own = Run(self.profile, load_recipe(self.profile.recipe, self.profile.mix), self.folder)
+        profile, start = self.profile, self.start
+        if start is not None and _repository(profile) == _repository(start.profile):
+            revision = start.model_settings().revision  # of the day the run began, whatever lies on the hub by now
+            profile = profile.model_copy(update={"model": profile.model.model_copy(update={"revision": revision})})
+        self.own = Run(profile, load_recipe(self.profile.recipe, self.profile.mix), self.folder)
         self.trackers = Trackers(self.profile.training.report_to, self.folder / "trackers", say)
 
     @property
@@ -226,7 +234,7 @@ class Stage:
 
     def model_settings(self) -> ModelSettings:
         """The profile's; for GRPO with room for a reply behind the longest prompt: Unsloth cuts training rows, too."""
-        settings = self.profile.model
+        settings = self.own.model_settings()
         if self.kind != "grpo":
             return settings
         replies = [getattr(self.profile.evaluation.sampling, mode).max_new_tokens for mode in MODES]

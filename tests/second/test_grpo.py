@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import shutil
@@ -10,9 +11,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+import torch
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_json, write_jsonl
@@ -25,7 +28,9 @@ from pipeline.second.grpo import (
     grpo_table,
     read_questions,
     reward_functions,
+    room_for,
 )
+from pipeline.second.stage import Stage, with_exact_start
 from pipeline.settings import Profile, RowsSettings, load_profile
 
 if TYPE_CHECKING:
@@ -117,7 +122,7 @@ def test_rows_without_question_or_answer_are_counted(
         {"question": "1 + 1?", "answer": 2},
         {"question": "2 + 2?", "answer": ""},
         {"question": " ", "answer": "4"},
-        {"question": "long " * 200, "answer": "4"},
+        {"question": "long " * 400, "answer": "4"},
     ]
     write_jsonl(tmp_path / "q.jsonl", rows)
     profile = with_rows(tmp_path / "q.jsonl", columns={"expected_answer": "answer"})
@@ -130,6 +135,53 @@ def test_rows_without_question_or_answer_are_counted(
     profile.grpo.prompts = None
     with pytest.raises(UserError, match="grpo.prompts.path=FILE"):
         read_questions(profile, ChatFormat(embedded_tokenizer))
+
+
+def test_the_room_of_a_prompt_is_what_a_reply_leaves_of_the_context() -> None:
+    """The positions of the embedded model are 1,024, max_seq_length 256: a reply does not count against the latter."""
+    profile = load_profile("embedded", ["grpo.max_new_tokens=800"])
+    assert room_for(profile, "thinking") == 1024 - 800
+    profile = load_profile("embedded", ["grpo.max_new_tokens=null"])
+    assert room_for(profile, "thinking") == room_for(profile, "non_thinking") == profile.model.max_seq_length
+    stage = Stage("grpo", profile, Path("nowhere"))
+    assert stage.model_settings().max_seq_length == 256 + 160  # what is trained on: prompt and reply
+    long = load_profile("embedded", ["grpo.max_new_tokens=900"])
+    assert Stage("grpo", long, Path("nowhere")).model_settings().max_seq_length == 1024
+    assert Stage("preference", long, Path("nowhere")).model_settings().max_seq_length == 256
+
+
+class Reference:
+    """A PEFT model as far as TRL's trainers copy it; its weights are one number each."""
+
+    def __init__(self) -> None:
+        self.peft_config = {"default": "lora"}
+        self.weights = {"a.default.weight": torch.nn.Parameter(torch.ones(1))}
+
+    def named_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return list(self.weights.items())
+
+    def add_adapter(self, name: str, config: Any) -> None:
+        self.peft_config[name] = config
+        self.weights[f"a.{name}.weight"] = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_start_is_the_reference_where_unsloth_takes_it_out(wanted: bool) -> None:
+    model = Reference()
+    with_exact_start(cast(Any, model), lambda: SimpleNamespace(needs_reference=wanted))
+    assert ("ref" in model.peft_config) == wanted
+    if wanted:
+        assert model.weights["a.ref.weight"].item() == 1.0 and not model.weights["a.ref.weight"].requires_grad
+
+
+def test_what_the_libraries_say_of_a_reference() -> None:
+    """Contracts on the sources: TRL asks for an adapter of this name; on a GPU Unsloth takes out the lines that add it."""
+    places = {name: importlib.util.find_spec(name) for name in ("trl", "unsloth")}
+    trl, unsloth = (Path(str(spec.origin)).parent for spec in places.values() if spec)
+    for trainer in ("grpo", "dpo", "kto"):
+        text = (trl / "trainer" / f"{trainer}_trainer.py").read_text(encoding="utf-8")
+        assert 'adapter_name="ref" if "ref" in' in text, trainer
+    assert 'Skip add_adapter("ref")' in (unsloth / "models" / "rl.py").read_text(encoding="utf-8")
 
 
 def test_settings_that_cannot_be() -> None:
