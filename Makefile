@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup course run test test-all lint lock clean
+.PHONY: help setup course run real test test-all lint lock clean
 
 # The interpreter that .venv is made with: 3.11 where there is one. Another: make setup PYTHON=python3.12
 PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo python3)
@@ -28,6 +28,19 @@ setup: $(STAMP) ## create .venv and install the pinned packages (about 2 minutes
 run: OUTPUT_DIR ?= outputs/run
 run: $(STAMP) ## the main job, mix to report, on the embedded profile: OUTPUT_DIR=outputs/run
 	$(BIN)/python -m pipeline run --profile embedded --output-dir "$(OUTPUT_DIR)"
+
+# Sets from Hugging Face, or DATA=FOLDER with reasoning/ chat/ [thinking_chat/] gsm8k/ ifeval/ (docs/real_weights.md).
+HYBRID_DIR := outputs/models/smollm2-135m-hybrid
+REAL_ITEMS = $(if $(DATA),$(foreach name,gsm8k ifeval,--set "evaluation.dataset_args.$(name).local_path=$(DATA)/$(name)"))
+REAL_ROWS = $(if $(DATA),$(foreach name,$(1),--set "mix.local.$(name)=$(DATA)/$(name)"))
+REAL_CHAT = $(if $(DATA),$(if $(wildcard $(DATA)/thinking_chat),$(call REAL_ROWS,thinking_chat),--set "mix.without=[thinking_chat]"))
+real: OUTPUT_DIR ?= outputs/real
+real: $(STAMP) ## a real pretrained model on a CPU: fetched, made hybrid, fine-tuned, measured: DATA=FOLDER
+	$(BIN)/python -m pipeline models fetch smollm2-135m
+	$(BIN)/python -m pipeline hybridise --profile smollm2-135m --output-dir $(HYBRID_DIR) --resume \
+		$(call REAL_ROWS,reasoning chat) $(REAL_CHAT) $(REAL_ITEMS)
+	$(BIN)/python -m pipeline run --profile smollm2-135m --output-dir "$(OUTPUT_DIR)" --resume \
+		$(call REAL_ROWS,chat) $(REAL_ITEMS)
 
 course: OUTPUT_DIR ?= outputs/course
 course: $(STAMP) ## the main job, then notebooks 00 to 09: OUTPUT_DIR=outputs/course

@@ -5,8 +5,13 @@ In: the converter of a source's rows. Out: the same, followed by these steps, in
 * ``drop``: what it matches is taken out of the answers (GSM8K's ``<<48/2=24>>``);
 * ``answer_after``: an answer that is worked out step by step ("… The answer is 24") is parted at the last place that matches:
   what stands before it becomes reasoning, what stands behind it the answer, in the words of ``answer_as``;
-* ``soft_switch``: of so many rows the last question gets Qwen3's ``/think`` or ``/no_think`` behind it, as the row answers. A row
-  with ``/no_think`` then stands in the thinking prompt, and its answer begins with an empty think block.
+* ``soft_switch``: of so many rows the last question gets Qwen3's ``/think`` or ``/no_think`` behind it. Of rows with reasoning
+  half get ``/think``, half ``/no_think``, and these lose their reasoning; rows without any get ``/no_think``. What has
+  ``/no_think`` stands in the thinking prompt, and its answer begins with an empty think block.
+
+Where a kind of question is in the thinking prompt behind ``/no_think`` alone, a model learns to skip the thinking by the
+question, not by the switch: so switch the rows that have reasoning, and leave chat without reasoning alone
+(docs/real_weights.md).
 """
 
 from __future__ import annotations
@@ -77,8 +82,11 @@ def switched(conversation: Conversation, share: float) -> Conversation:
     if last is None or messages[-1]["role"] != "assistant":
         return conversation
     question = messages[last]["content"]
-    if zlib.crc32(question.encode("utf-8", "surrogatepass")) / 2**32 >= share:
+    drawn = zlib.crc32(question.encode("utf-8", "surrogatepass")) / 2**32
+    if drawn >= share:
         return conversation
-    switch = "/think" if conversation.mode == "thinking" else "/no_think"
-    messages[last] = {**messages[last], "content": f"{question} {switch}"}
+    thinks = conversation.mode == "thinking" and drawn < share / 2
+    messages[last] = {**messages[last], "content": f"{question} {'/think' if thinks else '/no_think'}"}
+    if not thinks:
+        messages[-1] = {key: value for key, value in messages[-1].items() if key != "reasoning_content"}
     return dataclasses.replace(conversation, messages=messages, mode="thinking")

@@ -62,11 +62,18 @@ def test_no_think_is_learnt_in_the_thinking_prompt(chat_format: ChatFormat) -> N
     assert target == "<think>\n\n</think>\n\nFour.<|im_end|>"
 
 
-def test_think_stands_behind_the_question_of_a_row_with_reasoning(chat_format: ChatFormat) -> None:
+def test_rows_with_reasoning_get_both_switches_and_keep_it_behind_think_alone(chat_format: ChatFormat) -> None:
     convert = shaped(CONVERT, shape(answer_after="So:", soft_switch=1.0))
-    (example,) = chat_format.example(convert(row("2 + 2 = 4. So: 4")))
-    text = chat_format.tokenizer.decode(example.input_ids)
-    assert "How many? /think<|im_end|>" in text and "<think>\n2 + 2 = 4.\n</think>\n\n4<|im_end|>" in text
+    rows = [convert(row("2 + 2 = 4. So: 4", f"How many, {n}?")) for n in range(60)]
+    found = {"/think": 0, "/no_think": 0}
+    for conversation in rows:
+        (example,) = chat_format.example(conversation)
+        text = chat_format.tokenizer.decode(example.input_ids)
+        switch = conversation.messages[0]["content"].split()[-1]
+        found[switch] += 1
+        block = "<think>\n2 + 2 = 4.\n</think>" if switch == "/think" else "<think>\n\n</think>"
+        assert text.endswith(f"{switch}<|im_end|>\n<|im_start|>assistant\n{block}\n\n4<|im_end|>")
+    assert min(found.values()) > 15
 
 
 @given(questions=st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=30), share=st.floats(0, 1))

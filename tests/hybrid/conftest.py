@@ -52,7 +52,8 @@ def profile(instruct: Path, tmp_path: Path) -> Path:
         ],
     }
     for source in recipe["sources"]:  # type: ignore[attr-defined]
-        source |= {"source": "generated", "rows": 2000, "share": 0.5, "shape": {"soft_switch": 0.2}}
+        source |= {"source": "generated", "rows": 2000, "share": 0.5}
+    recipe["sources"][1]["shape"] = {"soft_switch": 0.2}  # type: ignore[index]
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     settings = yaml.safe_load((Path(__file__).parents[2] / "pipeline/profiles/embedded.yaml").read_text())
     settings |= {"name": "tiny-hybrid", "method": "lora", "model": settings["model"] | {"load_in_4bit": False}}
