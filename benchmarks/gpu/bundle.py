@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 64 * 2**20
 ROOTS = ("unsloth", "unsloth_zoo", "bitsandbytes", "trl", "peft", "datasets", "orjson", "pydantic", "pyyaml", "rich")
 # What an image with torch for CUDA usually holds. Not there? `--roots pyarrow pandas pillow` makes a second bundle of them.
-PRESENT = ("torch", "triton", "numpy", "pandas", "pyarrow", "pillow")
+PRESENT = ("torch", "triton", "numpy", "pandas", "pyarrow", "pillow", "transformers", "accelerate", "peft")
 # What these packages ask for and a text model does not use.
 LEFT_OUT = {
     "torchvision": "pictures",
@@ -268,7 +268,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--present-from", type=Path, metavar="FILE", help="the output of `pip freeze` there, beside --present"
     )
-    parser.add_argument("--python", default="3.11", help="the machine's Python (default: 3.11)")
+    parser.add_argument("--python", default="3.12", help="the machine's Python (default: 3.12)")
     parser.add_argument("--limit-mib", type=float, default=LIMIT / 2**20)
     args = parser.parse_args(argv)
     from pipeline.core.errors import UserError

@@ -106,8 +106,14 @@ def check(*packages: str) -> None:
             wrong.append(f"{name} is not installed ({wanted} is needed)")
         elif not same(found, wanted):
             wrong.append(f"{name} is {found} where {wanted} is needed")
+    if wrong and os.environ.get("PIPELINE_ANY_VERSIONS") == "1" and all(map(version_of, packages or pins)):
+        _log.warning("%s; PIPELINE_ANY_VERSIONS=1 goes on all the same", "; ".join(wrong))
+        return
     if wrong:
-        raise UserError(f"{'; '.join(wrong)}: run `make setup`, and start the program with .venv/bin/python.")
+        raise UserError(
+            f"{'; '.join(wrong)}: run `make setup`, and start the program with .venv/bin/python. (PIPELINE_ANY_VERSIONS=1 "
+            "tries other versions, untested.)"
+        )
 
 
 class _Tap:

@@ -97,6 +97,18 @@ def test_missing_package_is_named(metadata: dict[str, str | None]) -> None:
         versions.check("datasets")
 
 
+def test_other_versions_may_be_tried_but_not_missing_ones(
+    metadata: dict[str, str | None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PIPELINE_ANY_VERSIONS", "1")
+    metadata["torch"] = "2.11.0+cu130"
+    versions.check("torch", "datasets")
+    assert "torch is 2.11.0+cu130" in caplog.text
+    metadata["datasets"] = None
+    with pytest.raises(UserError, match="datasets is not installed"):
+        versions.check("torch", "datasets")
+
+
 def test_all_that_is_wrong_is_said_at_once(metadata: dict[str, str | None]) -> None:
     metadata.update({"torch": "1.0", "rich": None})
     with pytest.raises(UserError, match=r"torch is 1\.0.*rich is not installed"):
