@@ -3,6 +3,7 @@
 In: a run directory and the names of targets. Out, in the output folder:
 
     adapter/  merged/  int8/  int8_dynamic/  gguf/  ollama/    one folder a target, each with its README.md (the model card)
+    export.json                                                which targets are of which adapter
     parity.json  parity.txt                                    what the check found
     log.txt                                                    what the libraries said
 """
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import LOG, say
 from pipeline.core.errors import UserError, nearest
-from pipeline.core.files import write_json, write_text
+from pipeline.core.files import fingerprint, known_sha256, read_json, write_json, write_text
 from pipeline.export.card import write_card
 from pipeline.export.engines import Engine, LlamaCpp, Transformers
 from pipeline.export.folders import size_of
@@ -32,12 +33,14 @@ from pipeline.export.source import OF_PEFT, Source, load_base, open_source
 from pipeline.export.weights import load_exported, with_adapter, write_adapter, write_int8, write_merged
 from pipeline.model.dtype import computing_dtype
 from pipeline.model.load import load_tokenizer
+from pipeline.model.methods import weights_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TARGETS = ("adapter", "merged", "int8", "int8_dynamic", "gguf", "ollama")
 OF_OLLAMA = ("q8_0", "f16", "q4_k_m")  # the first of these that is made is the one in the Modelfile
+RECORD = "export.json"
 SLOTS = 8  # requests that llama.cpp works on at a time in the check
 
 
@@ -94,8 +97,25 @@ def export(run: Path, targets: Sequence[str], folder: Path, options: Options | N
         form = "gguf" if name == "ollama" else name  # what Ollama runs is the file
         found = {} if parity is None else {k: v for k, v in parity["targets"].items() if k.split()[0] == form}
         write_card(source, name, path, written.name, found)
+    kept = {name: path.name for name, path in exported(source, folder).items()}
+    here = {name: path.name for name, path in written.paths.items()}
+    write_json(folder / RECORD, {"adapter": adapter_identity(source), "targets": kept | here})
     paths = {name: {"path": str(path), "bytes": size_of(path)} for name, path in written.paths.items()}
     return {"targets": paths, "parity": parity}
+
+
+def adapter_identity(source: Source) -> str:
+    """A hash of the adapter's weights: what was exported from it is of this adapter."""
+    return fingerprint([known_sha256(path) for path in weights_files(source.adapter)])
+
+
+def exported(source: Source, folder: Path) -> dict[str, Path]:
+    """Targets that lie in a folder of exports and are of the adapter that the run has now."""
+    path = folder / RECORD
+    record = read_json(path) if path.exists() else {"adapter": None, "targets": {}}
+    if record["adapter"] != adapter_identity(source):
+        return {}
+    return {name: folder / part for name, part in record["targets"].items() if (folder / part).is_dir()}
 
 
 class Written:

@@ -1,4 +1,4 @@
-"""``export`` on a tiny run: every target is written, loads, and is checked; what is wrong is said, and nothing half-written stays."""
+"""``export`` on a tiny run: targets are written, load, and are checked; what is wrong is said, nothing half-written stays."""
 
 from __future__ import annotations
 
