@@ -29,6 +29,7 @@ from pipeline.export.measure import PROMPTS, Measured, greedy, measure
 from pipeline.export.ollama import require_qwen3_template, write_ollama
 from pipeline.export.parity import compare, parity_text, plain
 from pipeline.export.processes import llama_server
+from pipeline.export.records import Compared, Parity
 from pipeline.export.source import OF_PEFT, Source, load_base, open_source
 from pipeline.export.weights import load_exported, with_adapter, write_adapter, write_int8, write_merged
 from pipeline.model.dtype import computing_dtype
@@ -199,13 +200,8 @@ class Written:
 # --- the check ----------------------------------------------------------------------------------------------------------
 
 
-def check(written: Written) -> dict[str, Any]:
-    """Every target that was written against the reference; see ``parity``.
-
-    Returns:
-        ``{"prompts", "base": numbers, "reference": numbers, "targets": {name: compare(...)}, "verdict"}``; the verdict of all is
-        ``broken`` if one is.
-    """
+def check(written: Written) -> Parity:
+    """Every target that was written against the reference; see ``parity``. The verdict of all is ``broken`` if one's is."""
     source, options = written.source, written.options
     evaluation = source.profile.evaluation
     settings = greedy(evaluation, options.prompts)
@@ -219,7 +215,7 @@ def check(written: Written) -> dict[str, Any]:
     base = local(model, tokenizer, "the base")
     reference = local(_tuned(source, model), tokenizer, "the reference, the tuned model in 16 bit")
     del model
-    targets: dict[str, Any] = {}
+    targets: dict[str, Compared] = {}
     for name, path in written.paths.items():
         if name == "adapter":
             own = load_base(source, dtype, in_4bit=source.in_4bit, base=None if source.in_4bit else options.base)
