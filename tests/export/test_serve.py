@@ -1,0 +1,149 @@
+"""``serve``: a real server on a tiny run, both modes through the openai client, and what keeps one from starting."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.core.errors import UserError
+from pipeline.export import requirements, serve
+from pipeline.export.serve import KEY, Serving
+
+ROOT = Path(__file__).resolve().parents[2]
+QUESTION = [{"role": "user", "content": "What is 17 + 25?"}]
+needs_llama_cpp = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in requirements.PACKAGES),
+    reason="llama.cpp is not installed (requirements-export.txt)",
+)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def served(
+    tiny_run: Path, tmp_path_factory: pytest.TempPathFactory, warm_python: str, environment: dict[str, str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The address of llama.cpp's server on the tiny run, behind a key; it has to stop by SIGTERM with 0."""
+    folder, port = tmp_path_factory.mktemp("serve"), free_port()
+    arguments = ["--port", str(port), "--export-dir", str(folder), "--context", "512", "--parallel", "2"]
+    process = subprocess.Popen(
+        [warm_python, "-m", "pipeline", "serve", str(tiny_run), *arguments],
+        cwd=ROOT,
+        env=environment | {KEY: "a-key-for-the-test"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        line = process.stdout.readline()
+        assert f"http://127.0.0.1:{port}/v1, model tuned" in line, process.stderr.read()
+        yield f"http://127.0.0.1:{port}/v1", json.loads(process.stdout.readline().split(" -d ")[1].strip()[1:-1])
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        process.stdout.close()
+        process.stderr.close()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", port))  # nothing of it is left
+
+
+def client(address: str, key: str = "a-key-for-the-test") -> Any:
+    import openai
+
+    return openai.OpenAI(base_url=address, api_key=key, max_retries=0)
+
+
+@pytest.mark.slow
+@needs_llama_cpp
+def test_both_modes_by_request(served: tuple[str, dict[str, Any]]) -> None:
+    address, body = served
+    assert body["chat_template_kwargs"] == {"enable_thinking": False}
+    chat = client(address).chat.completions
+    options: dict[str, Any] = {"model": "tuned", "messages": QUESTION, "temperature": 0, "max_tokens": 120}
+    for thinking in (True, False):
+        extra = {"chat_template_kwargs": {"enable_thinking": thinking}}
+        message = chat.create(**options, extra_body=extra).choices[0].message.model_dump()
+        assert bool(message.get("reasoning_content")) == thinking, message
+        assert message["content"] and "think>" not in message["content"]
+        streamed = {"reasoning_content": "", "content": ""}
+        for chunk in chat.create(**options, extra_body=extra, stream=True):
+            delta = chunk.choices[0].delta.model_dump() if chunk.choices else {}
+            for key in streamed:
+                streamed[key] += delta.get(key) or ""
+        assert streamed == {key: message.get(key) or "" for key in streamed}
+
+
+@pytest.mark.slow
+@needs_llama_cpp
+def test_what_a_client_does_wrong_gets_an_error(served: tuple[str, dict[str, Any]]) -> None:
+    import openai
+
+    with pytest.raises(openai.AuthenticationError):
+        client(served[0], "another").chat.completions.create(model="tuned", messages=QUESTION)  # type: ignore[arg-type]
+    long: Any = [{"role": "user", "content": "17 + 25 " * 1000}]
+    with pytest.raises(openai.BadRequestError, match="exceed"):
+        client(served[0]).chat.completions.create(model="tuned", messages=long)
+    client(served[0]).chat.completions.create(model="tuned", messages=QUESTION, max_tokens=2)  # type: ignore[arg-type]
+
+
+def test_a_port_in_use_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"127.0.0.1:{port} cannot be used .*choose another --port"):
+            serve.require_place(Serving("llama.cpp", port=port))
+    serve.require_place(Serving("llama.cpp", port=port))
+
+
+def test_another_host_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEY, raising=False)
+    open_host = Serving("llama.cpp", host="0.0.0.0", port=free_port())
+    with pytest.raises(UserError, match=f"set the environment variable {KEY}"):
+        serve.require_place(open_host)
+    monkeypatch.setenv(KEY, "a-key-for-the-test")
+    serve.require_place(open_host)
+    with pytest.raises(UserError, match="transformers serve knows no keys"):
+        serve.require_place(Serving("transformers", host="0.0.0.0", port=free_port()))
+
+
+@pytest.mark.parametrize(
+    ("host", "own"), [("127.0.0.1", True), ("127.0.0.9", True), ("::1", True), ("localhost", True), ("10.0.0.1", False)]
+)
+def test_loopback(host: str, own: bool) -> None:
+    assert serve.is_loopback(host) is own
+
+
+@pytest.mark.parametrize(
+    ("engine", "package"), [("vllm", "'vllm'"), ("transformers", "'transformers[serving]'"), ("llama.cpp", "-r ")]
+)
+def test_an_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, engine: str, package: str) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError) as error:
+        serve.require_engine(engine)
+    assert f"-m pip install {package}" in str(error.value)
+
+
+def test_a_key_is_on_no_command_line(monkeypatch: pytest.MonkeyPatch, tiny_run: Path, tmp_path: Path) -> None:
+    from pipeline.export.source import open_source
+
+    monkeypatch.setenv(KEY, "a-key-for-the-test")
+    source = open_source(tiny_run)
+    for engine in serve.ENGINES:
+        words = serve.command(Serving(engine, context=64), source, "tuned", tmp_path)
+        assert not [word for word in words if "a-key-for-the-test" in word]
+        assert str(tmp_path) in words and "8000" in words
+    assert "qwen3" in serve.command(Serving("vllm"), source, "tuned", tmp_path)
