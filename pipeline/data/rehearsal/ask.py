@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pipeline.core.console import Bar, duration, say
 from pipeline.core.errors import UserError
 from pipeline.core.files import fingerprint, make_folder, read_json, write_json
-from pipeline.core.modes import Mode
+from pipeline.core.modes import THINK, Mode, Tags
 from pipeline.data.chat_format import ChatFormat
 from pipeline.data.conversations import Message, Rejected
 from pipeline.data.rehearsal.questions import Question
@@ -151,18 +151,19 @@ def seed_of(seed: int, sample: int) -> int:
 # --- asking -------------------------------------------------------------------------------------------------------------
 
 
-def message_of(text: str) -> Message:
+def message_of(text: str, tags: Tags = THINK) -> Message:
     """A reply as the assistant's message."""
-    reasoning, answer, _, _ = split_reply(text)
+    reasoning, answer, _, _ = split_reply(text, tags)
     message: Message = {"role": "assistant", "content": answer}
     return message | {"reasoning_content": reasoning} if reasoning else message
 
 
 def _as_rendered(form: ChatFormat, question: Question, reply: Reply, mode: Mode) -> bool | None:
-    if not reply.token_ids or not judge(reply.text, reply.truncated, mode)["faithful"]:
+    tags = form.style.tags
+    if not reply.token_ids or not judge(reply.text, reply.truncated, mode, tags)["faithful"]:
         return None
     try:
-        _, (target,) = form.answer_ids(question.messages, [message_of(reply.text)], mode, question.tools)
+        _, (target,) = form.answer_ids(question.messages, [message_of(reply.text, tags)], mode, question.tools)
     except Rejected:
         return False
     return target == reply.token_ids
@@ -227,16 +228,16 @@ def ask(
             ]
             store.add(lines)
             bar.update(len(batch))
-            faithful += sum(judge(reply.text, reply.truncated, mode)["faithful"] for reply in replies)
+            faithful += sum(judge(reply.text, reply.truncated, mode, form.style.tags)["faithful"] for reply in replies)
             said += len(batch)
             if not faithful and said >= ENOUGH:
-                raise cannot_do(name, mode, lines)
+                raise cannot_do(name, mode, lines, form.style.tags)
 
 
-def cannot_do(name: str, mode: Mode, replies: Sequence[Said]) -> UserError:
+def cannot_do(name: str, mode: Mode, replies: Sequence[Said], tags: Tags = THINK) -> UserError:
     """A base that does not keep to a mode: in words, with what it does instead and what to do."""
     cut = sum(said.truncated for said in replies)
-    forms = [judge(said.text, False, mode) for said in replies]
+    forms = [judge(said.text, False, mode, tags) for said in replies]
     opened = sum(form["opened"] for form in forms)
     what = f"{opened} of {len(replies)} open a think block, {cut} are cut at the length limit"
     return UserError(

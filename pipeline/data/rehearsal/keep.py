@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.core.modes import CLOSE, Mode
+from pipeline.core.modes import THINK, Mode, Tags
 from pipeline.core.statistics import wilson
 from pipeline.data.cleaning.decontaminate import words
 from pipeline.data.cleaning.reasoning import step_check_answer
@@ -53,21 +53,23 @@ def near_copy(a: frozenset[tuple[str, ...]], b: frozenset[tuple[str, ...]]) -> f
     return len(a & b) / len(a | b)
 
 
-def _form(text: str, mode: Mode) -> str:
+def _form(text: str, mode: Mode, tags: Tags) -> str:
     """What an unfaithful reply lacks, in words."""
-    reasoning, answer, opened, closed = split_reply(text)
+    reasoning, answer, opened, closed = split_reply(text, tags)
     if mode == "non_thinking":
         return "no answer" if not text.strip() else "a think tag in non-thinking mode"
     if not opened:
         return "does not begin with a think block"
     if not closed:
-        return f"never closes its think block with {CLOSE}"
+        return f"never closes its think block with {tags.close}"
     if not reasoning:
         return "an empty think block"
     return "no answer behind its think block" if not answer else "a second think tag"
 
 
-def _judge(question: Question, said: Said, mode: Mode, siblings: list[frozenset[tuple[str, ...]]], kept: Kept) -> None:
+def _judge(
+    question: Question, said: Said, mode: Mode, tags: Tags, siblings: list[frozenset[tuple[str, ...]]], kept: Kept
+) -> None:
     """Count a reply.
 
     Raises:
@@ -79,12 +81,12 @@ def _judge(question: Question, said: Said, mode: Mode, siblings: list[frozenset[
     kept.truncated += said.truncated
     if said.truncated:
         raise Rejected("truncated", f"cut after {said.tokens} tokens", "reply")
-    if not judge(said.text, False, mode)["faithful"]:
-        raise Rejected("unfaithful", _form(said.text, mode), "reply")
+    if not judge(said.text, False, mode, tags)["faithful"]:
+        raise Rejected("unfaithful", _form(said.text, mode, tags), "reply")
     kept.faithful += 1
     if said.as_rendered is not None:
         kept.as_rendered.append(said.as_rendered)
-    message = message_of(said.text)
+    message = message_of(said.text, tags)
     if question.reference is not None:
         kept.compared += 1
         try:
@@ -100,10 +102,10 @@ def _judge(question: Question, said: Said, mode: Mode, siblings: list[frozenset[
     siblings.append(own)
 
 
-def _row(question: Question, said: Said, provenance: dict[str, Any], sample: int) -> dict[str, Any]:
+def _row(question: Question, said: Said, tags: Tags, provenance: dict[str, Any], sample: int) -> dict[str, Any]:
     # Earlier answers are somebody else's: they are read, not learnt.
     before = [m | {"weight": 0} if m["role"] == "assistant" else m for m in question.messages]
-    row: dict[str, Any] = {"messages": [*before, message_of(said.text)]}
+    row: dict[str, Any] = {"messages": [*before, message_of(said.text, tags)]}
     if question.tools:
         row["tools"] = question.tools
     if question.reference is not None:
@@ -113,21 +115,30 @@ def _row(question: Question, said: Said, provenance: dict[str, Any], sample: int
 
 
 def keep(
-    questions: Sequence[Question], seeds: Sequence[int], mode: Mode, store: Store, provenance: dict[str, Any]
+    questions: Sequence[Question],
+    seeds: Sequence[int],
+    mode: Mode,
+    store: Store,
+    provenance: dict[str, Any],
+    tags: Tags = THINK,
 ) -> Kept:
-    """Judge every stored reply to the questions, in their order."""
+    """Judge every stored reply to the questions, in their order.
+
+    Args:
+        tags: those around the model's reasoning.
+    """
     kept = Kept()
     for question in questions:
         siblings: list[frozenset[tuple[str, ...]]] = []
         for sample, seed in enumerate(seeds):
             said = store.get(question.key, seed)
             try:
-                _judge(question, said, mode, siblings, kept)
+                _judge(question, said, mode, tags, siblings, kept)
             except Rejected as why:
                 shown = {"messages": question.messages, "reply": said.text, "sample": sample}
                 kept.left_out.append(left_out(question.file, question.line, why, shown))
                 continue
-            kept.rows.append(_row(question, said, provenance, sample))
+            kept.rows.append(_row(question, said, tags, provenance, sample))
     return kept
 
 

@@ -211,9 +211,14 @@ class Rehearsal:
                     rate = rates.replies_per_second if rates else None
                     ask(source.name, questions.kept, seeds, mode, sampling, store, self.form, self.answers(), rate)
         provenance = {**{k: v for k, v in identity.items() if k != "version"}, "seed": source.seed}
-        kept = keep(questions.kept, seeds, mode, store, provenance)
+        kept = keep(questions.kept, seeds, mode, store, provenance, self.form.style.tags)
         if not kept.faithful:
-            raise cannot_do(source.name, mode, [store.get(question.key, seeds[0]) for question in questions.kept[:64]])
+            raise cannot_do(
+                source.name,
+                mode,
+                [store.get(question.key, seeds[0]) for question in questions.kept[:64]],
+                self.form.style.tags,
+            )
         found = account(kept)
         if not kept.rows:
             reasons = ", ".join(f"{n} × {reason}" for reason, n in found["left_out"].items())
