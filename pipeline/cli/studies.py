@@ -29,7 +29,9 @@ def register(group: Any) -> None:
         "--cells", type=folder, metavar="DIR", help="keep cells here by their settings; sweeps share what is done"
     )
     sweep.add_argument("--seeds", type=positive, default=1, help="runs a value, with successive seeds (default: 1)")
-    sweep.add_argument("--workers", type=positive, metavar="N", help="runs at a time (default: what the cores allow)")
+    sweep.add_argument(
+        "--workers", type=positive, metavar="N", help="runs at a time (default: what the cores allow; 1 on a GPU)"
+    )
     sweep.set_defaults(do=_sweep)
 
     methods = command(group, "methods", "fine-tuning methods side by side: what each costs and what it reaches")

@@ -30,6 +30,7 @@ from pipeline.core.files import fingerprint, read_json, require_folder, write_js
 from pipeline.core.place import ROOT
 from pipeline.run import Run
 from pipeline.settings import (
+    Profile,
     load_profile,
 )
 from pipeline.studies.arms import SweepCell, load_arms, plan_arms, plan_axis
@@ -57,7 +58,7 @@ def run_sweep(
     """Run all cells that are not done, then summarise_sweep; see the module's docstring.
 
     Args:
-        workers: runs at a time; None: as many as the cores allow at the profile's number of threads.
+        workers: runs at a time; None: as many as the cores allow at the profile's number of threads, on a GPU one.
         arms: a file of arms, instead of axis and values.
         cells_folder: see ``plan_axis``.
         only: names of arms to run; none: all.
@@ -90,10 +91,19 @@ def run_sweep(
     write_json(record, {"axis": key, "values": [str(v) for v in values], "seeds": seeds, "cells": identity})
     for cell in cells:
         write_inputs(cell)
-    threads = cells[0].profile.model.cpu_threads or os.cpu_count() or 1
-    at_once = workers or max(1, (os.cpu_count() or 1) // threads)
+    at_once = workers or runs_at_once(cells[0].profile)
     _run_all([cell for cell in cells if not cell.report.exists()], at_once, cells_folder or folder)
     return summarise_sweep(key, cells, folder, question)
+
+
+def runs_at_once(profile: Profile) -> int:
+    """How many runs share this machine: on a GPU one, as each takes the memory of a card; else as the cores allow."""
+    import torch
+
+    if torch.cuda.is_available():
+        return 1
+    cores = os.cpu_count() or 1
+    return max(1, cores // (profile.model.cpu_threads or cores))
 
 
 def write_inputs(cell: SweepCell) -> None:

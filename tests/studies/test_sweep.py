@@ -16,9 +16,10 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import write_json, write_jsonl
 from pipeline.core.modes import MODES
 from pipeline.run import Run
+from pipeline.settings import load_profile
 from pipeline.studies.arms import Arm, Arms, SweepCell, axis_key, load_arms, plan_arms, plan_axis
 from pipeline.studies.curve import balance, fidelity_table, pareto, summarise_sweep, sweep_table
-from pipeline.studies.sweep import cell_failure, log_failure, run_sweep
+from pipeline.studies.sweep import cell_failure, log_failure, run_sweep, runs_at_once
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -144,6 +145,17 @@ def test_the_curve_and_its_recommendation(tmp_path: Path) -> None:
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     text = sweep_table(result)
     assert "recommended: 0.5" in text and "120 replies a cell over 2 seed(s)" in text and result["rule"] in text
+
+
+def test_runs_share_cores_but_not_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    profile = load_profile("embedded", ["model.cpu_threads=2"])
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert runs_at_once(profile) == 8 and runs_at_once(load_profile("embedded", ["model.cpu_threads=null"])) == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert runs_at_once(profile) == 1
 
 
 def test_failed_cells_are_named_and_the_rest_counts(tmp_path: Path) -> None:
