@@ -89,4 +89,5 @@ def switched(conversation: Conversation, share: float) -> Conversation:
     messages[last] = {**messages[last], "content": f"{question} {'/think' if thinks else '/no_think'}"}
     if not thinks:
         messages[-1] = {key: value for key, value in messages[-1].items() if key != "reasoning_content"}
-    return dataclasses.replace(conversation, messages=messages, mode="thinking")
+    # The prompt is that of the thinking mode either way; the switch in the question decides.
+    return dataclasses.replace(conversation, messages=messages, mode="thinking", each=False)

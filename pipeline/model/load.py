@@ -61,7 +61,7 @@ def base_identity(settings: ModelSettings) -> str:
         files = sorted(Path(model_location(settings)).glob("*.safetensors"))
         content = fingerprint([known_sha256(file) for file in files])[:12]
     else:
-        content = settings.revision or "main"
+        content = (settings.revision or "main")[:12]
     return f"{Path(settings.name).name}-{content}-{precision(settings)}"
 
 

@@ -336,7 +336,7 @@ def test_score_of_another_column() -> None:
         (" \n", None, "empty_answer"),
         ("4", "one</think>two", "think_tag_inside"),
         ("<think>4", "thought", "think_tag_inside"),
-        ("`</think>` 4", None, "think_tag_inside"),
+        ("`</think>` 4", None, ""),  # in a code span it is text
         ("The same.", "The same. ", "reasoning_is_answer"),
         ("4", "First we add two,", "reasoning_cut"),
         ("4", "首先，我们计算，", "reasoning_cut"),

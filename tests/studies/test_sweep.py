@@ -17,7 +17,7 @@ from pipeline.core.files import write_json, write_jsonl
 from pipeline.core.modes import MODES
 from pipeline.run import Run
 from pipeline.settings import load_profile
-from pipeline.studies.arms import Arm, Arms, SweepCell, axis_key, load_arms, plan_arms, plan_axis
+from pipeline.studies.arms import Arm, Arms, SweepCell, axis_key, load_arms, plan_arms, plan_axis, settings_for
 from pipeline.studies.curve import balance, fidelity_table, pareto, summarise_sweep, sweep_table
 from pipeline.studies.sweep import cell_failure, log_failure, run_sweep, runs_at_once
 
@@ -335,7 +335,9 @@ def test_every_ablation_is_valid_and_its_arms_differ(path: Path, tmp_path: Path)
     assert len({json.dumps([c.profile.model_dump(), c.recipe.model_dump()]) for c in cells}) == len(cells)
     # One arm is the profile itself, or differs from it in what all arms share: the first, of the presets the last.
     own = -1 if path.stem == "presets" else 0
-    default = plan_arms("embedded", arms.set, Arms(arms={"ours": Arm()}), 1, tmp_path, tmp_path)[0]
+    default = plan_arms(
+        "embedded", settings_for(arms, ["embedded"]), Arms(arms={"ours": Arm()}), 1, tmp_path, tmp_path
+    )[0]
     assert plan_arms("embedded", [], arms, 1, tmp_path, tmp_path)[own].folder == default.folder
 
 
