@@ -15,11 +15,11 @@ from pipeline.core.errors import UserError, nearest
 from pipeline.core.modes import CLOSE, OPEN, Mode
 from pipeline.data.chat_format import ChatFormat
 from pipeline.data.conversations import Message
-from pipeline.model.form import split_reply
 from pipeline.evaluation.report.card import decoding_of
 from pipeline.export.source import OF_PEFT, Source, load_base
 from pipeline.model.decode import end_tokens, inference_mode_of
 from pipeline.model.dtype import computing_dtype
+from pipeline.model.form import split_reply
 from pipeline.model.methods import load_adapter
 
 if TYPE_CHECKING:
