@@ -209,16 +209,10 @@ class Fetched(TorchDispatchMode):
             frame = inspect.currentframe()
             while frame and ("/torch/" in frame.f_code.co_filename or frame.f_code.co_filename == __file__):
                 frame = frame.f_back
-<<<<<<< HEAD
-            # The sampler's numbers lie on the CPU on every machine; a validation and a checkpoint are looks.
-            ours = frame and "/pipeline/" in frame.f_code.co_filename and "Sampler" not in frame.f_code.co_qualname
-            ours = ours and frame.f_code.co_name not in ("prediction_step", "_save_checkpoint", "<genexpr>")
-=======
             where = frame.f_code.co_qualname if frame else ""
             # The sampler's numbers lie on the CPU on every machine; validation and saving are no steps of training.
             other = any(name in where for name in ("Sampler", "prediction_step", "_save_checkpoint"))
             ours = frame and "/pipeline/" in frame.f_code.co_filename and not other
->>>>>>> real
             if frame and (ours or "isinf(tr_loss" in _source(frame)):
                 self.places.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
         return func(*args, **(kwargs or {}))
