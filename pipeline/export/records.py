@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict  # of typing's own, pydantic wants Python 3.12
 
 Verdict = Literal["same", "close", "differs", "broken"]
 

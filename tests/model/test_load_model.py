@@ -53,8 +53,8 @@ replies = []
 for length in (64, 512):
     profile = load_profile("embedded", [f"model.max_seq_length={length}"])
     model, tokenizer = load_model(profile.model, profile.seed)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id = 1000  # so that replies go on beyond their end
     prompts = [ChatFormat(tokenizer).prompt_ids([{"role": "user", "content": f"What is {a} + 5?"}], "thinking") for a in (7, 81)]
+    model.generation_config.eos_token_id = tokenizer.eos_token_id = 1000  # so that replies go on beyond their end
     sampling = profile.evaluation.sampling.thinking.model_copy(update={"max_new_tokens": 90})
     replies.append([reply.token_ids for reply in generate(model, tokenizer, prompts, sampling, 2, 1)])
 print(model.config.max_position_embeddings, max(map(len, replies[0])), replies[0] == replies[1])

@@ -333,6 +333,8 @@ def test_every_ablation_is_valid_and_its_arms_differ(path: Path, tmp_path: Path)
     cells = plan_arms("embedded", [], arms, 1, tmp_path)
     assert [cell.value for cell in cells] == list(arms.arms) and len(cells) >= 2
     assert len({json.dumps([c.profile.model_dump(), c.recipe.model_dump()]) for c in cells}) == len(cells)
+    if path.stem == "keep":
+        return  # every arm of it says the shares of the recipe that they have in common
     # One arm is the profile itself, or differs from it in what all arms share: the first, of the presets the last.
     own = -1 if path.stem == "presets" else 0
     default = plan_arms(
