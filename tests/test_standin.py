@@ -65,6 +65,7 @@ def test_only_names_places_and_counts_are_changed(folder: Path) -> None:
         assert own.training.per_device_train_batch_size == changed.training.per_device_train_batch_size
 
 
+@pytest.mark.nightly
 def test_another_tokenizer_and_shape(
     once: Any, pipeline_command: Command, qwen3_tokenizer: Any, tmp_path: Path
 ) -> None:

@@ -124,6 +124,7 @@ def test_the_shipped_profile_and_its_recipes_can_be_read() -> None:
 # --- all of it ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_hybrid_is_made_and_taken(
     profile: Path, tmp_path: Path, pipeline_command: Callable[..., object], instruct: Path

@@ -269,6 +269,7 @@ GRPO._compute_loss = lambda *_: torch.empty(2**55)
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("patch", "words"),

@@ -77,6 +77,7 @@ def test_an_unknown_method_names_the_nearest(tmp_path: Path, capsys: pytest.Capt
     assert "--methods" in capsys.readouterr().err and not (tmp_path / "m").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_two_methods_and_one_that_fails(
     pipeline_command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path

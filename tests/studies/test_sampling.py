@@ -49,6 +49,7 @@ def test_the_verdict_is_paired_and_needs_an_interval(tmp_path: Path) -> None:
     assert not _verdict(tmp_path, [TABLE, "0.1", "0.9"], "thinking")["shown_to_be_worse"]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_study_of_a_run(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "study"
@@ -117,6 +118,7 @@ def test_prompts_hold_their_switches_and_are_held_out() -> None:
         assert soft_switch(case.messages(asked[0])) == wanted
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_switches_of_a_run(tiny_run: Path, tmp_path: Path) -> None:
     result: dict[str, Any] = run_switches(tiny_run, tmp_path / "switches", 6)
