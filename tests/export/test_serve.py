@@ -57,7 +57,7 @@ def served(
         process.stdout.close()
         process.stderr.close()
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", port))  # nothing of it is left
+        assert probe.connect_ex(("127.0.0.1", port)) != 0  # nothing of it is left
 
 
 def client(address: str, key: str = "a-key-for-the-test") -> Any:
