@@ -35,6 +35,7 @@ REAL_ITEMS = $(if $(DATA),$(foreach name,gsm8k ifeval,--set "evaluation.dataset_
 REAL_ROWS = $(if $(DATA),$(foreach name,$(1),--set "mix.local.$(name)=$(DATA)/$(name)"))
 REAL_CHAT = $(if $(DATA),$(if $(wildcard $(DATA)/thinking_chat),$(call REAL_ROWS,thinking_chat),--set "mix.without=[thinking_chat]"))
 real: OUTPUT_DIR ?= outputs/real
+real: export MALLOC_MMAP_THRESHOLD_ ?= 65536  # glibc gives back what was freed
 real: $(STAMP) ## a real pretrained model on a CPU: fetched, made hybrid, fine-tuned, measured: DATA=FOLDER
 	$(BIN)/python -m pipeline models fetch smollm2-135m
 	$(BIN)/python -m pipeline hybridise --profile smollm2-135m --output-dir $(HYBRID_DIR) --resume \
