@@ -234,6 +234,7 @@ def _become(request: Any, before: dict[str, str], by_imports: dict[str, str], in
 
 def run(arguments: list[str]) -> None:
     """What ``python ARGUMENTS`` runs, as ``__main__``."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that a shell put into the background ignore it
     kind = arguments.pop(0)
     if kind == "-m":
         sys.argv, sys.path[0] = arguments, os.getcwd()
