@@ -50,7 +50,7 @@ course: $(STAMP) ## the main job, then notebooks 00 to 09: OUTPUT_DIR=outputs/co
 
 TEST_WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist worksteal
-test: $(STAMP) ## run the tests, two at a time (8 minutes): TEST_WORKERS=2
+test: $(STAMP) ## run the tests, two at a time (about 16 minutes): TEST_WORKERS=2
 	$(PYTEST) -m "not nightly"
 
 test-all: $(STAMP) ## what `make test` leaves out: whole notebooks, all methods, many random examples
