@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,7 +32,7 @@ class Answer:
     """A greedy reply, and the log-probability (natural) of each of its tokens before any sampling."""
 
     reply: Reply
-    log_probs: list[float]  # one a token of reply.token_ids
+    log_probs: Sequence[float | None]  # one a token of reply.token_ids; None where the engine does not say
 
 
 class Engine(Protocol):
@@ -120,6 +120,7 @@ class LlamaCpp:
         assert parts.hostname and parts.port
         self.host, self.port = parts.hostname, parts.port
         self.tokenizer, self.parallel = tokenizer, parallel
+        self._ends: list[int] | None = None
 
     def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """POST ``body``, or GET; the answer as plain data.
@@ -150,19 +151,29 @@ class LlamaCpp:
             return list(pool.map(lambda messages: self._answer(messages, mode, sampling), conversations))
 
     def _answer(self, messages: Sequence[Message], mode: Mode, sampling: Sampling) -> Answer:
-        limit = sampling.max_new_tokens
-        body = _request(messages, mode) | {"temperature": 0, "max_tokens": limit, "logprobs": True, "top_logprobs": 1}
+        """A reply to the prompt that the server's own template makes.
+
+        By ``/completion``, as a chat answer does not say all of its tokens: the list with probabilities, which is all that it
+        has, leaves out every token that ends within a character.
+        """
+        prompt = self.call("/apply-template", _request(messages, mode))["prompt"]
+        body = {
+            "prompt": prompt,
+            "n_predict": sampling.max_new_tokens,
+            "temperature": 0,
+            "n_probs": 1,
+            "return_tokens": True,
+        }
         # Not from the cache of the slot: its numbers depend on what was asked before.
-        answer = self.call("/v1/chat/completions", body | {"cache_prompt": False})
-        choice = answer["choices"][0]
-        tokens = (choice.get("logprobs") or {}).get("content") or []
-        if not tokens:
+        answer = self.call("/completion", body | {"cache_prompt": False})
+        ids = list(answer["tokens"])
+        if len(ids) != answer["tokens_predicted"]:
             raise UserError(
-                "llama.cpp's server sends no tokens with its replies; is xllamacpp the version that is wanted?"
+                f"llama.cpp's server wrote {answer['tokens_predicted']} tokens and sends {len(ids)}; is xllamacpp the wanted "
+                "version?"
             )
-        ids = [token["id"] for token in tokens]
-        truncated = choice["finish_reason"] == "length"
-        content = ids if truncated or not ids or ids[-1] not in self.ends() else ids[:-1]
+        truncated = answer["stop_type"] == "limit"
+        content = ids if truncated or ids[-1] not in self.ends() else ids[:-1]
         text = str(self.tokenizer.decode(content, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         close = self.tokenizer.convert_tokens_to_ids(CLOSE)
         unclosed = len(content) if text.lstrip().startswith(OPEN) else 0
@@ -170,18 +181,25 @@ class LlamaCpp:
         reply = Reply(
             text=text,
             token_ids=ids,
-            prompt_tokens=answer["usage"]["prompt_tokens"],
+            prompt_tokens=answer["tokens_evaluated"],
             output_tokens=len(ids),
             reasoning_tokens=reasoning,
             answer_tokens=len(content) - reasoning,
             truncated=truncated,
         )
-        return Answer(reply, [token["logprob"] for token in tokens])
+        return Answer(reply, aligned(ids, answer["completion_probabilities"]))
 
     def ends(self) -> list[int]:
         """What the file names as its end token."""
-        props = self.call("/props")
-        return list(self.tokenizer.convert_tokens_to_ids([props["eos_token"]]))
+        if self._ends is None:
+            self._ends = list(self.tokenizer.convert_tokens_to_ids([self.call("/props")["eos_token"]]))
+        return self._ends
+
+
+def aligned(ids: Sequence[int], known: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    """The log-probability of each token, None where the server leaves it out: its list is in order, with gaps."""
+    left = list(known)
+    return [left.pop(0)["logprob"] if left and left[0]["id"] == token else None for token in ids]
 
 
 def _request(messages: Sequence[Message], mode: Mode) -> dict[str, Any]:

@@ -83,7 +83,9 @@ def _log_prob_differences(one: Item, other: Item) -> list[float]:
     for place, (a, b) in enumerate(zip(one.answer.reply.token_ids, other.answer.reply.token_ids, strict=False)):
         if a != b:
             break
-        found.append(abs(one.answer.log_probs[place] - other.answer.log_probs[place]))
+        p, q = one.answer.log_probs[place], other.answer.log_probs[place]
+        if p is not None and q is not None:
+            found.append(abs(p - q))
     return found
 
 
