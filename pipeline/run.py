@@ -31,7 +31,6 @@ import yaml
 from pipeline.core.console import expect, say
 from pipeline.core.errors import UserError
 from pipeline.core.files import fingerprint, known_sha256, now, read_json, read_jsonl, write_json, write_text
-from pipeline.core.modes import MODES
 from pipeline.core.place import cache_dir
 from pipeline.core.processes import first, is_first, is_sharded
 from pipeline.core.redact import masked
@@ -442,7 +441,8 @@ class Run:
                 "switched off"
             )
             return None
-        replies = {mode: read_jsonl(self._path("evaluation", "base", mode, "predictions.jsonl")) for mode in MODES}
+        base = self._path("evaluation", "base")
+        replies = {mode: read_jsonl(base / mode / "predictions.jsonl") for mode in modes_in(base)}
         modes = measure_distance(model, tokenizer, replies, settings.kl_items, settings.batch_size)
         record = {"model_id": self.identity("tuned"), "items": settings.kl_items, "modes": modes}
         write_json(self._path("evaluation", "distance.json"), record)

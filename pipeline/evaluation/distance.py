@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.console import Bar
-from pipeline.core.modes import MODES, Mode
+from pipeline.core.modes import Mode
 from pipeline.core.statistics import interval95
 from pipeline.data.chat_format import ChatFormat
 from pipeline.model.divergence import divergence
@@ -34,7 +34,9 @@ def sequences_of(
     result = []
     for row in rows:
         prompt = form.prompt_ids(row["messages"], mode)
-        reply = form.encode([row["reply"] + ("" if row["truncated"] else form.style.end)])[0]
+        # The stored reply begins with the tag that its prompt may have ended with (``ThinkingStyle.whole``).
+        written = row["reply"].removeprefix(form.style.opened(form.prompt_text(row["messages"], mode)))
+        reply = form.encode([written + ("" if row["truncated"] else form.style.end)])[0]
         ids = (prompt + reply)[:MOST_TOKENS]
         if len(ids) > len(prompt):
             result.append((row["benchmark"], (ids, len(prompt))))
@@ -75,7 +77,7 @@ def measure_distance(
     form = ChatFormat(tokenizer)
     places: list[tuple[Mode, str]] = []
     sequences = []
-    for mode in MODES:
+    for mode in replies:
         seen: dict[str, int] = {}
         few = []
         for row in replies[mode]:
@@ -87,7 +89,7 @@ def measure_distance(
             sequences.append(sequence)
     with Bar("distance to the base", len(sequences)) as bar:
         found = divergence(model, sequences, batch_size, bar.update if progress else None)
-    result: dict[str, dict[str, Distance]] = {mode: {} for mode in MODES}
+    result: dict[str, dict[str, Distance]] = {mode: {} for mode in replies}
     for mode, benchmark in dict.fromkeys(places):
         own = [value for place, value in zip(places, found, strict=True) if place == (mode, benchmark)]
         result[mode][benchmark] = estimate([total for total, _ in own], [count for _, count in own])

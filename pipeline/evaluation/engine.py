@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from pipeline.model.engines.local import local_engine
 from pipeline.model.engines.server import server_engine
 from pipeline.model.engines.vllm import require_served, vllm_engine
 from pipeline.model.load import load_tokenizer, model_location
+from pipeline.model.memory import release
 from pipeline.model.room import positions_of
 from pipeline.settings import Profile
 
@@ -58,7 +58,7 @@ def open_engine(profile: Profile, which: str, load: LoadModel, adapter: Path | N
         with _served(profile, which) as server:
             yield server
     else:
-        _free_gpu()
+        release()
         tokenizer = load_tokenizer(profile.model)
         config = model_config(profile.model)
         positions = None if config is None else positions_of(config)
@@ -81,12 +81,3 @@ def _served(profile: Profile, which: str) -> Iterator[Engine]:
     tokenizer = load_tokenizer(profile.model)
     with server_engine(server, name, tokenizer, ChatFormat(tokenizer).prompt_ids) as engine:
         yield engine
-
-
-def _free_gpu() -> None:
-    """Give back what this process holds of a GPU, as far as nothing refers to it any more."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

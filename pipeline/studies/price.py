@@ -17,7 +17,7 @@ def price_of(runs: Sequence[Path]) -> Price:
     """Mean price of some runs."""
     seconds, memory, asked, asking = [], [], [], []
     for run in runs:
-        training = read_json(run / "report.json").get("training", {})
+        training = read_json(run / "report.json")["training"]
         seconds.append(training.get("training_seconds"))
         memory.append(training.get("memory_above_base_bytes"))
         records = [read_json(path) for path in sorted((run / "rehearsal").glob("*/rehearsal.json"))]

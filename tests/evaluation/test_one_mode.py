@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +15,9 @@ import pytest
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
 from pipeline.core.modes import MODES, Mode
+from pipeline.data.chat_format import ChatFormat
 from pipeline.evaluation.cells import finished_cells, modes_in, write_modes
+from pipeline.evaluation.distance import sequences_of
 from pipeline.evaluation.evaluate import evaluate_model
 from pipeline.evaluation.report.build import build_report
 from pipeline.evaluation.report.card import model_card
@@ -23,6 +28,7 @@ from pipeline.settings import load_profile
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -56,6 +62,32 @@ def test_a_model_is_evaluated_in_the_mode_that_it_has(
         other: Mode = "thinking" if mode == "non_thinking" else "non_thinking"
         with pytest.raises(UserError, match="has only its"):
             evaluate_model(model, tokenizer, "random", config, folder, [other], progress=False)
+
+
+def test_the_opening_tag_of_a_prompt_is_counted_once(embedded_tokenizer: PreTrainedTokenizerBase) -> None:
+    """Stored replies begin with the tag that their prompt ended with; the distance to the base is over what was written."""
+    tokenizer = copy.deepcopy(embedded_tokenizer)
+    tokenizer.chat_template = THINKS
+    form = ChatFormat(tokenizer)
+    row = {"messages": [{"role": "user", "content": "Hello"}], "benchmark": "b", "truncated": False}
+    ((_, (ids, prompt)),) = sequences_of(form, [row | {"reply": "<think>\nA.\n</think>\n\nB."}], "thinking")
+    assert ids[:prompt] == form.prompt_ids(row["messages"], "thinking")
+    assert tokenizer.decode(ids[prompt:]) == "A.\n</think>\n\nB.<|im_end|>"
+
+
+@pytest.mark.slow
+def test_a_whole_run_of_a_model_with_one_mode(
+    pipeline_command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    model = tmp_path / "instruct"
+    shutil.copytree(ROOT / "models" / "embedded", model)
+    (model / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    run = tmp_path / "run"
+    own = [f"model.name={model}", "mix.shares={chat: 1}", "mix.total=200", "training.max_steps=2", "evaluation.limit=2"]
+    own += [f"training.{name}_steps=2" for name in ("eval", "save", "logging")]
+    pipeline_command("run", "--output-dir", str(run), sets=own)
+    report = read_json(run / "report.json")
+    assert list(report["evaluation"]["tuned"]) == ["non_thinking"] == list(report["distance"])
 
 
 def test_cells_of_a_folder(tmp_path: Path) -> None:

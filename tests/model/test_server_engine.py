@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
-from pipeline.core.modes import MODES
+from pipeline.core.modes import MODES, Tags
 from pipeline.data.chat_format import ChatFormat
 from pipeline.model.engines.protocol import reply_text, request_fields
 from pipeline.model.engines.server import ServerEngine, server_engine
@@ -167,6 +167,16 @@ def test_reasoning_that_comes_apart_is_put_back_as_it_was(reasoning: str, answer
     else:
         assert whole == answer
     assert reply_text({"content": "yes<|im_end|>"}, False, ("<|im_end|>",)) == "yes"
+
+
+def test_a_thought_that_the_prompt_opened_is_seen() -> None:
+    """Templates from Qwen3.5 on; and those with other tags."""
+    whole = reply_text({"content": "Six.\n</think>\n\n7"}, False, (), opened="<think>\n")
+    assert whole == "<think>\nSix.\n</think>\n\n7" and judge(whole, False, "thinking")["faithful"]
+    assert reply_text({"content": "<think>\nSix.\n</think>\n\n7"}, False, (), opened="<think>\n") == whole
+    tags = Tags("<|channel>", "<channel|>")
+    whole = reply_text({"content": "7", "reasoning": "Six."}, False, (), tags)
+    assert whole == "<|channel>\nSix.\n<channel|>\n\n7" and judge(whole, False, "thinking", tags)["faithful"]
 
 
 # --- a server that does not ---------------------------------------------------------------------------------------------

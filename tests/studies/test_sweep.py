@@ -109,7 +109,7 @@ def fabricate(
                             rows.append(row | {"faithful": faithful})
                     rng.shuffle(rows)  # type: ignore[arg-type]
                     write_jsonl(cell.folder / "run" / "evaluation" / which / mode / "predictions.jsonl", rows)
-            write_json(cell.report, {})
+            write_json(cell.report, {"training": {}})
     return cells, {key: float(np.mean(scores)) for key, scores in means.items()}
 
 

@@ -185,14 +185,8 @@ def read_parquet(file: DataFile, place: Place) -> Iterator[SourceRow]:
                     left_out = min(place.skip, batch.num_rows)
                     place.skip -= left_out
                     number += left_out
-                    for row in _python_rows(batch.slice(left_out)):
-                        number += 1
-                        place.line = number
-                        yield (
-                            rejected_row(file, number, row)
-                            if isinstance(row, BadRow)
-                            else SourceRow(file.name, number, row)
-                        )
+                    yield from _rows_of(file, place, batch.slice(left_out), number)
+                    number += batch.num_rows - left_out
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
             f"{file.path} is not a readable Parquet file (after row {place.line}): {first_line(error)}. Download it again."
@@ -212,18 +206,20 @@ def read_arrow(file: DataFile, place: Place) -> Iterator[SourceRow]:
                 place.skip -= left_out
                 number += left_out
                 for start in range(left_out, batch.num_rows, row_files.PARQUET_BATCH):
-                    for row in _python_rows(batch.slice(start, row_files.PARQUET_BATCH)):
-                        number += 1
-                        place.line = number
-                        yield (
-                            rejected_row(file, number, row)
-                            if isinstance(row, BadRow)
-                            else SourceRow(file.name, number, row)
-                        )
+                    part = batch.slice(start, row_files.PARQUET_BATCH)
+                    yield from _rows_of(file, place, part, number)
+                    number += part.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
             f"{file.path} is not a readable Arrow file (after row {place.line}): {first_line(error)}. Download it again."
         ) from error
+
+
+def _rows_of(file: DataFile, place: Place, batch: Any, before: int) -> Iterator[SourceRow]:
+    """The rows of a batch, numbered behind the ``before`` that came earlier in the file."""
+    for number, row in enumerate(_python_rows(batch), before + 1):
+        place.line = number
+        yield rejected_row(file, number, row) if isinstance(row, BadRow) else SourceRow(file.name, number, row)
 
 
 def _record_batches(source: Any) -> Iterator[Any]:

@@ -164,10 +164,10 @@ class Distance(_Strict):
 
 
 class DistanceSection(_Strict):
-    """By benchmark, in both modes."""
+    """By benchmark, in each mode of the model."""
 
-    thinking: dict[str, Distance]
-    non_thinking: dict[str, Distance]
+    thinking: dict[str, Distance] | None = None
+    non_thinking: dict[str, Distance] | None = None
 
 
 class Report(_Strict):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.core.errors import UserError
-from pipeline.core.modes import CLOSE, OPEN, Mode
+from pipeline.core.modes import THINK, Mode, Tags
 from pipeline.settings import Sampling, ServerSettings
 
 
@@ -45,7 +45,9 @@ def request_fields(server: ServerSettings, mode: Mode, sampling: Sampling) -> di
     return fields | {"extra_body": extra}
 
 
-def reply_text(message: Mapping[str, Any], cut: bool, ends: tuple[str, ...]) -> str:
+def reply_text(
+    message: Mapping[str, Any], cut: bool, ends: tuple[str, ...], tags: Tags = THINK, opened: str = ""
+) -> str:
     """The reply as the model wrote it, as far as the server lets it be known.
 
     A server with a reasoning parser hands reasoning and answer out apart, without tags; they are put together again. Whether
@@ -55,6 +57,8 @@ def reply_text(message: Mapping[str, Any], cut: bool, ends: tuple[str, ...]) -> 
         message: ``content``, and ``reasoning_content`` or ``reasoning`` where the server has one.
         cut: the reply stopped at the token limit.
         ends: texts of the end tokens, which some servers leave at the end.
+        tags: those around the model's reasoning.
+        opened: what the prompt ended with of them (``ThinkingStyle.opened``): the text goes on behind it.
     """
     content = message.get("content") or ""
     reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
@@ -62,6 +66,6 @@ def reply_text(message: Mapping[str, Any], cut: bool, ends: tuple[str, ...]) -> 
         if not cut:
             content = content.removesuffix(end)
     if not reasoning:
-        return str(content)
-    block = f"{OPEN}\n{str(reasoning).strip(chr(10))}"
-    return f"{block}\n{CLOSE}\n\n{str(content).lstrip(chr(10))}" if content.strip() else block
+        return str(content) if not opened or content.lstrip().startswith(tags.open) else f"{opened}{content}"
+    block = f"{tags.open}\n{str(reasoning).strip(chr(10))}"
+    return f"{block}\n{tags.close}\n\n{str(content).lstrip(chr(10))}" if content.strip() else block

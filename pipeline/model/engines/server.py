@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline.core.errors import UserError
-from pipeline.core.modes import CLOSE, OPEN, Mode
+from pipeline.core.modes import Mode
 from pipeline.core.redact import masked_text
 from pipeline.model.decode import Reply
 from pipeline.model.engines.base import Arrived, Conversation, PromptIds
 from pipeline.model.engines.check import check_server
 from pipeline.model.engines.local import require_prompts
 from pipeline.model.engines.protocol import reply_text, request_fields
+from pipeline.model.thinking_style import thinking_style
 from pipeline.settings import Sampling, ServerSettings
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class ServerEngine:
         self.window, self._key = server.concurrency, key
         self.identity = {"engine": "server", "kind": server.kind, "model": model}
         self.positions: int | None = None  # that the server has room for, where it says so
+        self._style = thinking_style(tokenizer)
         self._ends = tuple(str(tokenizer.decode([i])) for i in [tokenizer.eos_token_id] if i is not None)
         host = urlsplit(server.url).hostname or ""
         timeout = openai.Timeout(server.timeout_s, connect=CONNECT_SECONDS)
@@ -112,7 +114,9 @@ class ServerEngine:
         answer = self.complete(messages, seed=seed, **fields)
         choice = answer["choices"][0]
         cut = choice.get("finish_reason") == "length"
-        text = reply_text(choice["message"], cut, self._ends)
+        style = self._style
+        opened = style.opening if mode == "thinking" and style.opens_in_prompt else ""
+        text = reply_text(choice["message"], cut, self._ends, style.tags, opened)
         ids = self._tokens(text)
         usage = answer.get("usage") or {}
         written = usage.get("completion_tokens")
@@ -121,8 +125,8 @@ class ServerEngine:
                 f"{self.where} says that it wrote {written} tokens, but sends a reply of {len(ids)}: it keeps the reasoning to "
                 "itself. Have it send the reasoning (reasoning_content, or in the text), or evaluate with another engine."
             )
-        before, tag, _ = text.partition(CLOSE)
-        is_open = text.lstrip().startswith(OPEN)
+        before, tag, _ = text.partition(style.tags.close)
+        is_open = text.lstrip().startswith(style.tags.open)
         reasoning = len(self._tokens(before + tag)) if tag else len(ids) if is_open else 0
         return Reply(
             text=text,
@@ -132,6 +136,7 @@ class ServerEngine:
             reasoning_tokens=reasoning,
             answer_tokens=max(0, len(ids) - reasoning),
             truncated=cut,
+            tags=style.tags,
         )
 
     def _tokens(self, text: str) -> list[int]:
