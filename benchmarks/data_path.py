@@ -3,6 +3,8 @@
     python benchmarks/data_path.py speed   --tokenizer DIR --data FILE [FILE …] --rows 20000
     python benchmarks/data_path.py memory  --tokenizer DIR --data FILE [FILE …] --rows 100000 1000000
     python benchmarks/data_path.py rebuild --tokenizer DIR --data FILE [FILE …] --rows 50000
+    python benchmarks/data_path.py everything --tokenizer DIR --data FILE [FILE …] --math GSM8K_TRAIN --benchmarks GSM8K_TEST \
+        --rows 20000
 
 ``speed`` runs three things on the same JSONL file, one after the other, and repeats the round: this pipeline (read, convert,
 render, tokenise, mask, write the pool); the way of the public notebooks (``standardize_sharegpt``, ``apply_chat_template`` to
@@ -266,20 +268,92 @@ def rebuild(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+# --- everything on ------------------------------------------------------------------------------------------------------
+
+
+def math_rows(file: str, rows: int) -> Iterator[dict[str, Any]]:
+    """GSM8K's rows in OpenMathReasoning's columns, the solution as reasoning, made unlike one another by a number."""
+    items = [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
+    for number in range(rows):
+        item = items[number % len(items)]
+        solution, _, gold = item["answer"].rpartition("####")
+        told = f"<think>\n{solution.strip()}\n</think>\n\nThe answer is \\boxed{{{gold.strip()}}}."
+        yield {
+            "problem": f"({number}) {item['question']}",
+            "generated_solution": told,
+            "expected_answer": gold.strip(),
+        }
+
+
+def everything(args: argparse.Namespace) -> dict[str, Any]:
+    """Rows a second with every step on, and the part of the time that each step takes. Seconds of the fastest round."""
+    from transformers import AutoTokenizer
+
+    from pipeline.data.chat_format import ChatFormat
+    from pipeline.data.mix import mix_from_recipe
+    from pipeline.settings import Recipe
+
+    steps = CLEAN | {"languages": ["en", "zh"], "check_answer": True}
+    half = args.rows[0] // 2
+    form = ChatFormat(AutoTokenizer.from_pretrained(args.tokenizer))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_rows(folder / "chat.jsonl", args.data, half)
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in math_rows(args.math, half))
+        (folder / "math.jsonl").write_text("".join(lines), encoding="utf-8")
+        local = {"source": "local", "share": 0.5}
+        items = [{"name": Path(f).stem, "source": "local", "path": str(Path(f).resolve())} for f in args.benchmarks]
+
+        def built(without: str | None, number: int) -> float:
+            clean = {step: how for step, how in steps.items() if step != without}
+            recipe = Recipe.model_validate(
+                {
+                    "name": "everything",
+                    "clean": clean,
+                    "decontaminate": None if without == "decontaminate" else {"benchmarks": items},
+                    "on_shortage": "repeat",
+                    "total": half,
+                    "sources": [
+                        local | {"name": "chat", "kind": "chat", "path": str(folder / "chat.jsonl")},
+                        local | {"name": "math", "kind": "reasoning", "path": str(folder / "math.jsonl"),
+                                 "format": "openmathreasoning"},
+                    ],
+                }
+            )  # fmt: skip
+            cache = folder / f"cache-{without}-{number}"
+            return timed(
+                lambda: mix_from_recipe(recipe, form, max_seq_length=4096, seed=1, cache=cache, workers=args.workers)
+            )[0]
+
+        ways = [None, *steps, "decontaminate"]
+        seconds = {str(way or "everything"): min(built(way, n) for n in range(args.rounds)) for way in ways}
+    whole = seconds["everything"]
+    return {
+        "rows": half * 2,
+        "workers": args.workers,
+        "rows_a_second": round(2 * half / whole),
+        "seconds": {way: round(took, 2) for way, took in seconds.items()},
+        "part_of_the_time": {way: round(1 - took / whole, 3) for way, took in seconds.items() if way != "everything"},
+    }
+
+
 def main() -> None:
     """Run one benchmark and print its result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "memory", "rebuild", "build"])
+    parser.add_argument("what", choices=["speed", "memory", "rebuild", "build", "everything"])
     parser.add_argument("--tokenizer", default=str(ROOT / "models" / "embedded"), help="folder of a tokenizer")
     parser.add_argument("--data", nargs="+", required=True, help="files with rows to repeat")
     parser.add_argument("--rows", nargs="+", type=int, default=[20_000])
+    parser.add_argument("--math", help="everything: GSM8K's rows, JSONL with question and answer")
+    parser.add_argument("--benchmarks", nargs="+", default=[], help="everything: files that no row may overlap")
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     if args.what == "speed":
         args.rows = args.rows[0]
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     sys.path.insert(0, str(ROOT))
-    work = {"speed": speed, "memory": memory, "rebuild": rebuild, "build": build}[args.what]
+    work = {"speed": speed, "memory": memory, "rebuild": rebuild, "build": build, "everything": everything}[args.what]
     print(json.dumps(work(args), indent=2))
 
 
