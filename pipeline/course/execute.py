@@ -33,14 +33,24 @@ NEEDS = {"04": {"03"}, "05": {"04"}, "06": {"05"}, "07": {"05"}, "08": {"05"}, "
 ERROR_LINES = 18  # of source and of error, so that a failure fits on one screen
 
 
+def number_of(name: str) -> str:
+    """The number that a notebook's name begins with: ``03b`` of ``03b_by_hand.ipynb``."""
+    return name.partition("_")[0]
+
+
 def course_notebooks(only: list[str] | None = None) -> list[Path]:
     """The course's notebooks in order, or those whose names begin with one of ``only``.
 
     Raises:
         UserError: nothing matches.
     """
-    found = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-    chosen = [n for n in found if only is None or any(n.name.startswith(o) for o in only)]
+    found = sorted(NOTEBOOKS.glob("[0-9][0-9]*_*.ipynb"))
+    numbers = {number_of(n.name) for n in found}
+
+    def asked(name: str, wish: str) -> bool:
+        return number_of(name) == wish if wish in numbers else name.startswith(wish)
+
+    chosen = [n for n in found if only is None or any(asked(n.name, wish) for wish in only)]
     if not chosen:
         raise UserError(
             f"No notebook begins with {', '.join(only or [])}. There are {', '.join(n.stem for n in found)}."
@@ -74,9 +84,9 @@ def ready(waiting: Sequence[Path], finished: Collection[str]) -> list[Path]:
     Args:
         finished: names (stems) of notebooks.
     """
-    open_ = {notebook.name[:2] for notebook in waiting}
-    done = {name[:2] for name in finished}
-    return [notebook for notebook in waiting if not (NEEDS.get(notebook.name[:2], set()) & open_ - done)]
+    open_ = {number_of(notebook.name) for notebook in waiting}
+    done = {number_of(name) for name in finished}
+    return [notebook for notebook in waiting if not (NEEDS.get(number_of(notebook.name), set()) & open_ - done)]
 
 
 def _execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> dict[str, Any]:

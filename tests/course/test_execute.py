@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.core.files import read_json
 from pipeline.course import execute
-from pipeline.course.execute import NEEDS, course_notebooks, execute_course, ready
+from pipeline.course.execute import NEEDS, course_notebooks, execute_course, number_of, ready
 
 
 @pytest.fixture
@@ -31,12 +31,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_needs_name_notebooks_of_the_course() -> None:
-    numbers = {notebook.name[:2] for notebook in course_notebooks()}
+    numbers = {number_of(notebook.name) for notebook in course_notebooks()}
     assert {*NEEDS, *(need for needs in NEEDS.values() for need in needs)} <= numbers
 
 
 def test_what_is_ready(folder: Path) -> None:
-    names = lambda found: [notebook.name[:2] for notebook in found]  # noqa: E731
+    names = lambda found: [number_of(notebook.name) for notebook in found]  # noqa: E731
     every = course_notebooks()
     assert names(ready(every, [])) == ["00", "01", "03"]
     assert names(ready(every[3:], ["03_x"])) == ["04"]
@@ -49,7 +49,7 @@ def test_two_at_a_time_in_the_order_of_their_needs(folder: Path, monkeypatch: py
     both = threading.Barrier(2, timeout=20)
 
     def run(notebook: Path, executed: Path, parameters: dict) -> dict:
-        for need in NEEDS.get(notebook.name[:2], set()):
+        for need in NEEDS.get(number_of(notebook.name), set()):
             assert f"{need}_x" in ended
         began.append(notebook.stem)
         if notebook.stem in ("00_x", "01_x"):

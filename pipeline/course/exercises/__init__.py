@@ -37,13 +37,14 @@ def check(name: str, answer: Any) -> str:
         AssertionError: the answer is wrong (with a hint).
         UserError: there is no such exercise.
     """
-    module = f"pipeline.course.exercises.nb{name[:2]}"
+    number = name.partition(".")[0]
+    module = f"pipeline.course.exercises.nb{number}"
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module:
             raise
-        raise UserError(f"There is no exercise {name!r}: no notebook begins with {name[:2]!r}.") from error
+        raise UserError(f"There is no exercise {name!r}: no notebook begins with {number!r}.") from error
     if name not in _CHECKS:
         raise UserError(f"There is no exercise {name!r}.{nearest(name, _CHECKS)}")
     if answer is ...:
