@@ -39,7 +39,7 @@ from pipeline.data.describe import describe_mix, profile_mix
 from pipeline.data.mix import Mix, load_mix, save_mix
 from pipeline.data.rehearsal.rehearse import copy_to, describe, needs_rehearsal, rehearsed
 from pipeline.evaluation.cells import finished_cells, modes_in, write_modes
-from pipeline.evaluation.engine import open_engine, require_engine
+from pipeline.evaluation.engine import open_engine, other_answers, require_engine
 from pipeline.evaluation.preflight import require_evaluation
 from pipeline.model.config import commit_of, model_config
 from pipeline.model.divergence import has_switch
@@ -312,7 +312,6 @@ class Run:
         return first("mix", self._data, lambda: load_mix(self._path("mix")))
 
     def _data(self) -> Mix:
-
         folder = self._path("mix")
         if (folder / "manifest.json").exists():
             return load_mix(folder)
@@ -335,7 +334,10 @@ class Run:
         if self._rehearsed or self._path("mix", "manifest.json").exists():
             return {}
         tokenizer = self._tokenizer or load_tokenizer(self.model_settings())
-        ready, records = rehearsed(self.profile, self.recipe, tokenizer, lambda: self.model("base"), cache_dir())
+        with other_answers(self.profile, self._path("vllm.log")) as other:
+            ready, records = rehearsed(
+                self.profile, self.recipe, tokenizer, lambda: self.model("base"), cache_dir(), other
+            )
         for source in ready.sources:
             if source.rows_at is not None:
                 copy_to(self._path("rehearsal", source.name), source.rows_at.parent)

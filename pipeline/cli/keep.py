@@ -56,6 +56,7 @@ def _rehearse(args: argparse.Namespace) -> int:
     from pipeline.data.describe import loader
     from pipeline.data.pools import require_sources
     from pipeline.data.rehearsal.rehearse import Rehearsal, chosen, copy_to, describe
+    from pipeline.evaluation.engine import other_answers
     from pipeline.model.load import load_tokenizer
     from pipeline.settings import load_recipe
 
@@ -67,7 +68,10 @@ def _rehearse(args: argparse.Namespace) -> int:
     require_sources(recipe)
     quiet()
     records = {}
-    with Rehearsal(profile, recipe, load_tokenizer(profile.model), loader(profile), cache_dir()) as rehearsal:
+    with (
+        other_answers(profile, args.output_dir / "vllm.log") as other,
+        Rehearsal(profile, recipe, load_tokenizer(profile.model), loader(profile), cache_dir(), other) as rehearsal,
+    ):
         for source in sources:
             rows, records[source.name] = rehearsal.source(source)
             copy_to(args.output_dir / source.name, rows)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.core.errors import UserError
 from pipeline.data.chat_format import ChatFormat
+from pipeline.data.rehearsal.by_engine import EngineAnswers
 from pipeline.model.config import model_config
 from pipeline.model.engines.base import Engine
 from pipeline.model.engines.local import local_engine
@@ -67,6 +68,20 @@ def open_engine(profile: Profile, which: str, load: LoadModel, adapter: Path | N
         absolute = None if adapter is None else adapter.resolve()
         with vllm_engine(profile, place, absolute, positions, tokenizer, prompts, log) as started:
             yield started
+
+
+@contextmanager
+def other_answers(profile: Profile, log: Path) -> Iterator[EngineAnswers | None]:
+    """What answers a rehearsal where the profile's engine is not the model in this process; None where it is."""
+    if profile.evaluation.engine == "transformers":
+        yield None
+        return
+    with closing(EngineAnswers(lambda: open_engine(profile, "base", _nothing_to_load, None, log))) as answers:
+        yield answers
+
+
+def _nothing_to_load() -> NoReturn:
+    raise AssertionError("a server answers; no model is loaded here")
 
 
 @contextmanager

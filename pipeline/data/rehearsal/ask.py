@@ -37,7 +37,10 @@ ENOUGH = 64  # replies after which a base that has not once kept to its mode is 
 class Answers(Protocol):
     """Whatever answers: one reply a question, in order."""
 
-    at_once: int  # questions that are given to one call
+    @property
+    def at_once(self) -> int:
+        """Questions that are given to one call."""
+        ...
 
     def __call__(self, questions: Sequence[Question], mode: Mode, sampling: Sampling, seed: int) -> list[Reply]: ...
 
