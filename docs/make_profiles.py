@@ -55,6 +55,7 @@ def rows() -> list[str]:
         steps = planned_steps(profile, profile.mix.total or MIX_ROWS)
         tokens = steps * global_batch(profile) * ROW_TOKENS
         seconds = flops_per_token(sizes, job) * tokens / (TFLOPS * 1e12) + (replies["seconds"] or 0)
+        seconds += replies["rehearsal"]["seconds"] or 0
         line = (
             f"| `{path.stem}` | `{profile.model.name}` | {training / 2**30:.1f} GiB | "
             f"{replies['memory_bytes'] / 2**30:.1f} GiB | {card} GB | {duration(seconds)} |"

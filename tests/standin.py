@@ -61,6 +61,13 @@ def make_model(folder: Path, tokenizer: Path, seed: int = 0, **changes: Any) -> 
     loaded.save_pretrained(folder)
 
 
+def make_trained(folder: Path) -> None:
+    """The embedded model with the context of the real ones: it keeps to both modes, as a random one cannot."""
+    shutil.copytree(ROOT / "models" / "embedded", folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": CONTEXT}), encoding="utf-8")
+
+
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -100,12 +107,13 @@ def make(folder: Path, tokenizer: Path = ROOT / "models" / "embedded", **changes
     make_data(folder)
     for name in ("finetome_openmath_first", "finetome_openmath_mini"):
         recipe = yaml.safe_load((ROOT / "data_recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
-        where = {"chat": "finetome", "math": "openmath"}
+        where = {"chat": "finetome", "own_chat": "finetome", "math": "openmath"}
         for entry in [*recipe["sources"], *recipe["decontaminate"]["benchmarks"]]:
-            place = where.get(entry["name"], entry["name"])
+            place = folder / where.get(entry["name"], entry["name"])
+            changed = entry.get("questions", entry)  # of a source that is the base itself
             for key in ("subset", "split", "streaming", "rows"):
-                entry.pop(key, None)
-            entry |= {"source": "local", "path": str(folder / place)}
+                changed.pop(key, None)
+            changed |= {"source": "local", "path": str(place)}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
 
 
@@ -119,6 +127,7 @@ def settings(folder: Path, profile: str) -> list[str]:
         "model.source=local",
         f"recipe={folder / Path(own.recipe).name}",
         "mix.total=300",
+        "mix.without=[own_chat]",  # random weights have nothing to rehearse; ``test_a_real_recipe_rehearses`` has others
         "data.workers=1",
         "training.max_steps=2",
         "training.eval_steps=1",

@@ -50,9 +50,33 @@ def test_a_real_profile_finishes(once: Any, pipeline_command: Command, folder: P
             assert cell["truncated"] < 0.5  # what the stand-in is made for
 
 
+@pytest.mark.parametrize("profile", ["qwen3-0.6b", pytest.param("qwen3-8b-full", marks=pytest.mark.nightly)])
+def test_a_real_recipe_rehearses(pipeline_command: Command, folder: Path, tmp_path: Path, profile: str) -> None:
+    standin.make_trained(tmp_path / "model")
+    sets = [text for text in standin.settings(folder, profile) if not text.startswith("mix.without")]
+    sets.append(f"model.name={tmp_path / 'model'}")
+    environment = {"PIPELINE_CACHE": str(tmp_path / "cache")}
+    out = ["--profile", profile, "--output-dir", str(tmp_path / "rows")]
+    asked = pipeline_command("rehearse", *out, "--json", sets=sets, environment=environment)
+    record = json.loads(asked.stdout)["own_chat"]
+    assert record["mode"] == "thinking" and record["fidelity"] > 0.9 and record["kept"] > 200
+    out[-1] = str(tmp_path / "mix")
+    pipeline_command("data", "build", *out, sets=sets, environment=environment)
+    manifest = json.loads((tmp_path / "mix" / "manifest.json").read_text(encoding="utf-8"))
+    achieved = {source["name"]: source["achieved"]["rows"] for source in manifest["sources"]}
+    assert achieved == pytest.approx({"chat": 0.25, "own_chat": 0.1, "math": 0.65}, abs=0.01)
+
+
 def test_only_names_places_and_counts_are_changed(folder: Path) -> None:
     """Else the runs above would prove nothing about the profiles' own limits."""
-    counted = ("mix.total", "data.workers", "training.max_steps", "training.eval_steps", "training.save_steps")
+    counted = (
+        "mix.total",
+        "mix.without",
+        "data.workers",
+        "training.max_steps",
+        "training.eval_steps",
+        "training.save_steps",
+    )
     for profile in REAL:
         for text in standin.settings(folder, profile):
             key = text.partition("=")[0]

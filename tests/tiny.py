@@ -1,6 +1,7 @@
 """The settings of the tiny run that the tests share (fixture ``tiny_run``)."""
 
 SETTINGS = [
+    "recipe=data_recipes/embedded.yaml",  # the plain mix: nothing is asked first
     "mix.total=400",
     "training.max_steps=12",
     "training.eval_steps=4",

@@ -1,4 +1,6 @@
-"""What an evaluation in this process would take on a GPU, before anything is loaded: rows at a time, memory, hours.
+"""What replies in this process would take on a GPU, before anything is loaded: rows at a time, memory, hours.
+
+Replies are asked for twice: by the evaluation, and by the recipe's sources that are the base itself.
 
 In: a profile and the sizes of its model. Out: for each mode how many replies are decoded at a time, the bytes at the worst
 moment, and the time that it takes at most. By count and not measured; each assumption is a constant here, with its source.
@@ -11,7 +13,7 @@ from typing import Any
 from pipeline.core.console import duration
 from pipeline.core.modes import MODES
 from pipeline.model.room import CACHE_SHARE, rows_that_fit
-from pipeline.settings import Profile
+from pipeline.settings import Profile, Recipe, load_recipe
 from pipeline.training.estimate import BFLOAT16, CARD_SHARE, CARDS, FLOAT32, Sizes, profile_job, weights_bytes
 
 PROMPT_TOKENS = 1024  # of a prompt with few-shot examples: GSM8K's four take about 600
@@ -63,13 +65,30 @@ def step_seconds(profile: Profile, sizes: Sizes, cache: int) -> float:
     return sizes.layers * SECONDS_A_LAYER + (read + cache) / BYTES_A_SECOND
 
 
+def rehearsal_seconds(profile: Profile, sizes: Sizes, recipe: Recipe, card_gib: int) -> tuple[int | None, float | None]:
+    """Replies that the recipe's sources ``source: base`` ask for, and seconds at most; None where a set is read in whole."""
+    replies, seconds = 0, 0.0
+    for source in recipe.sources:
+        if source.source != "base" or not source.share:
+            continue
+        if source.questions is None or source.questions.rows is None:
+            return None, None
+        count = source.questions.rows * (source.samples or 1)
+        new_tokens = source.max_new_tokens or getattr(profile.evaluation.sampling, str(source.mode)).max_new_tokens
+        rows, parts = replies_memory(profile, sizes, new_tokens, card_gib)
+        replies += count
+        seconds += -(-count // rows) * new_tokens * step_seconds(profile, sizes, parts["cache"] // 2)
+    return replies, seconds
+
+
 def estimate_replies(profile: Profile, sizes: Sizes) -> dict[str, Any]:
-    """The evaluation of base and tuned model in both modes.
+    """The evaluation of base and tuned model in both modes, and what the recipe asks of the base.
 
     Returns:
         ``engine``; ``card_gib``: the smallest usual card that it is counted for; ``modes``: {mode: ``rows``,
         ``memory_bytes`` by part, ``seconds``}; ``memory_bytes``, ``seconds``: of all (seconds null without ``evaluation.limit``);
-        ``warnings``: what to change where it is too much.
+        ``rehearsal``: ``replies`` and ``seconds`` of the recipe's questions to the base; ``warnings``: what
+        to change where it is too much.
     """
     settings = profile.evaluation
     card = next(
@@ -87,7 +106,14 @@ def estimate_replies(profile: Profile, sizes: Sizes) -> dict[str, Any]:
         modes[mode] = {"rows": rows, "memory_bytes": parts, "seconds": seconds}
     peak = max(part["memory_bytes"]["total"] for part in modes.values())
     seconds = sum(part["seconds"] for part in modes.values()) if items is not None else None
+    asked, asking = rehearsal_seconds(profile, sizes, load_recipe(profile.recipe, profile.mix), card)
     warnings = []
+    if settings.engine == "transformers" and (asking is None or asking > LONG):
+        how_long = "as many as the set holds" if asking is None else f"it may take {duration(asking)}"
+        warnings.append(
+            f"the base answers questions first, {how_long}: fewer questions.rows or a smaller max_new_tokens in the recipe, "
+            "mix.without=[NAME], or let a server answer (evaluation.engine=vllm)"
+        )
     if settings.engine == "transformers":
         if peak > CARD_SHARE * card * 2**30:
             warnings.append(
@@ -105,6 +131,7 @@ def estimate_replies(profile: Profile, sizes: Sizes) -> dict[str, Any]:
         "modes": modes,
         "memory_bytes": peak,
         "seconds": seconds,
+        "rehearsal": {"replies": asked, "seconds": asking},
         "warnings": warnings,
     }
 
@@ -126,5 +153,10 @@ def replies_text(result: dict[str, Any], measured: bool = False) -> str:
         lines.append(
             f"time of evaluation: at most {duration(result['seconds'])} on a card like an RTX 4090 (count, not measured), where "
             "each batch has a reply that reaches its limit"
+        )
+    asked = result["rehearsal"]
+    if asked["seconds"] and not measured:
+        lines.append(
+            f"time of asking the base first, {asked['replies']:,} replies: at most {duration(asked['seconds'])}"
         )
     return "\n".join([*lines, *(f"  note: {warning}" for warning in ([] if measured else result["warnings"]))])

@@ -28,6 +28,7 @@ from pipeline.data.rehearsal.keep import grams, near_copy
 from pipeline.data.rehearsal.questions import Question
 from pipeline.data.rehearsal.rehearse import copy_to, rehearsed
 from pipeline.data.screen import screen
+from pipeline.evaluation.report.card import hub_datasets
 from pipeline.model.decode import Reply
 from pipeline.settings import Recipe, load_profile, parse
 
@@ -320,6 +321,7 @@ def test_the_mix_is_that_of_the_recipe(
     wanted = recipe(
         tmp_path, numbered(60), own={"share": 0.25}, others=[{**chat, "name": "chat", "share": 0.75}], total=80
     )
+    wanted.sources.append(wanted.sources[0].model_copy(update={"name": "other", "share": 0.0}))
     profile = load_profile("embedded")
     run_it = Script(lambda q, s: THOUGHT + asked(q))
     rehearsed(profile, wanted, embedded_tokenizer, never, tmp_path / "cache", run_it)
@@ -329,6 +331,9 @@ def test_the_mix_is_that_of_the_recipe(
     text = json.dumps(mix.manifest)
     assert str(tmp_path / "cache") not in text  # nothing of this machine
     assert mix.manifest["recipe"]["sources"][0]["source"] == "base"
+    # What has no share is not asked and in no account: report and model card find a row count for each source named.
+    assert [s["name"] for s in mix.manifest["recipe"]["sources"]] == ["own", "chat"]
+    assert hub_datasets(mix.manifest) == []
 
 
 def test_a_source_without_a_share_is_not_asked(tmp_path: Path, run: Any) -> None:
