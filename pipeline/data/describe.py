@@ -43,7 +43,9 @@ def profile_mix(profile: Profile, recipe: Recipe, tokenizer: PreTrainedTokenizer
         too_long=profile.data.too_long,
     )
     if records:
-        taken = {source.name for source in ready.sources}  # without a share, nothing is asked, and nothing is in the mix
+        taken = {
+            source.name for source in ready.sources
+        }  # without a share, nothing is asked, and nothing is in the mix
         own = recipe.model_copy(update={"sources": [source for source in recipe.sources if source.name in taken]})
         mix.manifest["recipe"] = masked(own.model_dump())
         # Seconds are of the machine and the moment: the same mix has the same manifest.
