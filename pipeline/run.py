@@ -330,9 +330,16 @@ class Run:
         """
         return first("rehearse", self._rehearse, dict)
 
+    def rehearsed(self) -> Recipe:
+        """The recipe as its pools are built: the base's answers in its place; it is asked for those that are missing."""
+        return self._ask()[0]
+
     def _rehearse(self) -> dict[str, Any]:
         if self._rehearsed or self._path("mix", "manifest.json").exists():
             return {}
+        return self._ask()[1]
+
+    def _ask(self) -> tuple[Recipe, dict[str, Any]]:
         tokenizer = self._tokenizer or load_tokenizer(self.model_settings())
         with other_answers(self.profile, self._path("vllm.log")) as other:
             ready, records = rehearsed(
@@ -346,7 +353,7 @@ class Run:
         for text in (text for record in records.values() for text in record["warnings"]):
             self.note(text)
         self._rehearsed = True
-        return records
+        return ready, records
 
     def train(self, callbacks: Sequence[TrainerCallback] = ()) -> TrainingRecord:
         """Train and save the adapter; returns the report's ``training`` section."""
