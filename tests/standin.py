@@ -127,7 +127,7 @@ def settings(folder: Path, profile: str) -> list[str]:
         "model.source=local",
         f"recipe={folder / Path(own.recipe).name}",
         "mix.total=300",
-        "mix.without=[own_chat]",  # random weights have nothing to rehearse; ``test_a_real_recipe_rehearses`` has others
+        "mix.rehearsal=false",  # random weights have nothing to rehearse; ``test_a_real_recipe_rehearses`` has others
         "data.workers=1",
         "training.max_steps=2",
         "training.eval_steps=1",

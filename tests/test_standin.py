@@ -53,7 +53,7 @@ def test_a_real_profile_finishes(once: Any, pipeline_command: Command, folder: P
 @pytest.mark.parametrize("profile", ["qwen3-0.6b", pytest.param("qwen3-8b-full", marks=pytest.mark.nightly)])
 def test_a_real_recipe_rehearses(pipeline_command: Command, folder: Path, tmp_path: Path, profile: str) -> None:
     standin.make_trained(tmp_path / "model")
-    sets = [text for text in standin.settings(folder, profile) if not text.startswith("mix.without")]
+    sets = [text for text in standin.settings(folder, profile) if not text.startswith("mix.rehearsal")]
     sets.append(f"model.name={tmp_path / 'model'}")
     environment = {"PIPELINE_CACHE": str(tmp_path / "cache")}
     out = ["--profile", profile, "--output-dir", str(tmp_path / "rows")]
@@ -71,7 +71,7 @@ def test_only_names_places_and_counts_are_changed(folder: Path) -> None:
     """Else the runs above would prove nothing about the profiles' own limits."""
     counted = (
         "mix.total",
-        "mix.without",
+        "mix.rehearsal",
         "data.workers",
         "training.max_steps",
         "training.eval_steps",

@@ -25,6 +25,7 @@ def forms() -> dict[str, Any]:
     from pipeline.export.records import Parity
     from pipeline.second.records import GRPOResult, PreferenceArms, PreferenceResult
     from pipeline.settings import Profile, Recipe
+    from pipeline.studies.carry_over import CarryOver
     from pipeline.studies.results import KINDS, Sweep
     from pipeline.training.records import StageTrainingRecord, TrainingRecord
 
@@ -35,6 +36,7 @@ def forms() -> dict[str, Any]:
         "training": TrainingRecord,
         "stage_training": StageTrainingRecord,
         "sweep": Sweep,
+        "carry_over": CarryOver,
         **KINDS,
         "preference": PreferenceResult,
         "preference_arms": PreferenceArms,

@@ -62,6 +62,13 @@ def register(group: Any) -> None:
             )
             study.add_argument("--which", choices=["base", "tuned"], default="tuned", help="default: tuned")
 
+    carry = command(
+        group, "carry-over", "do the course's claims hold on this model: ratio, masks, rehearsal, a verdict each"
+    )
+    carry.add_argument("--seeds", type=positive, default=2, help="runs a value, two at least (default: 2)")
+    carry.add_argument("--workers", type=positive, metavar="N", help="runs at a time (default: what the cores allow)")
+    carry.set_defaults(do=_carry_over)
+
     search = command(group, "search", "hyper-parameters by an Optuna study, under a floor of mode fidelity")
     search.add_argument("--trials", type=positive, default=12, help="finished trials in all (default: 12)")
     search.add_argument("--sampler", choices=["tpe", "grid"], default="tpe", help="default: tpe")
@@ -85,6 +92,17 @@ def register(group: Any) -> None:
         help="mode fidelity that a trial must reach (default: 0.95)",
     )
     search.set_defaults(do=_search)
+
+
+def _carry_over(args: argparse.Namespace) -> int:
+    from pipeline.settings import load_profile
+    from pipeline.studies.carry_over import carry_over_text, run_carry_over
+
+    name, folder = profile_path(args), args.output_dir.resolve()
+    model = load_profile(name, list(args.set)).model.name
+    result = run_carry_over(name, model, folder, list(args.set), args.seeds, args.workers)
+    show(args, result, f"{carry_over_text(result)}\n\npage: {args.output_dir / 'carry_over.md'}")
+    return 0
 
 
 def _sweep(args: argparse.Namespace) -> int:

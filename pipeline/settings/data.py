@@ -25,6 +25,7 @@ class MixSettings(Section):
     total: int | None = Field(None, gt=0)
     local: dict[str, str] = {}  # sources by name → a file or folder here that is read in the place of the hub's set
     without: list[str] = []  # sources that are left out altogether; the shares of the others grow in proportion
+    rehearsal: bool = True  # false: the same for every ``source: base``; the plain mix, nothing is asked first
 
 
 class DataSettings(Section):

@@ -333,16 +333,17 @@ def _set_local(recipe: Recipe, mix: MixSettings, path: str) -> None:
 
 
 def _leave_out(recipe: Recipe, mix: MixSettings, path: str) -> None:
-    """Take the sources that ``mix.without`` names out of the recipe: they are not read either."""
+    """Take the sources that ``mix.without`` names, and without ``mix.rehearsal`` the base, out of the recipe: none is read."""
     names = [source.name for source in recipe.sources]
     for name in mix.without:
         if name not in names:
             raise UserError(f"mix.without: recipe {path} has no source {name!r}.{nearest(name, names)}")
-    kept = [source for source in recipe.sources if source.name not in mix.without]
+    out = {*mix.without, *(s.name for s in recipe.sources if s.source == "base" and not mix.rehearsal)}
+    kept = [source for source in recipe.sources if source.name not in out]
     total = sum(source.share for source in kept)
     if not total:
-        raise UserError(f"mix.without leaves no source with a share in recipe {path}.")
-    for source in kept if mix.without else []:
+        raise UserError(f"mix.without and mix.rehearsal leave no source with a share in recipe {path}.")
+    for source in kept if out else []:
         source.share = source.share / total
     recipe.sources = kept
 

@@ -246,6 +246,6 @@ def cannot_do(name: str, mode: Mode, replies: Sequence[Said], tags: Tags = THINK
     return UserError(
         f"source {name!r}: the base keeps to {mode.replace('_', '-')} mode in none of its replies ({what}), so it has nothing to "
         f"rehearse there; trained on, its answers would teach that. The first begins {replies[0].text[:80]!r}. Use another mode, "
-        "a higher max_new_tokens if replies are cut, another base, a dataset with answers of that mode, or leave the source out: "
-        f"--set mix.without=[{name}]."
+        "a higher max_new_tokens if replies are cut, another base, a dataset with answers of that mode, or leave it out: "
+        f"--set mix.rehearsal=false, or mix.without=[{name}]."
     )

@@ -1,0 +1,189 @@
+"""Do the claims of this course hold on another model? Three studies that were made on the embedded one, and a verdict each.
+
+In: a profile. Out: a directory with the three sweeps (``ratio/``, ``mask/``, ``cure/``, cells shared in ``cells/``), and
+``carry_over.json`` and ``carry_over.md``, to be sent back. A verdict goes by intervals: *holds* where they are apart in the
+claimed direction, *contrary* where they are apart in the other, else *not shown*.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+from pipeline.core.errors import UserError
+from pipeline.core.files import write_json, write_text
+from pipeline.core.versions import installed
+from pipeline.studies.curve import sweep_table
+from pipeline.studies.results import Estimate, Point, Sweep
+from pipeline.studies.sweep import run_sweep
+
+SHARES = ["0", "0.1", "0.25", "0.5", "1"]
+MASKS, MASK_ARMS = "ablations/empty_think.yaml", ("masked", "trained")
+MIDDLE = ("0.25", "0.5")  # where the course says that both are kept
+Verdict = Literal["holds", "contrary", "not shown", "cannot be said"]
+
+
+class ClaimResult(TypedDict):
+    """A claim of the course, what was measured for it, and what follows."""
+
+    claim: str
+    study: str  # ratio, mask or cure
+    values: dict[str, Estimate]  # what is compared, by arm or share
+    verdict: Verdict
+
+
+class CarryOver(TypedDict):
+    """``carry_over.json``."""
+
+    profile: str
+    model: str
+    machine: str
+    versions: dict[str, str | None]
+    claims: list[ClaimResult]
+    studies: dict[str, Sweep]
+
+
+def verdict(lower: Estimate | None, higher: Estimate | None) -> Verdict:
+    """Whether the second is above the first, by 95 % intervals that do not touch."""
+    if lower is None or higher is None:
+        return "cannot be said"
+    if higher["ci95"][0] > lower["ci95"][1]:
+        return "holds"
+    return "contrary" if higher["ci95"][1] < lower["ci95"][0] else "not shown"
+
+
+def _point(sweep: Sweep, value: str) -> Point | None:
+    return next((point for point in sweep["points"] if str(point["value"]) in (value, f"{value}.0")), None)
+
+
+def _best(sweep: Sweep, values: Sequence[str], part: Literal["gain", "keep"]) -> Estimate | None:
+    found = [point[part] for point in (_point(sweep, value) for value in values) if point is not None]
+    return max(found, key=lambda estimate: estimate["value"]) if found else None
+
+
+def _part(sweep: Sweep, value: str, part: Literal["gain", "keep"]) -> Estimate | None:
+    point = _point(sweep, value)
+    return None if point is None else point[part]
+
+
+def _fidelity(sweep: Sweep, value: str) -> Estimate | None:
+    point = _point(sweep, value)
+    if point is None or "thinking" not in point["modes"]:
+        return None
+    rate = point["modes"]["thinking"]["mode_fidelity"]
+    return {"value": rate["value"], "ci95": rate["ci95"]}
+
+
+def claims_of(studies: dict[str, Sweep]) -> list[ClaimResult]:
+    """A line for each claim, from the three sweeps."""
+    ratio, mask, cure = studies["ratio"], studies["mask"], studies["cure"]
+    known, learnt = bool(ratio["known"]), bool(ratio["learnt"])
+    lines: list[tuple[str, str, tuple[str, Estimate | None], tuple[str, Estimate | None], bool]] = [
+        (
+            "Without chat, more of what the base knew is lost than with a quarter to a half of it.",
+            "ratio",
+            ("share 0", _part(ratio, "0", "keep")),
+            ("share 0.25 or 0.5", _best(ratio, MIDDLE, "keep")),
+            known,
+        ),
+        (
+            "With chat alone, less of the new is learnt than with a quarter to a half of chat.",
+            "ratio",
+            ("share 1", _part(ratio, "1", "gain")),
+            ("share 0.25 or 0.5", _best(ratio, MIDDLE, "gain")),
+            learnt,
+        ),
+        (
+            "Loss on the empty think block makes a model stop thinking where it should.",
+            "mask",
+            ("trained", _fidelity(mask, "trained")),
+            ("masked", _fidelity(mask, "masked")),
+            True,
+        ),
+        (
+            "The base's own answers in the mix keep what the plain mix loses.",
+            "cure",
+            ("plain", _part(cure, "plain", "keep")),
+            ("rehearsal", _part(cure, "rehearsal", "keep")),
+            bool(cure["known"]),
+        ),
+    ]
+    return [
+        {
+            "claim": claim,
+            "study": study,
+            "values": {name: estimate for name, estimate in (low, high) if estimate is not None},
+            "verdict": verdict(low[1], high[1]) if said else "cannot be said",
+        }
+        for claim, study, low, high, said in lines
+    ]
+
+
+def carry_over_text(result: CarryOver) -> str:
+    """The verdicts as a table."""
+    lines = ["| claim | measured (95 %) | verdict |", "|---|---|---|"]
+    for claim in result["claims"]:
+        measured = "; ".join(
+            f"{name} {e['value']:.3f} [{e['ci95'][0]:.3f}, {e['ci95'][1]:.3f}]" for name, e in claim["values"].items()
+        )
+        lines.append(f"| {claim['claim']} | {measured or '–'} | **{claim['verdict']}** |")
+    return "\n".join(lines)
+
+
+def _machine() -> str:
+    """The card, or the processor, in words."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}"
+    return f"{os.cpu_count()} cores, {platform.machine()}, no GPU"
+
+
+def _page(result: CarryOver) -> str:
+    parts = [
+        f"# Do the claims carry over? {result['profile']} ({result['model']})",
+        f"{result['machine']}; {', '.join(f'{name} {number}' for name, number in result['versions'].items())}",
+        carry_over_text(result),
+    ]
+    parts += [f"## {name}\n\n{sweep['question']}\n\n{sweep_table(sweep)}" for name, sweep in result["studies"].items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def run_carry_over(
+    profile: str, model: str, folder: Path, overrides: Sequence[str] = (), seeds: int = 2, workers: int | None = None
+) -> CarryOver:
+    """Run what is missing of the three studies, and write the verdicts.
+
+    Args:
+        profile: name or file. model: its model's name, for the page.
+        seeds: runs of each value, at least two.
+
+    Raises:
+        UserError: fewer than two seeds, or as ``run_sweep``.
+    """
+    if seeds < 2:
+        raise UserError(
+            f"--seeds {seeds}: a claim about a method needs two seeds at least; one run says what one run did."
+        )
+    cells, own = folder / "cells", list(overrides)
+    studies: dict[str, Sweep] = {
+        "mask": run_sweep(profile, "", [], seeds, folder / "mask", own, workers, MASKS, cells, MASK_ARMS),
+        "cure": run_sweep(profile, "", [], seeds, folder / "cure", own, workers, "ablations/cure.yaml", cells),
+        "ratio": run_sweep(profile, "chat_share", SHARES, seeds, folder / "ratio", own, workers, None, cells),
+    }
+    result: CarryOver = {
+        "profile": profile,
+        "model": model,
+        "machine": _machine(),
+        "versions": installed(),
+        "claims": claims_of(studies),
+        "studies": studies,
+    }
+    write_json(folder / "carry_over.json", result)
+    write_text(folder / "carry_over.md", _page(result))
+    return result
