@@ -28,37 +28,49 @@ def _sweep(result: dict[str, Any], part: str | None) -> str:
     from pipeline.studies import curve
 
     if part in WORDS:
-        return _ends(result, WORDS[part])
+        return _side_by_side(result, WORDS[part], COLUMNS[part])
     views = {"recommended": curve.recommendation, "fidelity": curve.fidelity_table, None: curve.sweep_table}
     return views[part](result)
 
 
-WORDS = {  # of the README's first table: headings, modes, benchmarks, mode fidelity
-    "ends": {
-        "heads": "| n | what | mode | base | tuned, a quarter of the rows chat | tuned, no chat |",
-        "thinking": "thinking",
-        "non_thinking": "non-thinking",
-        "embedded_chat": "chat",
-        "embedded_arithmetic": "addition (known before)",
-        "embedded_skill": "multiplication (new skill)",
-        "mode_fidelity": "mode fidelity",
+_ENGLISH = {
+    "thinking": "thinking",
+    "non_thinking": "non-thinking",
+    "embedded_chat": "chat",
+    "embedded_arithmetic": "addition (known before)",
+    "embedded_skill": "multiplication (new skill)",
+    "mode_fidelity": "mode fidelity",
+}
+_CHINESE = {
+    "thinking": "思考",
+    "non_thinking": "非思考",
+    "embedded_chat": "聊天",
+    "embedded_arithmetic": "加法（原已掌握）",
+    "embedded_skill": "乘法（新技能）",
+    "mode_fidelity": "模式保真度",
+}
+# Of the README's tables: headings, modes, benchmarks, mode fidelity; and which values stand beside the base.
+WORDS = {
+    "ends": {"heads": "| n | what | mode | base | tuned, a quarter of the rows chat | tuned, no chat |", **_ENGLISH},
+    "ends_zh": {"heads": "| n | 项目 | 模式 | 基座 | 微调后，聊天占四分之一行数 | 微调后，无聊天数据 |", **_CHINESE},
+    "keep": {
+        "heads": "| n | what | mode | base | tuned, the plain mix | tuned, with the base's own answers |",
+        **_ENGLISH,
     },
-    "ends_zh": {
-        "heads": "| n | 项目 | 模式 | 基座 | 微调后，聊天占四分之一行数 | 微调后，无聊天数据 |",
-        "thinking": "思考",
-        "non_thinking": "非思考",
-        "embedded_chat": "聊天",
-        "embedded_arithmetic": "加法（原已掌握）",
-        "embedded_skill": "乘法（新技能）",
-        "mode_fidelity": "模式保真度",
-    },
+    "keep_zh": {"heads": "| n | 项目 | 模式 | 基座 | 微调后，普通混合 | 微调后，加入基座自己的回答 |", **_CHINESE},
+}
+COLUMNS: dict[str, tuple[Any, Any]] = {
+    "ends": (0.25, 0.0),
+    "ends_zh": (0.25, 0.0),
+    "keep": ("chat_50", "WINNER"),
+    "keep_zh": ("chat_50", "WINNER"),
 }
 
 
-def _ends(result: dict[str, Any], words: dict[str, str]) -> str:
-    """Of the sweep of chat shares: the base, a quarter chat and none, side by side."""
+def _side_by_side(result: dict[str, Any], words: dict[str, str], values: tuple[Any, Any]) -> str:
+    """Of a sweep: the base and two of its values."""
     modes = {point["value"]: point["modes"] for point in result["points"]} | {"base": result["base"]}
-    columns = [modes[value] for value in ("base", 0.25, 0.0)]
+    columns = [modes[value] for value in ("base", *values)]
     lines = [words["heads"], "|--:|---|---|--:|--:|--:|"]
     for mode in ("thinking", "non_thinking"):
         tasks = [name for name in words if name.startswith("embedded")]

@@ -25,6 +25,7 @@ def register(group: Any) -> None:
         metavar="FILE",
         help="instead: named lists of settings, e.g. ablations/empty_think.yaml, or presets",
     )
+    sweep.add_argument("--only", type=values, metavar="A,B,…", help="of --arms, these alone (default: all)")
     sweep.add_argument(
         "--cells", type=folder, metavar="DIR", help="keep cells here by their settings; sweeps share what is done"
     )
@@ -112,10 +113,14 @@ def _sweep(args: argparse.Namespace) -> int:
     values = list(chain.from_iterable(args.values))
     if bool(values) == bool(args.arms):
         raise UserError("sweep needs --values (with --axis), or --arms FILE; one of the two.")
+    if args.only and not args.arms:
+        raise UserError("--only names arms of --arms FILE; with --axis, leave values out of --values.")
     name = profile_path(args)
     cells = args.cells.resolve() if args.cells else None
     folder = args.output_dir.resolve()
-    result = run_sweep(name, args.axis, values, args.seeds, folder, list(args.set), args.workers, args.arms, cells)
+    result = run_sweep(
+        name, args.axis, values, args.seeds, folder, list(args.set), args.workers, args.arms, cells, args.only or ()
+    )
     show(args, result, f"{sweep_table(result)}\n\npicture: {args.output_dir / 'sweep.png'}")
     return 1 if result["failed"] else 0
 

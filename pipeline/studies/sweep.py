@@ -25,7 +25,7 @@ import psutil
 import yaml
 
 from pipeline.core.console import say
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, nearest
 from pipeline.core.files import fingerprint, read_json, require_folder, write_json, write_text
 from pipeline.core.place import ROOT
 from pipeline.run import Run
@@ -72,6 +72,8 @@ def run_sweep(
     question = ""
     if arms:
         compared = load_arms(arms)
+        if unknown := [name for name in only if name not in compared.arms]:
+            raise UserError(f"{arms} has no arm {unknown[0]!r}.{nearest(unknown[0], compared.arms)}")
         if only:
             compared.arms = {name: arm for name, arm in compared.arms.items() if name in only}
         key, question, values = Path(arms).stem, compared.question, list(compared.arms)

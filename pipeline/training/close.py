@@ -1,8 +1,8 @@
 """Training that stays close to the base: to a token's loss is added a weight times KL(base ‖ tuned) at its place.
 
 In: batches of token ids and labels. Out: the loss. The base is the model itself with its adapter off, so there is no second model
-in memory; it costs one forward pass more, without gradients. Logits of both are made ``CHUNK`` positions at a time and made
-again for the gradient, so memory does not grow with the length of a batch.
+in memory; it costs one forward pass more, without gradients, of the rows that are held to it. Logits of both are made ``CHUNK``
+positions at a time and made again for the gradient, so memory does not grow with the length of a batch.
 
 Import it after unsloth.
 """
@@ -42,16 +42,19 @@ def _sums(
     targets: torch.Tensor,
     held: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums of cross-entropy and of KL over some positions.
+    """Sums of cross-entropy over some positions, and of KL over those that are held.
 
     Args:
-        tuned, base: hidden states (positions, hidden size). targets: token ids (positions). held: bool (positions).
+        tuned: hidden states (positions, hidden size). base: the same of the held positions alone, in their order.
+        targets: token ids (positions). held: bool (positions).
     """
     logits = head(tuned).float()
+    entropy = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    if not len(base):
+        return entropy, logits.new_zeros(())
     with torch.no_grad(), off():
         other = head(base)
-    entropy = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-    return entropy, (kl_of(other, logits) * held).sum()
+    return entropy, kl_of(other, logits[held]).sum()
 
 
 def losses(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -66,16 +69,21 @@ def losses(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tens
     chosen = torch.zeros_like(labels, dtype=torch.bool)
     chosen[:, :-1] = labels[:, 1:] != IGNORE_INDEX  # token t is predicted at position t - 1
     targets = labels[:, 1:][chosen[:, :-1]]
-    held = inputs[FLAG][:, None].expand_as(ids)[chosen].to(ids.device)
+    rows = inputs[FLAG].to(ids.device)
+    held = rows[:, None].expand_as(ids)[chosen]
     body, head = parts_of(model)
     tuned = hidden_states(body, ids, mask)[chosen]
-    with torch.no_grad(), adapter_off(model):
-        base = hidden_states(body, ids, mask)[chosen]
+    base = tuned[:0].detach()
+    if bool(rows.any()):
+        with torch.no_grad(), adapter_off(model):
+            base = hidden_states(body, ids[rows], mask[rows])[chosen[rows]]
     entropy = divergence = tuned.new_zeros((), dtype=torch.float32)
+    behind = [0, *held.cumsum(0).tolist()]  # held positions before each position
     for start in range(0, len(tuned), CHUNK):
-        part = slice(start, start + CHUNK)
+        part, end = slice(start, start + CHUNK), min(start + CHUNK, len(tuned))
+        other = base[behind[start] : behind[end]]
         own = checkpoint(
-            *(_sums, head, lambda: adapter_off(model), tuned[part], base[part], targets[part], held[part]),
+            *(_sums, head, lambda: adapter_off(model), tuned[part], other, targets[part], held[part]),
             use_reentrant=False,
         )
         entropy, divergence = entropy + own[0], divergence + own[1]

@@ -333,8 +333,8 @@ def test_every_ablation_is_valid_and_its_arms_differ(path: Path, tmp_path: Path)
     cells = plan_arms("embedded", [], arms, 1, tmp_path)
     assert [cell.value for cell in cells] == list(arms.arms) and len(cells) >= 2
     assert len({json.dumps([c.profile.model_dump(), c.recipe.model_dump()]) for c in cells}) == len(cells)
-    if path.stem == "keep":
-        return  # every arm of it says the shares of the recipe that they have in common
+    if path.stem in ("keep", "cure"):
+        return  # every arm of keep says the shares of the recipe that they have in common; cure's arms differ in a switch alone
     # One arm is the profile itself, or differs from it in what all arms share: the first, of the presets the last.
     own = -1 if path.stem == "presets" else 0
     default = plan_arms(
@@ -357,6 +357,13 @@ def test_cells_are_shorter_as_the_profile_says_unless_told_otherwise(tmp_path: P
     assert cells[0].profile.training.max_steps == 400
     _, cells = plan_axis("embedded", ["training.max_steps=1400"], "chat_share", ["0.5"], 1, tmp_path)
     assert cells[0].profile.training.max_steps == 1400
+
+
+def test_an_arm_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no arm 'chat_5'.*chat_50"):
+        run_sweep("embedded", "", [], 1, tmp_path / "s", arms="ablations/keep.yaml", only=["recipe", "chat_5"])
+    assert main(["sweep", "--values", "0,1", "--only", "recipe", "--output-dir", str(tmp_path / "s")]) == 2
+    assert not (tmp_path / "s").exists()
 
 
 def test_bad_arms(tmp_path: Path) -> None:
