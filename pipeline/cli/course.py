@@ -14,6 +14,7 @@ def register(group: Any) -> None:
     course.add_argument("--only", type=word, action="append", metavar="NN", help="only these notebooks, e.g. --only 01")
     course.add_argument("--workers", type=positive, default=2, metavar="N", help="notebooks at a time (default: 2)")
     course.add_argument("--chat-share", type=float, metavar="X", help="passed to the notebooks")
+    course.add_argument("--lang", choices=["en", "zh"], default="en", help="language of the notebooks (default: en)")
     course.set_defaults(do=_course)
 
     embedded = group.add_parser("embedded", help="the small model that this project ships").add_subparsers(
@@ -48,6 +49,7 @@ def _course(args: argparse.Namespace) -> int:
         overrides=args.set,
         only=args.only,
         workers=args.workers,
+        language=args.lang,
     )
     show(args, result, "\n".join(f"{n['name']}: {n['status']} ({n['seconds']:.0f} s)" for n in result["notebooks"]))
     return 0 if result["ok"] else 1
