@@ -1,9 +1,10 @@
 """Execute the notebooks with papermill, in batch, as a workshop leader or CI would.
 
 In: a profile and an output directory. Out: executed notebooks and HTML pages in ``DIR/notebooks``, the run that they share in
-``DIR/main`` (that of the main job, where it is there already), and ``DIR/course.json`` with what was done. Those in another language
-than English lie in a folder of that name in each place; they share the run. Notebooks that do not need each other run at the same time. It stops at the first one that fails and says which cell, with its error, on one screen.
-Called again, it goes on with what has not succeeded yet.
+``DIR/main`` (that of the main job, where it is there already), and ``DIR/course.json`` with what was done. Notebooks in another
+language than English lie in a folder of its name, here and there; they share the run. Notebooks that do not need each other run
+at the same time. It stops at the first one that fails and says which cell, with its error, on one screen. Called again, it goes
+on with what has not succeeded yet.
 """
 
 from __future__ import annotations

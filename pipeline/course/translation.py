@@ -1,7 +1,7 @@
 """Keep the Chinese notebooks in step with the English ones: the same code, and prose that was written for the present text.
 
-In: ``notebooks/NN_….ipynb`` and ``notebooks/zh/NN_….ipynb``. Cells correspond by id. A code cell is the English one, letter by letter
-with its comments, but for ``"../``, which is ``"../../`` one folder deeper. A Chinese prose cell keeps in its metadata
+In: ``notebooks/NN_….ipynb`` and ``notebooks/zh/NN_….ipynb``. Cells correspond by id. A code cell is the English one, letter by
+letter with its comments, but for ``"../``, which is ``"../../`` one folder deeper. A Chinese prose cell keeps in its metadata
 (``english``) a short hash of the English text that it was written for, so a later change on either side shows.
 
 For authors, ``python -m pipeline.course.translation``:
