@@ -65,6 +65,27 @@ def test_the_style_check_itself(text: str, problems: int) -> None:
     assert len(style_problems(text)) == problems
 
 
+ROOT = NOTEBOOKS.parent
+
+
+@pytest.mark.parametrize("name", ["README.zh-CN.md", "docs/glossary.md"])
+def test_chinese_pages_are_set_as_in_print(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert not style_problems(re.sub(r"<!-- results:.*?<!-- end -->", "", text, flags=re.DOTALL))
+
+
+def test_the_chinese_readme_leaves_nothing_out() -> None:
+    """As many sections and table rows as the English one, and every document and first word of a command that it names."""
+    english, chinese = (
+        (ROOT / name).read_text(encoding="utf-8").replace("README.zh-CN.md", "").replace("README.md", "")
+        for name in ("README.md", "README.zh-CN.md")
+    )
+    for pattern in (r"(?m)^## ", r"(?m)^\| ", "```"):
+        assert len(re.findall(pattern, chinese)) == len(re.findall(pattern, english)), pattern
+    for pattern in (r"\]\(([^)]+)\)", r"(?m)^\| (`[a-z]+)", r"`([a-z_./]+\.(?:py|json|yaml|jsonl|txt))`", r"`(--[a-z-]+)"):
+        assert set(re.findall(pattern, english)) <= set(re.findall(pattern, chinese)), pattern
+
+
 # --- the tool -----------------------------------------------------------------------------------------------------------
 
 
