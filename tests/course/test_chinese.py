@@ -82,7 +82,12 @@ def test_the_chinese_readme_leaves_nothing_out() -> None:
     )
     for pattern in (r"(?m)^## ", r"(?m)^\| ", "```"):
         assert len(re.findall(pattern, chinese)) == len(re.findall(pattern, english)), pattern
-    for pattern in (r"\]\(([^)]+)\)", r"(?m)^\| (`[a-z]+)", r"`([a-z_./]+\.(?:py|json|yaml|jsonl|txt))`", r"`(--[a-z-]+)"):
+    for pattern in (
+        r"\]\(([^)]+)\)",
+        r"(?m)^\| (`[a-z]+)",
+        r"`([a-z_./]+\.(?:py|json|yaml|jsonl|txt))`",
+        r"`(--[a-z-]+)",
+    ):
         assert set(re.findall(pattern, english)) <= set(re.findall(pattern, chinese)), pattern
 
 
