@@ -77,7 +77,11 @@ def test_chinese_pages_are_set_as_in_print(name: str) -> None:
 def test_the_chinese_readme_leaves_nothing_out() -> None:
     """As many sections and table rows as the English one, and every document and first word of a command that it names."""
     english, chinese = (
-        (ROOT / name).read_text(encoding="utf-8").replace("README.zh-CN.md", "").replace("README.md", "")
+        (ROOT / name)
+        .read_text(encoding="utf-8")
+        .replace("README.zh-CN.md", "")
+        .replace("README.md", "")
+        .replace(".zh.md", ".md")
         for name in ("README.md", "README.zh-CN.md")
     )
     for pattern in (r"(?m)^## ", r"(?m)^\| ", "```"):
