@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup course run real test test-all lint lock clean
+.PHONY: help setup course run real test test-all lint lock site clean
 
 # The interpreter that .venv is made with: 3.11 where there is one. Another: make setup PYTHON=python3.12
 PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo python3)
@@ -69,6 +69,16 @@ lock: $(STAMP) ## rebuild requirements-cpu.txt from requirements.txt; versions t
 	{ grep '^#' requirements-cpu.txt; grep -v '^#' $(VENV)/lock.txt; } > $(VENV)/requirements-cpu.txt
 	mv $(VENV)/requirements-cpu.txt requirements-cpu.txt
 	rm $(VENV)/lock.txt
+
+# Tools of its own, in an environment of their own. EXECUTED: the OUTPUT_DIR of a `make course`, for pages with outputs.
+SITE := outputs/site
+site: ## the pages of README, docs and notebooks, in two languages: EXECUTED=outputs/course
+	@test -e .venv-site/.installed -a .venv-site/.installed -nt requirements-docs.txt || { \
+		$(PYTHON) -m venv --clear .venv-site && .venv-site/bin/pip install --quiet -r requirements-docs.txt $(QUIETLY) && \
+		touch .venv-site/.installed; }
+	.venv-site/bin/python docs/make_site.py $(SITE) $(EXECUTED)
+	NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build --strict --quiet --config-file $(SITE)/mkdocs.yml
+	@echo "Open $(SITE)/html/index.html."
 
 clean: ## remove caches; .venv, outputs/ and runs/ stay
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis unsloth_compiled_cache

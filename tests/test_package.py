@@ -68,6 +68,9 @@ def test_it_works_away_from_the_checkout(installed: Path, tmp_path: Path) -> Non
     assert doctor.returncode == 0, doctor.stderr
     checks = {check["name"]: check["ok"] for check in json.loads(doctor.stdout)["checks"]}
     assert checks["versions"] and checks["embedded_model"]
+    assert (installed / "pipeline" / "assets" / "notebooks" / "zh" / "01_chat_format.ipynb").is_file()
+    chinese = call(installed, tmp_path, "--lang", "zh", "run", "--profile", "embeded", "--output-dir", "run")
+    assert chinese.returncode == 2 and "您要的是不是 'embedded'" in chinese.stderr  # the catalogue came along
     plan = call(installed, tmp_path, "run", "--profile", "embedded", "--output-dir", "run", "--dry-run", "--json")
     assert plan.returncode == 0, plan.stderr
     assert json.loads(plan.stdout)["steps"] == 1400

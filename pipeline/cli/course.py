@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from pipeline.cli.shared import cells_text, command, load, positive, profile_path, quiet, show, word
+from pipeline.core.language import LANGUAGES, language
 
 
 def register(group: Any) -> None:
@@ -14,6 +15,7 @@ def register(group: Any) -> None:
     course.add_argument("--only", type=word, action="append", metavar="NN", help="only these notebooks, e.g. --only 01")
     course.add_argument("--workers", type=positive, default=2, metavar="N", help="notebooks at a time (default: 2)")
     course.add_argument("--chat-share", type=float, metavar="X", help="passed to the notebooks")
+    course.add_argument("--lang", choices=LANGUAGES, help="language of the notebooks (default: that of the messages)")
     course.set_defaults(do=_course)
 
     embedded = group.add_parser("embedded", help="the small model that this project ships").add_subparsers(
@@ -48,6 +50,7 @@ def _course(args: argparse.Namespace) -> int:
         overrides=args.set,
         only=args.only,
         workers=args.workers,
+        language=args.lang or language(),
     )
     show(args, result, "\n".join(f"{n['name']}: {n['status']} ({n['seconds']:.0f} s)" for n in result["notebooks"]))
     return 0 if result["ok"] else 1

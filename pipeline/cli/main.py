@@ -16,6 +16,7 @@ from pipeline.cli import course, data, hybrid, keep, machine, models, run, schem
 from pipeline.core.console import foreign
 from pipeline.core.errors import UserError
 from pipeline.core.files import FULL, require_folder
+from pipeline.core.language import LANGUAGES, choose, translate
 from pipeline.core.processes import label, require_one, together
 
 
@@ -27,6 +28,9 @@ def parser() -> argparse.ArgumentParser:
         epilog="Start with: python -m pipeline run --profile embedded --output-dir runs/first",
     )
     found.add_argument("--version", action="version", version=__version__)
+    found.add_argument(
+        "--lang", dest="language", choices=LANGUAGES, help="language of messages and hints (default: that of LANG)"
+    )
     commands = found.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (machine, models, data, hybrid, run, keep, studies, second, use, course, schemas):
         module.register(commands)
@@ -36,10 +40,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Parse the arguments, run the command; returns the exit code."""
     args = parser().parse_args(argv)
+    if args.language:
+        choose(args.language)
     args.output = sys.stdout
     if isinstance(args.output, io.TextIOWrapper):
         args.output.reconfigure(errors="backslashreplace")  # a terminal or pipe that cannot say "…" or "中"
-    again = "run the same command again" + (" with --resume" if hasattr(args, "resume") else "")
+    again = "run the same command again with --resume" if hasattr(args, "resume") else "run the same command again"
     if getattr(args, "output_dir", ...) is None:  # its default is a folder of the run that the command names
         args.output_dir = args.run / args.command
     try:
@@ -51,13 +57,13 @@ def main(argv: list[str] | None = None) -> int:
         with foreign(getattr(args, "output_dir", None)), together():
             return int(args.do(args))
     except UserError as error:
-        print(f"error{label()}: {error}", file=sys.stderr)
+        print(translate(f"error{label()}: {error}"), file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in FULL:
             raise
-        print(f"error: The disk is full. Free some space and {again}.", file=sys.stderr)
+        print(translate(f"error: The disk is full. Free some space and {again}."), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"stopped; {again} to go on", file=sys.stderr)
+        print(translate(f"stopped; {again} to go on"), file=sys.stderr)
         return 130

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.cli.shared import cells_text, command, load, quiet, rate, show
 from pipeline.core.errors import UserError
+from pipeline.core.language import translate
 from pipeline.core.processes import first, is_first
 
 
@@ -116,7 +117,7 @@ def _print_report(args: argparse.Namespace, report: dict[str, Any], folder: Path
 
     reference = reference_of(folder)
     compared = compare_with_reference(report, reference) if reference else []
-    show(args, report, "\n".join([table(report), "", *compared, f"report: {folder / 'report.html'}"]))
+    show(args, report, "\n".join([table(report, word=translate), "", *compared, f"report: {folder / 'report.html'}"]))
 
 
 def _report(args: argparse.Namespace) -> int:

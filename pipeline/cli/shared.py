@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.language import translate
 from pipeline.core.processes import is_first
 
 
@@ -91,11 +92,12 @@ def profile_path(args: argparse.Namespace) -> str:
 
 
 def show(args: argparse.Namespace, data: Any, text: str) -> None:
-    """Print a result: as text, or with ``--json`` as data."""
+    """Print a result: as text in the reader's language, or with ``--json`` as data."""
     if not is_first():
         return
     try:
-        print(json.dumps(data, ensure_ascii=False, indent=2) if args.json else text, file=args.output, flush=True)
+        shown = json.dumps(data, ensure_ascii=False, indent=2) if args.json else translate(text)
+        print(shown, file=args.output, flush=True)
     except BrokenPipeError:
         # Who reads has seen enough (`| head`). Python flushes what is left at exit, so it must have somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), args.output.fileno())

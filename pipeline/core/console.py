@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from pipeline.core.language import translate
 from pipeline.core.processes import is_first
 
 LOG = "log.txt"
@@ -26,12 +27,12 @@ def stream() -> TextIO:
 
 
 def say(text: str) -> None:
-    """Print a line of progress to standard error; of several processes, the first does."""
+    """Print a line of progress to standard error, in the reader's language; of several processes, the first does."""
     from rich.console import Console
 
     if is_first():
         _clear()
-        Console(file=stream(), soft_wrap=True, highlight=False).print(text, markup=False)
+        Console(file=stream(), soft_wrap=True, highlight=False).print(translate(text), markup=False)
 
 
 # --- what others print --------------------------------------------------------------------------------------------------
@@ -166,7 +167,6 @@ def _clear() -> None:
 
 def duration(seconds: float) -> str:
     """Seconds in the unit that a person would say."""
-    for unit, length in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:,.0f} seconds"
+    if seconds >= 2 * 3600:
+        return f"{seconds / 3600:,.1f} hours"
+    return f"{seconds / 60:,.1f} minutes" if seconds >= 2 * 60 else f"{seconds:,.0f} seconds"

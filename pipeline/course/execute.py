@@ -1,9 +1,10 @@
 """Execute the notebooks with papermill, in batch, as a workshop leader or CI would.
 
 In: a profile and an output directory. Out: executed notebooks and HTML pages in ``DIR/notebooks``, the run that they share in
-``DIR/main`` (that of the main job, where it is there already), and ``DIR/course.json`` with what was done. Notebooks that do not
-need each other run at the same time. It stops at the first one that fails and says which cell, with its error, on one screen.
-Called again, it goes on with what has not succeeded yet.
+``DIR/main`` (that of the main job, where it is there already), and ``DIR/course.json`` with what was done. Notebooks in another
+language than English lie in a folder of its name, here and there; they share the run. Notebooks that do not need each other run
+at the same time. It stops at the first one that fails and says which cell, with its error, on one screen. Called again, it goes
+on with what has not succeeded yet.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 
 NOTEBOOKS = ROOT / "notebooks"
+ENGLISH = "en"
 # What has to be done before a notebook: the mix of 03 is trained on in 04, evaluated in 05, and built upon from there.
 NEEDS = {"04": {"03"}, "05": {"04"}, "06": {"05"}, "07": {"05"}, "08": {"05"}, "09": {"05"}}
 ERROR_LINES = 18  # of source and of error, so that a failure fits on one screen
@@ -38,13 +40,28 @@ def number_of(name: str) -> str:
     return name.partition("_")[0]
 
 
-def course_notebooks(only: list[str] | None = None) -> list[Path]:
+def folder_of(language: str) -> Path:
+    """Where the notebooks in a language lie.
+
+    Raises:
+        UserError: there are none.
+    """
+    folder = NOTEBOOKS if language == ENGLISH else NOTEBOOKS / language
+    if not folder.is_dir():
+        raise UserError(f"There are no notebooks in the language {language!r}; there are en and zh.")
+    return folder
+
+
+def course_notebooks(only: list[str] | None = None, language: str = ENGLISH) -> list[Path]:
     """The course's notebooks in order, or those whose names begin with one of ``only``.
+
+    Args:
+        language: ``en`` or ``zh``.
 
     Raises:
         UserError: nothing matches.
     """
-    found = sorted(NOTEBOOKS.glob("[0-9][0-9]*_*.ipynb"))
+    found = sorted(folder_of(language).glob("[0-9][0-9]*_*.ipynb"))
     numbers = {number_of(n.name) for n in found}
 
     def asked(name: str, wish: str) -> bool:
@@ -140,11 +157,13 @@ def execute_course(
     overrides: list[str] | None = None,
     only: list[str] | None = None,
     workers: int = 2,
+    language: str = ENGLISH,
 ) -> dict[str, Any]:
     """Run the notebooks; see the module's docstring.
 
     Args:
         workers: notebooks at a time.
+        language: of the prose, and of what the exercises say: ``en`` or ``zh``.
 
     Returns:
         ``{"ok": bool, "notebooks": [{"name", "status", "seconds"[, "error"]}]}`` with status ``done``, ``done before``,
@@ -169,18 +188,19 @@ def execute_course(
             raise UserError(
                 f"{output_dir} holds a course with other parameters. Choose another --output-dir; nothing was changed."
             )
-    notebooks = course_notebooks(only)
+    notebooks = course_notebooks(only, language)
+    prefix = "" if language == ENGLISH else f"{language}/"
     digests = {notebook.stem: file_sha256(notebook) for notebook in notebooks}
     entries: dict[str, dict[str, Any]] = {}
     for name, digest in digests.items():
-        before = record["finished"].get(name, {})
+        before = record["finished"].get(prefix + name, {})
         if before.get("sha256") == digest:
             entries[name] = {"name": name, "status": "done before", "seconds": before["seconds"]}
     waiting = [notebook for notebook in notebooks if notebook.stem not in entries]
     running: dict[Future[dict[str, Any]], Path] = {}
     # The working folder belongs to the whole process: papermill, given one for each notebook, would mix them up.
     with (
-        contextlib.chdir(NOTEBOOKS),
+        contextlib.chdir(folder_of(language)),
         own_temporary_folder(),
         warnings.catch_warnings(),
         ThreadPoolExecutor(workers, thread_name_prefix="notebook") as pool,
@@ -193,7 +213,7 @@ def execute_course(
             for notebook in free[: workers - len(running)]:
                 waiting.remove(notebook)
                 say(f"executing {notebook.name} ({len(entries) + len(running) + 1} of {len(notebooks)})")
-                executed = output_dir / "notebooks" / notebook.name
+                executed = output_dir / "notebooks" / f"{prefix}{notebook.name}"
                 running[pool.submit(_execute, notebook, executed, parameters)] = notebook
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
@@ -206,7 +226,8 @@ def execute_course(
                         say(f"waiting for {', '.join(other.name for other in running.values())} to end")
                 else:
                     say(f"{notebook.name}: {duration(entry['seconds'])}")
-                    record["finished"][notebook.stem] = {"sha256": digests[notebook.stem], "seconds": entry["seconds"]}
+                    done_now = {"sha256": digests[notebook.stem], "seconds": entry["seconds"]}
+                    record["finished"][prefix + notebook.stem] = done_now
                     write_json(record_path, record)
     unrun = {notebook.stem: {"name": notebook.stem, "status": "not run", "seconds": 0.0} for notebook in waiting}
     return {"ok": not failed, "notebooks": [(entries | unrun)[notebook.stem] for notebook in notebooks]}

@@ -1,8 +1,8 @@
 """Checks for the exercises at the end of each notebook; one module a notebook (``nb00`` … ``nb09``).
 
 In: the name of an exercise (``"01.2"``) and a learner's answer. Out: a line that says "right"; a wrong answer raises
-``AssertionError`` with a hint that does not give it away. ``...`` means "not answered yet" and lets the notebook
-run on, so that it can be executed in batch. Solutions: notebooks/solutions/.
+``AssertionError`` with a hint that does not give it away; both in the reader's language. ``...`` means "not answered yet" and
+lets the notebook run on, so that it can be executed in batch. Solutions: notebooks/solutions/.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.core.errors import UserError, nearest
+from pipeline.core.language import translate
 
 _CHECKS: dict[str, Callable[[Any], None]] = {}
 
@@ -48,6 +49,9 @@ def check(name: str, answer: Any) -> str:
     if name not in _CHECKS:
         raise UserError(f"There is no exercise {name!r}.{nearest(name, _CHECKS)}")
     if answer is ...:
-        return f"{name}: not answered yet"
-    _CHECKS[name](answer)
-    return f"{name}: right"
+        return translate(f"{name}: not answered yet")
+    try:
+        _CHECKS[name](answer)
+    except AssertionError as error:
+        raise AssertionError(translate(str(error))) from None
+    return translate(f"{name}: right")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -126,25 +126,33 @@ def cell_text(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|])", r"\\\1", text)
 
 
-def table(report: Mapping[str, Any], *, escape: bool = False) -> str:
+def table(
+    report: Mapping[str, Any], *, escape: bool = False, word: Callable[[str], str] = lambda english: english
+) -> str:
     """The 2×2 as an aligned Markdown table: benchmark, mode, n, base, tuned, change, the last three with ci95.
 
     Args:
         escape: make names safe for Markdown; off for a terminal.
+        word: the words of the heading, and the names of modes and measures, in another language.
     """
-    head = ["benchmark", "mode", "n", "base", "tuned", "change"]
+    from rich.cells import cell_len  # a Chinese character is two wide
+
+    head = [word(name) for name in ("benchmark", "mode", "n", "base", "tuned", "change")]
     rows = [head, []]
     for c in [*changes(report), *fidelity_changes(report)]:
         values = [(f"{c.base:.3f}", c.base_ci95, False), (f"{c.tuned:.3f}", c.tuned_ci95, False)]
         values.append((f"{c.delta:+.3f}", c.ci95, True))
         shown = [f"{value} {interval_text(ci95, 3, signed)}".rstrip() for value, ci95, signed in values]
-        rows.append([cell_text(c.name) if escape else c.name, label_of(c.mode), c.n, *shown])
-    widths = [max(len(row[i]) for row in rows if row) for i in range(len(head))]
+        rows.append([cell_text(c.name) if escape else word(c.name), word(label_of(c.mode)), c.n, *shown])
+    widths = [max(cell_len(row[i]) for row in rows if row) for i in range(len(head))]
     rows[1] = ["-" * (width - 1) + ":" if i == 2 else "-" * width for i, width in enumerate(widths)]
     lines = []
     for row in rows:
-        pads = [text.rjust if i == 2 else text.ljust for i, text in enumerate(row)]
-        lines.append(f"| {' | '.join(pad(width) for pad, width in zip(pads, widths, strict=True))} |")
+        blanks = [" " * (width - cell_len(text)) for text, width in zip(row, widths, strict=True)]
+        padded = [
+            blank + text if i == 2 else text + blank for i, (text, blank) in enumerate(zip(row, blanks, strict=True))
+        ]
+        lines.append(f"| {' | '.join(padded)} |")
     return "\n".join(lines)
 
 

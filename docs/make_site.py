@@ -1,0 +1,173 @@
+"""Gather the pages of the site: the two READMEs, docs/, the notebooks in both languages, and a reference from the docstrings.
+
+    python docs/make_site.py outputs/site [EXECUTED]
+
+In: this repository; with EXECUTED, the ``--output-dir`` of a ``course``, whose executed notebooks take the place of bare ones.
+Out: ``outputs/site/source`` and ``outputs/site/mkdocs.yml``. Pages keep their places, so their links among each other hold. A
+link to something that is no page (code, a folder) becomes plain text. A page in Chinese has ``.zh`` before its suffix.
+
+It runs in the environment of requirements-docs.txt and imports nothing of the pipeline.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "docs" / "site" / "mkdocs.yml"
+# Pages of docs/ by section, in order; those that are in none stand under "More".
+SECTIONS = {
+    "Data and training": "data templates profiles memory resume distributed trackers real_weights keep",
+    "Measured": "ratio methods preference evaluation statistics",
+    "Use it": "export serving",
+    "Teach it": "teaching platforms",
+}
+# A link, or code, in which nothing is a link.
+LINK = re.compile(r"```.*?```|(!?)\[([^\]\n]*)\]\(([^)\s]+)\)|`[^`\n]+`", flags=re.DOTALL)
+
+
+def site_path(path: Path) -> Path | None:
+    """Where a file of the repository stands in the site (relative); None where it has no place there."""
+    try:
+        inside = path.relative_to(ROOT)
+    except ValueError:
+        return None
+    if inside == Path("README.md"):
+        return Path("index.md")
+    if inside == Path("README.zh-CN.md"):
+        return Path("index.zh.md")
+    folder, suffix = inside.parent, inside.suffix
+    if folder == Path("docs") and suffix in (".md", ".png", ".svg"):
+        return inside
+    if folder == Path("notebooks") and suffix == ".ipynb":
+        return inside.with_suffix(".md")
+    if folder == Path("notebooks/zh") and suffix == ".ipynb":
+        return Path("notebooks", f"{inside.stem}.zh.md")
+    return None
+
+
+def relinked(text: str, origin: Path, place: Path) -> str:
+    """Markdown of the file ``origin`` with links that hold in the site at ``place``."""
+
+    def plain(page: Path) -> Path:
+        return page.with_name(page.name.removesuffix(".zh.md") + ".md") if page.name.endswith(".zh.md") else page
+
+    def link(match: re.Match[str]) -> str:
+        picture, words, address = match.groups()
+        path, hash_, anchor = (address or "").partition("#")
+        if not path or re.match(r"[a-z]+:", path):
+            return match[0]
+        target = site_path((origin.parent / path).resolve())
+        # The plain name leads to the page in the reader's language; the theme has a switch from one language to the other.
+        if target is None or not (origin.parent / path).exists() or plain(target) == plain(place):
+            return words
+        return f"{picture}[{words}]({os.path.relpath(plain(target), place.parent)}{hash_}{anchor})"
+
+    return LINK.sub(link, text)
+
+
+def spaced(text: str) -> str:
+    """A blank line before a list that follows a paragraph: this Markdown wants one."""
+    lines: list[str] = []
+    fenced = False
+    for line in text.splitlines():
+        fenced ^= line.startswith("```")
+        before = lines[-1] if lines else ""
+        item = re.match(r"(- |\d+\. )", line)
+        if item and not fenced and before.strip() and not re.match(r"(\s*(- |\d+\. )| )", before):
+            lines.append("")
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def notebook_page(path: Path, place: Path, folder: Path) -> str:
+    """A notebook as Markdown; pictures of its outputs go beside the page."""
+    from nbconvert import MarkdownExporter
+
+    body, resources = MarkdownExporter().from_filename(str(path))
+    for name, data in resources["outputs"].items():
+        picture = f"{place.stem}_{name}"
+        (folder / place.parent / picture).write_bytes(data)
+        body = body.replace(f"({name})", f"({picture})")
+    return str(body)
+
+
+def reference() -> Iterator[str]:
+    """The reference: a section for each package, the text of each module, and its public functions and classes."""
+    yield "# Reference\n\n"
+    for path in sorted((ROOT / "pipeline").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        public = any(
+            isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") for node in tree.body
+        )
+        if ast.get_docstring(tree) and public and not parts[-1].startswith("__"):
+            yield f"## `{'.'.join(parts)}`\n\n::: {'.'.join(parts)}\n\n"
+
+
+def gather(folder: Path, executed: Path | None) -> list[Path]:
+    """Write the pages to ``folder``; returns their places."""
+    shutil.rmtree(folder, ignore_errors=True)
+    files = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").iterdir())]
+    files += [*sorted((ROOT / "notebooks").glob("*.ipynb")), *sorted((ROOT / "notebooks" / "zh").glob("*.ipynb"))]
+    pages = []
+    for path in files:
+        place = site_path(path)
+        if place is None:
+            continue
+        target = folder / place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix in (".png", ".svg"):
+            shutil.copy(path, target)
+            continue
+        if path.suffix == ".ipynb":
+            inside = path.relative_to(ROOT / "notebooks")
+            done = executed / "notebooks" / inside if executed else path
+            text = notebook_page(done if done.exists() else path, place, folder)
+        else:
+            text = path.read_text(encoding="utf-8")
+        target.write_text(spaced(relinked(text, path, place)), encoding="utf-8")
+        pages.append(place)
+    (folder / "assets").mkdir()
+    shutil.copy(ROOT / "docs" / "site" / "iframe-worker.js", folder / "assets")
+    (folder / "reference.md").write_text("".join(reference()), encoding="utf-8")
+    return [*pages, Path("reference.md")]
+
+
+def contents(pages: list[Path]) -> list[dict[str, object]]:
+    """The site's contents: sections of pages, as ``mkdocs.yml`` has them under ``nav``."""
+    names = [str(page) for page in pages if not page.name.endswith(".zh.md")]
+    sections = {title: [f"docs/{name}.md" for name in words.split()] for title, words in SECTIONS.items()}
+    alone = ("index.md", "docs/complaints.md", "docs/glossary.md", "reference.md")
+    placed = {*alone, *(name for section in sections.values() for name in section)}
+    notebooks = [name for name in names if name.startswith("notebooks/")]
+    more = [name for name in names if name not in placed and name not in notebooks]
+    return [
+        {"Start": "index.md"},
+        {"Which complaint brings you here?": "docs/complaints.md"},
+        {"Course": [*notebooks, {"Glossary": "docs/glossary.md"}]},
+        *({title: section} for title, section in sections.items()),
+        *([{"More": more}] if more else []),
+        {"Reference": "reference.md"},
+    ]
+
+
+def main(folder: Path, executed: Path | None) -> None:
+    """Write pages and settings to ``folder``."""
+    pages = gather(folder / "source", executed)
+    nav = json.dumps(contents(pages), ensure_ascii=False, indent=1)  # JSON is YAML too
+    settings = CONFIG.read_text(encoding="utf-8").replace("@ROOT@", json.dumps(str(ROOT)))
+    settings += f"\ndocs_dir: source\nsite_dir: html\nnav: {nav}\n"
+    (folder / "mkdocs.yml").write_text(settings, encoding="utf-8")
+    print(f"{len(pages)} pages")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)

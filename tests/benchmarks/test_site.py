@@ -1,0 +1,116 @@
+"""The site's pages: each has its place in the contents, and every link among them leads to a page that there is."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def make_site() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_site", ROOT / "docs" / "make_site.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def site(make_site: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    folder.joinpath("source").mkdir()
+    make_site.main(folder, None)
+    return folder
+
+
+def leaves(nav: object) -> list[str]:
+    """The pages of a ``nav``, in order."""
+    if isinstance(nav, str):
+        return [nav]
+    return [page for item in (nav.values() if isinstance(nav, dict) else nav) for page in leaves(item)]
+
+
+def test_every_page_has_one_place_in_the_contents(site: Path) -> None:
+    nav = yaml.safe_load((site / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav: ")[2])
+    placed = leaves(nav)
+    pages = {str(p.relative_to(site / "source")) for p in (site / "source").rglob("*.md") if ".zh." not in p.name}
+    assert sorted(placed) == sorted(pages)
+    assert {"index.zh.md", "docs/complaints.zh.md", "notebooks/01_chat_format.zh.md"} <= {
+        str(p.relative_to(site / "source")) for p in (site / "source").rglob("*.zh.md")
+    }
+
+
+def test_every_link_leads_somewhere(site: Path, make_site: ModuleType) -> None:
+    count = 0
+    for page in (site / "source").rglob("*.md"):
+        for match in make_site.LINK.finditer(page.read_text(encoding="utf-8")):
+            address = (match[3] or "").partition("#")[0]
+            if address and not re.match(r"[a-z]+:", address):
+                assert (page.parent / address).exists(), f"{page.name}: {address}"
+                count += 1
+    assert count > 50
+
+
+def test_nothing_comes_from_elsewhere() -> None:
+    settings = (ROOT / "docs" / "site" / "mkdocs.yml").read_text(encoding="utf-8")
+    assert "font: false" in settings and "polyfills: [assets/iframe-worker.js]" in settings
+    assert "http://" not in settings and "https://" not in settings
+
+
+def test_the_titles_of_the_contents_are_translated(make_site: ModuleType) -> None:
+    titles = {title for item in make_site.contents([Path("docs/other.md")]) for title in item}
+    settings = yaml.safe_load(
+        (ROOT / "docs" / "site" / "mkdocs.yml").read_text(encoding="utf-8").replace("@ROOT@", "x")
+    )
+    (i18n,) = [plugin["i18n"] for plugin in settings["plugins"] if isinstance(plugin, dict) and "i18n" in plugin]
+    assert titles | {"Glossary"} == set(i18n["languages"][1]["nav_translations"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("see [data](docs/data.md#mix)", "see [data](docs/data.md#mix)"),
+        ("see [`data_recipes/`](data_recipes)", "see `data_recipes/`"),
+        ("[中文](README.zh-CN.md)", "中文"),
+        ("[a](https://example.org/a)", "[a](https://example.org/a)"),
+        ("`[a](LICENSE)` and [b](LICENSE)", "`[a](LICENSE)` and b"),
+        ("[01](notebooks/01_chat_format.ipynb)", "[01](notebooks/01_chat_format.md)"),
+        ("[x](docs/complaints.zh.md)", "[x](docs/complaints.md)"),
+        ("![p](docs/ratio.png)", "![p](docs/ratio.png)"),
+        ("```\n[a](LICENSE)\n```", "```\n[a](LICENSE)\n```"),
+    ],
+)
+def test_links(make_site: ModuleType, text: str, expected: str) -> None:
+    assert make_site.relinked(text, ROOT / "README.md", Path("index.md")) == expected
+
+
+def test_links_from_a_folder(make_site: ModuleType) -> None:
+    text = "[start](../README.md), [code](../pipeline/run.py), [ratio](ratio.md)"
+    assert make_site.relinked(text, ROOT / "docs" / "data.md", Path("docs/data.md")) == (
+        "[start](../index.md), code, [ratio](ratio.md)"
+    )
+
+
+def test_a_list_after_a_paragraph_is_a_list(make_site: ModuleType) -> None:
+    assert make_site.spaced("Words:\n- a\n  more\n- b\n") == "Words:\n\n- a\n  more\n- b\n"
+    assert make_site.spaced("```\nx\n- a\n```\n") == "```\nx\n- a\n```\n"
+
+
+def test_pictures_of_an_executed_notebook_come_along(make_site: ModuleType, tmp_path: Path) -> None:
+    picture = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII="
+    output = {"output_type": "display_data", "data": {"image/png": picture}, "metadata": {}}
+    cell = {"cell_type": "code", "id": "a", "metadata": {}, "source": "1", "execution_count": 1, "outputs": [output]}
+    path = tmp_path / "01_x.ipynb"
+    path.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8")
+    (tmp_path / "notebooks").mkdir()
+    page = make_site.notebook_page(path, Path("notebooks/01_x.md"), tmp_path)
+    (made,) = (tmp_path / "notebooks").iterdir()
+    assert made.name.startswith("01_x_") and f"({made.name})" in page and made.read_bytes().startswith(b"\x89PNG")
