@@ -8,7 +8,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.shared import command, load, positive, show, word
+from pipeline.cli.shared import command, folder, load, positive, quiet, show, values, word
 from pipeline.core.errors import UserError
 
 
@@ -30,6 +30,28 @@ def register(group: Any) -> None:
         sub.add_argument("--recipe", type=word, metavar="FILE", help="recipe file (default: the profile's)")
     for sub in (inspect, stats):
         sub.add_argument("--source", type=word, metavar="NAME", help="only this source of the recipe")
+    audit = command(data, "audit", "what another framework trains on, token by token beside this one", output=False)
+    audit.add_argument("--recipe", type=word, metavar="FILE", help="recipe file (default: the profile's)")
+    audit.add_argument("--cases", action="store_true", help="built-in conversations in the place of the recipe's rows")
+    audit.add_argument(
+        "--framework",
+        type=values,
+        action="append",
+        required=True,
+        metavar="NAME[:SETTING]",
+        help="unsloth, trl, llama-factory, ms-swift, axolotl, all; several with commas (default: all settings of each)",
+    )
+    audit.add_argument("--rows", type=positive, default=4, help="rows a source (default: 4)")
+    audit.add_argument(
+        "--environment",
+        type=word,
+        action="append",
+        default=[],
+        metavar="NAME=PYTHON",
+        help="the interpreter of an environment of your own for a framework (default: one is made, with pinned versions)",
+    )
+    audit.add_argument("--output-dir", type=folder, metavar="DIR", help="write audit.json and audit.html there")
+    audit.set_defaults(do=_audit)
     diff = command(data, "diff", "what changed between two mixes", output=False, profile=False)
     for name in ("a", "b"):
         diff.add_argument(name, type=Path, metavar=name.upper(), help="folder of a mix, as data build or run writes it")
@@ -126,3 +148,29 @@ def _look(args: argparse.Namespace, profile: Any) -> int:
         lines.append(coloured(tokenizer, row, form))
     show(args, list(chain.from_iterable(rows)), "\n".join(lines))
     return 0
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from pipeline.core.files import write_text
+    from pipeline.handover.audit import Asked, audit, json_text, parse_names
+    from pipeline.handover.words import audit_page, audit_text
+
+    pythons = {}
+    for text in args.environment:
+        name, _, path = text.partition("=")
+        if not path:
+            raise UserError(f"--environment takes NAME=PYTHON, given: {text!r}.")
+        pythons[name] = Path(path)
+    if args.cases and args.recipe:
+        raise UserError("--cases and --recipe contradict each other.")
+    profile = load(args)
+    quiet()
+    names = parse_names([name for names in args.framework for name in names])
+    found = audit(profile, Asked(names, args.cases, args.rows, pythons))
+    text = audit_text(found, args.output.isatty())
+    if args.output_dir is not None:
+        write_text(args.output_dir / "audit.json", json_text(found))
+        write_text(args.output_dir / "audit.html", audit_page(found))
+        text += f"\n\n{args.output_dir / 'audit.html'}"
+    show(args, found.model_dump(), text)
+    return 1 if any(setting.error for setting in found.settings) else 0

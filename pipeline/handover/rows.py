@@ -1,0 +1,121 @@
+"""What is audited: conversations, and the examples that this project makes of each.
+
+In: a recipe, or the built-in cases. Out: ``Row``s. A framework gets them as whole conversations, or answer by answer: each answer
+that carries loss as a row of its own, with what precedes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from pipeline.core.errors import UserError
+from pipeline.core.modes import Mode
+from pipeline.data.chat_format import ChatFormat, Example, Turns
+from pipeline.data.conversations import Conversation, Message, Rejected
+from pipeline.data.prepare import CHUNK, Preparation
+from pipeline.data.sources import read_rows
+from pipeline.settings import Recipe
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row that both sides see. ``examples`` are ours, in order; the last one is of the last answer."""
+
+    number: int
+    source: str
+    messages: list[Message]
+    tools: list[dict[str, Any]]
+    mode: Mode
+    examples: list[Example]
+
+    @property
+    def turns(self) -> int:
+        """Answers in it."""
+        return sum(m["role"] == "assistant" for m in self.messages)
+
+    @property
+    def has_system(self) -> bool:
+        return self.messages[0]["role"] == "system"
+
+    @property
+    def asked(self) -> list[str]:
+        """What was said by others than the assistant."""
+        return [m["content"] for m in self.messages if m["role"] != "assistant"]
+
+    @property
+    def earlier_answers(self) -> list[str]:
+        """Contents of the answers before the last; of an answer that calls, the names of what it calls."""
+        answers = [m for m in self.messages[:-1] if m["role"] == "assistant"]
+        called = [f'{{"name": "{c["function"]["name"]}"' for m in answers for c in m.get("tool_calls") or []]
+        return [m["content"] for m in answers if m["content"].strip()] + called
+
+    @property
+    def earlier_reasoning(self) -> list[str]:
+        return [m["reasoning_content"] for m in self.messages[:-1] if m.get("reasoning_content")]
+
+    @property
+    def reasoning(self) -> str:
+        return str(self.messages[-1].get("reasoning_content") or "")
+
+    def job(self) -> dict[str, Any]:
+        """As a runner reads it."""
+        kept = ("role", "content", "reasoning_content", "tool_calls")
+        plain = [{k: v for k, v in m.items() if k in kept and v is not None} for m in self.messages]
+        return {"id": self.number, "messages": plain, "tools": self.tools, "mode": self.mode}
+
+
+def conversation_rows(conversations: Sequence[Conversation], form: ChatFormat, turns: Turns, limit: int) -> list[Row]:
+    """A row a conversation that has examples within the limit; the others are no training rows."""
+    rows: list[Row] = []
+    for conversation, made in zip(conversations, form.examples(conversations, turns), strict=True):
+        if isinstance(made, Rejected) or max(len(e.input_ids) for e in made) > limit:
+            continue
+        messages = _as_trained(conversation)
+        rows.append(Row(len(rows), conversation.source, messages, conversation.tools, made[-1].mode, made))
+    return rows
+
+
+def answer_rows(conversations: Sequence[Conversation], form: ChatFormat, turns: Turns, limit: int) -> list[Row]:
+    """A row an answer that carries loss, with what precedes it."""
+    rows: list[Row] = []
+    for conversation, made in zip(conversations, form.examples(conversations, turns), strict=True):
+        if isinstance(made, Rejected) or max(len(e.input_ids) for e in made) > limit:
+            continue
+        messages = _as_trained(conversation)
+        for (index, mode), example in zip(form.targets(conversation, turns), made, strict=True):
+            rows.append(Row(len(rows), conversation.source, messages[: index + 1], conversation.tools, mode, [example]))
+    return rows
+
+
+def _as_trained(conversation: Conversation) -> list[Message]:
+    """The messages without reasoning that the conversation's mode leaves out."""
+    if conversation.mode == "thinking" or conversation.each:
+        return conversation.messages
+    return [{k: v for k, v in m.items() if k != "reasoning_content"} for m in conversation.messages]
+
+
+def recipe_conversations(recipe: Recipe, form: ChatFormat, limit: int, turns: Turns, number: int) -> list[Conversation]:
+    """The first ``number`` usable conversations of each source, converted and cleaned as a mix has them.
+
+    Raises:
+        UserError: a source cannot be read, or has no usable row among the first ones.
+    """
+    found: list[Conversation] = []
+    for source in recipe.sources:
+        if source.source == "base":
+            continue  # answers of a model: there are none before it was asked
+        preparation = Preparation(source, form, limit, turns, recipe.cleaning(source))
+        rows = list(islice(read_rows(source, recipe.root), max(CHUNK, 2 * number)))
+        draft = preparation.draft(rows, 0)
+        usable = [
+            conversation
+            for conversation, entry in zip(draft.conversations, draft.rendered, strict=True)
+            if not isinstance(entry, Rejected)
+        ]
+        if not usable:
+            raise UserError(f"source {source.name!r} has no usable row among its first {len(rows)}; see data inspect.")
+        found += usable[:number]
+    return found
