@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.model.thinking_style import ThinkingStyle
 
 SHOWN = 300  # characters of a finding's text
+BLOCK = 12  # tokens that an empty think block may have
 HEAD = 24  # characters by which a message is known again
 
 
@@ -124,10 +125,10 @@ class Comparer:
             loss = any(their_loss[j1:j2])
             found.append(_finding(kind, there or here, (j2 - j1) or (i2 - i1), loss))
             if loss and kind not in ("newline_after_end", "empty_block_added"):
-                found += self._of_loss(row, there, j2 - j1)
+                found += self._of_loss(row, theirs.input_ids[j1:j2])
         extra = [(i, j) for i, j in paired if their_loss[j] and not our_loss[i]]
         for run in _runs(extra):
-            found += self._of_loss(row, self.text([theirs.input_ids[j] for _, j in run]), len(run))
+            found += self._of_loss(row, [theirs.input_ids[j] for _, j in run])
         for run in _runs([(i, j) for i, j in paired if our_loss[i] and not their_loss[j]]):
             text = self.text([theirs.input_ids[j] for _, j in run])
             found.append(_finding(self._of_silence(row, text), text, len(run), False))
@@ -156,20 +157,27 @@ class Comparer:
             return "reasoning_missing"
         return "other"
 
-    def _of_loss(self, row: Row, text: str, tokens: int) -> list[Finding]:
-        """Of tokens with loss where ours have none."""
-        found: list[Kind] = []
+    def _of_loss(self, row: Row, ids: Sequence[int]) -> list[Finding]:
+        """Of neighbouring tokens with loss where ours have none."""
+        text = self.text(ids)
+        found: list[Finding] = []
+        block = self._block_tokens(ids) if row.mode == "non_thinking" else 0
+        if block:
+            found.append(_finding("empty_block_in_loss", self.text(ids[-block:]), block, True))
         if _any_head(text, row.asked):
-            found.append("loss_on_prompt")
-        if _any_head(text, row.earlier_answers):
-            found.append("history_in_loss")
-        if row.mode == "non_thinking" and text.rstrip().endswith(self.block):
-            found.append("empty_block_in_loss")
-        if not found and _any_head(text, row.earlier_reasoning):
-            found.append("history_in_loss")
-        if not found and not text.strip():
-            found.append("newline_after_end")
-        return [_finding(kind, text, tokens, True) for kind in found or ["other"]]
+            found.append(_finding("loss_on_prompt", text, len(ids) - block, True))
+        if _any_head(text, row.earlier_answers) or (not found and _any_head(text, row.earlier_reasoning)):
+            found.append(_finding("history_in_loss", text, len(ids) - block, True))
+        if not found:
+            found.append(_finding("other" if text.strip() else "newline_after_end", text, len(ids), True))
+        return found
+
+    def _block_tokens(self, ids: Sequence[int]) -> int:
+        """How many tokens at the end are the empty think block and the line breaks behind it; 0: there is none."""
+        for count in range(1, min(len(ids), BLOCK) + 1):
+            if self.text(ids[-count:]).strip() == self.block:
+                return count
+        return 0
 
     def _of_silence(self, row: Row, text: str) -> Kind:
         """Of tokens without loss where ours have it."""

@@ -36,12 +36,19 @@ def _summary(setting: SettingAudit) -> list[str]:
         f"{setting.equal_rows} of {len(setting.rows)} rows equal; of {setting.loss_tokens} tokens with loss here "
         f"{setting.equal_loss_tokens} are equal there, which has {setting.framework_loss_tokens}"
     )
+    if also := sum(only_newline(row) for row in setting.rows):
+        lines.append(f"{also} more rows differ in the line break behind the end token alone, where inference has stopped")
     return lines + [f"  {kind}: {count} rows. {MEANING[kind]}" for kind, count in kinds(setting.rows).items()]
 
 
 def kinds(rows: Sequence[RowAudit]) -> dict[Kind, int]:
     """In how many rows each kind of difference is, most frequent first."""
     return dict(Counter(kind for row in rows for kind in {f.kind for f in row.findings}).most_common())
+
+
+def only_newline(row: RowAudit) -> bool:
+    """Whether the line break behind the end token is all that differs."""
+    return not row.equal and {finding.kind for finding in row.findings} == {"newline_after_end"}
 
 
 def _row(row: RowAudit, colour: bool) -> list[str]:
