@@ -134,7 +134,7 @@ def audit(profile: Profile, asked: Asked) -> Audit:
     )
     with tempfile.TemporaryDirectory(prefix="audit") as folder:
         work = Path(folder)
-        model = write_model(profile.model, work / "model", len(tokenizer))
+        model = write_model(profile.model, work / "model")
         for one, settings in chosen:
             say(f"{one.name}: {', '.join(setting.name for setting in settings)}")
             tasks = [Task(setting.name, setting.values, rows[setting.form]) for setting in settings]
@@ -166,7 +166,7 @@ def rows_of(conversations: Sequence[Conversation], form: ChatFormat, profile: Pr
     return {"conversations": conversation_rows(*arguments), "answers": answer_rows(*arguments)}
 
 
-def write_model(settings: ModelSettings, folder: Path, vocabulary: int) -> Path:
+def write_model(settings: ModelSettings, folder: Path) -> Path:
     """A folder with the model's tokenizer and a config, and no weights: no framework needs them to prepare its rows."""
     folder.mkdir(parents=True, exist_ok=True)
     if settings.source == "local":
@@ -177,7 +177,7 @@ def write_model(settings: ModelSettings, folder: Path, vocabulary: int) -> Path:
     else:
         load_tokenizer(settings).save_pretrained(folder)
     if not (folder / "config.json").exists():
-        write_json(folder / "config.json", CONFIG | {"vocab_size": vocabulary})
+        write_json(folder / "config.json", CONFIG | {"vocab_size": len(load_data_tokenizer(settings))})
     return folder
 
 

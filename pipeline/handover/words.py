@@ -37,7 +37,9 @@ def _summary(setting: SettingAudit) -> list[str]:
         f"{setting.equal_loss_tokens} are equal there, which has {setting.framework_loss_tokens}"
     )
     if also := sum(only_newline(row) for row in setting.rows):
-        lines.append(f"{also} more rows differ in the line break behind the end token alone, where inference has stopped")
+        lines.append(
+            f"{also} more rows differ in the line break behind the end token alone, where inference has stopped"
+        )
     return lines + [f"  {kind}: {count} rows. {MEANING[kind]}" for kind, count in kinds(setting.rows).items()]
 
 

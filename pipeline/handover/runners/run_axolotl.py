@@ -36,10 +36,13 @@ def prepare(job: dict[str, Any], task: dict[str, Any]) -> list[dict[str, Any]]:
         path = write_lines(folder / "rows.jsonl", rows)
         files = {"path": path, "ds_type": "json", "split": "train", "type": "chat_template"}
         settings |= {"datasets": [files | dataset], "sequence_len": job["max_length"]}
-    settings |= {"base_model": job["model"], "output_dir": str(folder / "out"), "adapter": "lora", "lora_r": 8}
-    settings |= {"lora_alpha": 16, "lora_target_modules": ["q_proj"], "learning_rate": 1e-4, "num_epochs": 1}
-    settings |= {"micro_batch_size": 1, "gradient_accumulation_steps": 1, "shuffle_merged_datasets": False}
-    settings |= {"dataset_prepared_path": str(folder / "prepared"), "dataset_num_proc": 1, "val_set_size": 0}
+        settings |= {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_modules": ["q_proj"]}
+        settings |= {"learning_rate": 1e-4, "num_epochs": 1, "micro_batch_size": 1, "gradient_accumulation_steps": 1}
+        settings |= {"shuffle_merged_datasets": False, "val_set_size": 0}
+    else:
+        os.chdir(task["data"])
+    settings |= {"base_model": job["model"], "output_dir": str(folder / "out"), "dataset_num_proc": 1}
+    settings |= {"dataset_prepared_path": str(folder / "prepared")}
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     cfg = load_cfg(str(config))

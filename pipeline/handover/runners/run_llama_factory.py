@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ def prepare(job: dict[str, Any], task: dict[str, Any]) -> list[dict[str, Any]]:
         info = {"rows": {"file_name": "rows.json", "formatting": "sharegpt", "columns": columns, "tags": tags}}
         (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
         settings |= {"dataset": "rows", "dataset_dir": str(folder), "cutoff_len": job["max_length"]}
+    else:
+        os.chdir(task["data"])
     settings |= {"model_name_or_path": job["model"], "output_dir": str(folder / "out"), "overwrite_cache": True}
     settings |= {"stage": "sft", "do_train": True, "report_to": "none"}
     model_args, data_args, training_args, _, _ = get_train_args(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def prepare(job: dict[str, Any], task: dict[str, Any]) -> list[dict[str, Any]]:
             {"messages": messages(row), **({"tools": row["tools"]} if row["tools"] else {})} for row in task["rows"]
         ]
         settings |= {"dataset": write_lines(folder / "rows.jsonl", rows), "max_length": job["max_length"]}
+    else:
+        os.chdir(task["data"])
     settings |= {"model": job["model"], "output_dir": str(folder / "out"), "report_to": "none"}
     if not torch.cuda.is_available():
         settings |= {"use_cpu": True, "torch_dtype": "float32", "bf16": False}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import yaml
 from datasets import Dataset, load_dataset
 from runner_io import run, unpadded, with_text_arguments
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
-from trl import SFTConfig, SFTTrainer
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, TrlParser
 
 
 def as_dataset(rows: list[dict[str, Any]], form: str) -> Dataset:
@@ -41,6 +43,25 @@ def tiny_model(tokenizer: Any) -> Any:
     return Qwen3ForCausalLM(config)
 
 
+def handed_over(task: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
+    """What ``trl sft --config`` trains on: its own parser, its own loading."""
+    os.chdir(task["data"])
+    config = Path(task["folder"]) / "config.yaml"
+    config.write_text(yaml.safe_dump(task["settings"] | {"output_dir": str(config.with_name("out"))}), encoding="utf-8")
+    parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig))
+    script, arguments, _, _ = parser.parse_args_and_config(["--config", str(config)])
+    dataset = load_dataset(script.dataset_name)[script.dataset_train_split]
+    return batches(SFTTrainer(tiny_model(tokenizer), args=arguments, train_dataset=dataset, processing_class=tokenizer))
+
+
+def batches(trainer: Any) -> list[dict[str, Any]]:
+    """The trainer's rows through its collator."""
+    made: list[Any] = []
+    for row in trainer.train_dataset:
+        made += unpadded(trainer.data_collator([{name: row[name] for name in ("input_ids", "labels")}]))
+    return made
+
+
 def prepare(job: dict[str, Any], task: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of token ids and labels."""
     folder = Path(task["folder"])
@@ -51,7 +72,7 @@ def prepare(job: dict[str, Any], task: dict[str, Any]) -> list[dict[str, Any]]:
         dataset = as_dataset(task["rows"], form)
         settings["max_length"] = job["max_length"]
     else:
-        dataset = load_dataset("parquet", data_files=str(Path(task["data"]) / "train.parquet"), split="train")
+        return handed_over(task, tokenizer)
     config = SFTConfig(
         output_dir=str(folder / "out"),
         report_to="none",
@@ -60,11 +81,7 @@ def prepare(job: dict[str, Any], task: dict[str, Any]) -> list[dict[str, Any]]:
         per_device_train_batch_size=8,
         **settings,
     )
-    trainer = SFTTrainer(tiny_model(tokenizer), args=config, train_dataset=dataset, processing_class=tokenizer)
-    made: list[Any] = []
-    for row in trainer.train_dataset:
-        made += unpadded(trainer.data_collator([{name: row[name] for name in ("input_ids", "labels")}]))
-    return made
+    return batches(SFTTrainer(tiny_model(tokenizer), args=config, train_dataset=dataset, processing_class=tokenizer))
 
 
 if __name__ == "__main__":
