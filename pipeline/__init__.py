@@ -18,8 +18,8 @@ goes on from a run (``second``), what was trained used elsewhere (``export``), t
 (``handover``), the notebooks (``course``), the commands (``cli``), and what all of them stand on (``core``).
 
 **The import rule**: core ← settings ← model ← data ← training ← evaluation ← run ← hybrid ← studies ← second ← export ←
-handover ← course ← cli. A wing imports from those before it, never from those behind, and no modules import each other in a circle;
-``make lint`` checks it. A function imports from the package only what loads a heavy library. Importing the package loads
+handover ← course ← cli. A wing imports from those before it, never from those behind, and no modules import each other in a
+circle; ``make lint`` checks it. A function imports from the package only what loads a heavy library. Importing the package loads
 neither torch nor unsloth.
 """
 

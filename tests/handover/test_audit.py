@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,14 @@ from jsonschema import Draft202012Validator
 from pipeline.cli.main import main
 from pipeline.cli.schemas import schema_of
 from pipeline.core.errors import UserError
+from pipeline.data.chat_format import ChatFormat
 from pipeline.handover import environments
-from pipeline.handover.audit import Asked, audit, json_text, last_words, parse_names, version_note
+from pipeline.handover.audit import Asked, audit, json_text, last_words, parse_names, require_qwen3, version_note
 from pipeline.handover.environments import interpreter
 from pipeline.handover.frameworks import FRAMEWORKS, framework
 from pipeline.handover.records import Audit, SettingAudit
 from pipeline.handover.words import audit_page, audit_text, only_newline
+from pipeline.model.load import load_data_tokenizer
 from pipeline.settings import load_profile
 
 
@@ -155,14 +158,9 @@ def test_the_line_that_names_the_error_is_said(tmp_path: Path) -> None:
     assert last_words(log) == "no word of why"
 
 
-def test_another_kind_of_template_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.data.chat_format import ChatFormat
-    from pipeline.handover.audit import require_qwen3
-    from pipeline.model.load import load_data_tokenizer
-
-    tokenizer = load_data_tokenizer(load_profile("embedded").model)
-    form = ChatFormat(tokenizer)
+def test_another_kind_of_template_is_refused() -> None:
+    form = ChatFormat(load_data_tokenizer(load_profile("embedded").model))
     require_qwen3(form)
-    tokenizer.chat_template = tokenizer.chat_template.replace("enable_thinking is false", "enable_thinking is none")
+    form.style = replace(form.style, soft_switch=False)  # as Qwen3.5's, whose thinking prompt opens the thought
     with pytest.raises(UserError, match="settings for models with Qwen3's chat template"):
-        require_qwen3(ChatFormat(tokenizer))
+        require_qwen3(form)

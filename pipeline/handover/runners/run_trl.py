@@ -50,8 +50,12 @@ def handed_over(task: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
     config.write_text(yaml.safe_dump(task["settings"] | {"output_dir": str(config.with_name("out"))}), encoding="utf-8")
     parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig))
     script, arguments, _, _ = parser.parse_args_and_config(["--config", str(config)])
-    dataset = load_dataset(script.dataset_name)[script.dataset_train_split]
-    return batches(SFTTrainer(tiny_model(tokenizer), args=arguments, train_dataset=dataset, processing_class=tokenizer))
+    dataset = load_dataset(script.dataset_name)
+    train, validation = dataset[script.dataset_train_split], dataset[script.dataset_test_split]
+    model = tiny_model(tokenizer)
+    return batches(
+        SFTTrainer(model, args=arguments, train_dataset=train, eval_dataset=validation, processing_class=tokenizer)
+    )
 
 
 def batches(trainer: Any) -> list[dict[str, Any]]:
