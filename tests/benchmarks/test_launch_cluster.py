@@ -111,7 +111,7 @@ def test_the_page_names_every_file() -> None:
 @pytest.mark.nightly
 @pytest.mark.parametrize(
     ("tool", "code", "said"),
-    [("skypilot", SKY, "hybrid-course 1"), ("dstack", DSTACK, "Task hybrid-course 24")],
+    [("skypilot", SKY, "hybrid-course 1"), ("dstack", DSTACK, "TaskConfiguration hybrid-course 24GB")],
 )
 def test_its_own_tool_reads_it(tool: str, code: str, said: str, tmp_path: Path) -> None:
     uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))

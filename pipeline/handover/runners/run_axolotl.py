@@ -41,7 +41,8 @@ def prepare(job: dict[str, Any], task: dict[str, Any]) -> list[dict[str, Any]]:
         settings |= {"shuffle_merged_datasets": False, "val_set_size": 0}
     else:
         os.chdir(task["data"])
-    settings |= {"base_model": job["model"], "output_dir": str(folder / "out"), "dataset_num_proc": 1}
+    # 0: in this process; with 1 it starts another, which imports everything again.
+    settings |= {"base_model": job["model"], "output_dir": str(folder / "out"), "dataset_num_proc": 0}
     settings |= {"dataset_prepared_path": str(folder / "prepared")}
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
