@@ -121,10 +121,12 @@ class Comparer:
                 paired += zip(range(i1, i2), range(j1, j2), strict=True)
                 continue
             here, there = self.text(ours.input_ids[i1:i2]), self.text(theirs.input_ids[j1:j2])
-            kind = self._of_text(row, here, there, i1 >= len(ours.input_ids), i1 < prompt, j2 == len(theirs.input_ids))
-            loss = any(their_loss[j1:j2])
+            behind, loss = i1 >= len(ours.input_ids), any(their_loss[j1:j2])
+            if behind and not loss:
+                continue  # nothing is learnt from what stands behind the last token with loss
+            kind = self._of_text(row, here, there, behind, i1 < prompt, j2 == len(theirs.input_ids))
             found.append(_finding(kind, there or here, (j2 - j1) or (i2 - i1), loss))
-            if loss and kind not in ("newline_after_end", "empty_block_added"):
+            if loss and kind not in ("newline_after_end", "end_twice", "empty_block_added"):
                 found += self._of_loss(row, theirs.input_ids[j1:j2])
         extra = [(i, j) for i, j in paired if their_loss[j] and not our_loss[i]]
         for run in _runs(extra):
@@ -139,6 +141,8 @@ class Comparer:
         open_, block = self.style.tags.open, self.block
         if behind and not there.strip():
             return "newline_after_end"
+        if behind and there.strip() in self.style.ends():
+            return "end_twice"
         if last and not there:
             return "cut"
         if not here and there.strip() == block:
@@ -149,6 +153,8 @@ class Comparer:
             return "reasoning_in_history"
         if in_prompt and block in there and block not in here:
             return "empty_block_added"
+        if in_prompt and open_ in here and open_ not in there:
+            return "reasoning_missing"
         if in_prompt and row.tools and not _any_head(there, row.asked):
             return "tools_differ"
         if in_prompt and not row.has_system and "system" in there:

@@ -128,9 +128,10 @@ FRAMEWORKS: dict[str, Framework] = {
                 Setting("template", "chat_template: qwen3, type: chat_template", values={"chat_template": "qwen3"}),
                 Setting(
                     "last_turn",
-                    "chat_template: qwen3, roles_to_train: [], train_on_eos: null: the last answer of a row",
+                    "chat_template: qwen3, message_field_training: train, which is true for the last answer alone; "
+                    "one answer a row",
                     "answers",
-                    {"chat_template": "qwen3", "dataset": {"roles_to_train": [], "train_on_eos": None}},
+                    {"chat_template": "qwen3", "dataset": {"message_field_training": "train"}},
                 ),
             ),
             "0.19.0",

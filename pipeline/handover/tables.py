@@ -56,7 +56,10 @@ def _cell(setting: SettingAudit, case: str) -> str:
 
 def handover_table(result: list[dict[str, Any]], part: str | None = None) -> str:
     """Markdown: a line a target."""
-    lines = ["| target | version | rows | rows with the same tokens with loss | left out when written |", "|---|---|--:|--:|--:|"]
+    lines = [
+        "| target | version | rows | rows with the same tokens with loss | left out when written |",
+        "|---|---|--:|--:|--:|",
+    ]
     for record in result:
         check = record["check"]
         if check["error"]:

@@ -96,6 +96,11 @@ THOUGHT = "17 + 25: 10 + 20 = 30, 7 + 5 = 12. 42.\n</think>\n\n"
             [(HEAD + BLOCK, False), ("Apple.<|im_end|>\n", True)],
             {"newline_after_end": True},
         ),
+        (
+            "non-thinking, one turn",
+            [(HEAD + BLOCK, False), ("Apple.<|im_end|>\n<|im_end|>", True)],
+            {"end_twice": True},
+        ),
         ("non-thinking, one turn", [(HEAD + BLOCK, False), ("Apple.", True)], {"cut": False}),
         (
             "non-thinking, one turn",
@@ -124,6 +129,26 @@ def test_each_difference_has_its_kind(
     wanted: dict[str, bool],
 ) -> None:
     assert kinds(comparer, rows[case], tokens_of(form, *parts)) == wanted
+
+
+def test_what_stands_behind_without_loss_does_not_count(
+    form: ChatFormat, comparer: Comparer, rows: dict[str, Row]
+) -> None:
+    theirs = tokens_of(form, (HEAD + BLOCK, False), ("Apple.<|im_end|>", True), ("\n<|im_end|>", False))
+    assert comparer.row(rows["non-thinking, one turn"], theirs).equal
+
+
+def test_reasoning_before_a_call(form: ChatFormat, comparer: Comparer, rows: dict[str, Row]) -> None:
+    """Qwen3's template shows it to the answer that follows the call; a framework that takes it away trains on another prompt."""
+    row = rows["tools, thinking"]
+    example = row.examples[-1]
+    thought = form.encode(["<think>\nI need the weather of Bergen.\n</think>\n\n"])[0]
+    ids = example.input_ids
+    start = next(i for i in range(len(ids)) if ids[i : i + len(thought)] == thought)
+    theirs = Tokens(
+        ids[:start] + ids[start + len(thought) :], example.labels[:start] + example.labels[start + len(thought) :]
+    )
+    assert kinds(comparer, row, theirs) == {"reasoning_missing": False}
 
 
 def test_history(form: ChatFormat, comparer: Comparer, rows: dict[str, Row]) -> None:

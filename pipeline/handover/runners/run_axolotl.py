@@ -33,6 +33,9 @@ def prepare(job: dict[str, Any], task: dict[str, Any]) -> list[dict[str, Any]]:
             {"messages": messages(row), **({"tools": as_json(row["tools"])} if row["tools"] else {})}
             for row in task["rows"]
         ]
+        if mark := dataset.get("message_field_training"):
+            for row in rows:
+                row["messages"] = [m | {mark: m is row["messages"][-1]} for m in row["messages"]]
         path = write_lines(folder / "rows.jsonl", rows)
         files = {"path": path, "ds_type": "json", "split": "train", "type": "chat_template"}
         settings |= {"datasets": [files | dataset], "sequence_len": job["max_length"]}
