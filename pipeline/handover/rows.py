@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from pipeline.core.console import say
 from pipeline.core.errors import UserError
 from pipeline.core.modes import Mode
 from pipeline.data.chat_format import ChatFormat, Example, Turns
@@ -101,12 +102,13 @@ def recipe_conversations(recipe: Recipe, form: ChatFormat, limit: int, turns: Tu
     """The first ``number`` usable conversations of each source, converted and cleaned as a mix has them.
 
     Raises:
-        UserError: a source cannot be read, or has no usable row among the first ones.
+        UserError: a source cannot be read, or has no usable row among the first ones; or all are answers of the base.
     """
     found: list[Conversation] = []
     for source in recipe.sources:
         if source.source == "base":
-            continue  # answers of a model: there are none before it was asked
+            say(f"source {source.name}: answers of the base, which are not asked for here; left out")
+            continue
         preparation = Preparation(source, form, limit, turns, recipe.cleaning(source))
         rows = list(islice(read_rows(source, recipe.root), max(CHUNK, 2 * number)))
         draft = preparation.draft(rows, 0)
@@ -118,4 +120,8 @@ def recipe_conversations(recipe: Recipe, form: ChatFormat, limit: int, turns: Tu
         if not usable:
             raise UserError(f"source {source.name!r} has no usable row among its first {len(rows)}; see data inspect.")
         found += usable[:number]
+    if not found:
+        raise UserError(
+            f"All sources of recipe {recipe.name} are answers of the base; name a recipe with rows, or --cases."
+        )
     return found

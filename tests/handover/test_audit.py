@@ -69,6 +69,7 @@ def test_unsloth_by_command(
     warm_python: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = ["data", "audit", "--framework", "unsloth", "--rows", "2", "--environment", f"unsloth={warm_python}"]
+    words += ["--recipe", "data_recipes/embedded.yaml"]
     assert main([*words, "--output-dir", str(tmp_path), "--json"]) == 0
     found = Audit.model_validate(json.loads(capsys.readouterr().out))
     notebook, responses = found.settings

@@ -25,7 +25,7 @@ from pipeline.handover.write import TARGETS, handover
 from pipeline.model.load import load_data_tokenizer
 from pipeline.settings import Profile, load_profile
 
-SMALL = ["mix.total=60", "training.max_steps=20"]
+SMALL = ["recipe=data_recipes/embedded.yaml", "mix.total=60", "training.max_steps=20"]
 
 
 def profile(*settings: str) -> Profile:
