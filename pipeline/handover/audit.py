@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from pipeline.settings import Recipe
 
 RUNNERS = Path(__file__).with_name("runners")
-RESULT = "result.json"
+RESULT, LOG = "result.json", "log.txt"
+ERROR = re.compile(r"^[\w.]*(Error|Exception|Interrupt)\b")
 RUN_SECONDS = 1200
 ROWS = 4  # of each source of a recipe
 QUIET = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "DO_NOT_TRACK": "1"}
@@ -203,6 +205,8 @@ def run_framework(
         left = tasks[len(results) :]
         failed = _call(chosen, one, left, model, limit, folder)
         written = read_json(folder / RESULT) if (folder / RESULT).exists() else {"versions": {}, "tasks": {}}
+        if not failed and len(written["tasks"]) < len(left):
+            failed = f"{one.name} ended without a result: {last_words(folder / LOG)}"
         for task in left[: len(written["tasks"])]:
             rows = [Tokens(row["input_ids"], row["labels"]) for row in written["tasks"][task.name]["rows"]]
             results.append(Made(written["versions"], rows))
@@ -237,7 +241,7 @@ def _call(python: Path, one: Framework, tasks: Sequence[Task], model: Path, limi
     write_json(folder / "job.json", {"model": str(model.resolve()), "max_length": limit, "tasks": job})
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "WORLD_SIZE", "RANK", "LOCAL_RANK")}
     words = [str(python), str(RUNNERS / one.runner), str(folder / "job.json"), str(folder / RESULT)]
-    log = folder / "log.txt"
+    log = folder / LOG
     with log.open("wb") as said:
         try:
             done = subprocess.run(words, stdout=said, stderr=said, cwd=folder, env=kept | QUIET, timeout=RUN_SECONDS)
@@ -249,7 +253,7 @@ def _call(python: Path, one: Framework, tasks: Sequence[Task], model: Path, limi
 def last_words(log: Path) -> str:
     """The last line of a log that names an error, else its last line."""
     lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
-    named = [line for line in lines if "Error" in line.split(":")[0].split()[-1:][0]] if lines else []
+    named = [line for line in lines if ERROR.match(line)]
     return (named or lines or ["no word of why"])[-1][:500]
 
 

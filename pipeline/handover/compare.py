@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pipeline.model.thinking_style import ThinkingStyle
 
 SHOWN = 300  # characters of a finding's text
+CUT_SHOWN = 40  # tokens at the end of a row that was cut
 BLOCK = 12  # tokens that an empty think block may have
 HEAD = 24  # characters by which a message is known again
 
@@ -69,6 +70,8 @@ class Comparer:
 
     def row(self, row: Row, theirs: Tokens | None) -> RowAudit:
         """Both sides of a row; ``theirs`` is None where the framework left it out."""
+        if row.too_long:
+            return self._too_long(row, theirs)
         ours = [Tokens(e.input_ids, e.labels) for e in row.examples]
         loss = sum(sum(example.loss) for example in ours)
         entry = partial(
@@ -99,6 +102,25 @@ class Comparer:
             findings=[] if equal else self.findings(row, reference, theirs),
             ours=[*shown, _spans_of(self._spans(reference, changed_ours))],
             framework=_spans_of(self._spans(theirs, changed_theirs)),
+        )
+
+    def _too_long(self, row: Row, theirs: Tokens | None) -> RowAudit:
+        """A row that is over the limit: here it is left out, as a thought that is cut teaches not to end one."""
+        carrying = 0 if theirs is None else sum(theirs.loss)
+        found = [] if theirs is None else [_finding("cut", self.text(theirs.input_ids[-CUT_SHOWN:]), carrying, True)]
+        return RowAudit(
+            row=row.number,
+            source=row.source,
+            mode=row.mode,
+            turns=row.turns,
+            tools=bool(row.tools),
+            equal=not carrying,
+            loss_tokens=0,
+            framework_loss_tokens=carrying,
+            equal_loss_tokens=0,
+            findings=found if carrying else [],
+            ours=[],
+            framework=[] if theirs is None else _spans_of(self._spans(theirs, [True] * len(theirs.input_ids))),
         )
 
     def _spans(self, tokens: Tokens, changed: Sequence[bool]) -> list[tuple[bool, bool, str]]:

@@ -46,7 +46,7 @@ MEANING: dict[Kind, str] = {
     "end_twice": "A line break and a second end token follow the end token, with loss.",
     "system_added": "A system prompt that the row does not have.",
     "tools_differ": "Tools are described to the model in other words.",
-    "cut": "The row ends early: it was cut at the limit.",
+    "cut": "The row is cut at the limit, or ends early; here a row that is too long is left out.",
     "left_out": "The framework left the row out.",
     "other": "A difference of no known kind.",
 }

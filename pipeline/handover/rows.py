@@ -23,7 +23,10 @@ from pipeline.settings import Recipe
 
 @dataclass(frozen=True)
 class Row:
-    """One row that both sides see. ``examples`` are ours, in order; the last one is of the last answer."""
+    """One row that both sides see. ``examples`` are ours, in order; the last one is of the last answer.
+
+    ``too_long``: one of them is over the limit, so here the row is left out.
+    """
 
     number: int
     source: str
@@ -31,6 +34,7 @@ class Row:
     tools: list[dict[str, Any]]
     mode: Mode
     examples: list[Example]
+    too_long: bool = False
 
     @property
     def turns(self) -> int:
@@ -69,13 +73,15 @@ class Row:
 
 
 def conversation_rows(conversations: Sequence[Conversation], form: ChatFormat, turns: Turns, limit: int) -> list[Row]:
-    """A row a conversation that has examples within the limit; the others are no training rows."""
+    """A row a conversation that examples can be made of; the others are no training rows."""
     rows: list[Row] = []
     for conversation, made in zip(conversations, form.examples(conversations, turns), strict=True):
-        if isinstance(made, Rejected) or max(len(e.input_ids) for e in made) > limit:
+        if isinstance(made, Rejected):
             continue
-        messages = _as_trained(conversation)
-        rows.append(Row(len(rows), conversation.source, messages, conversation.tools, made[-1].mode, made))
+        messages, mode = _as_trained(conversation), made[-1].mode
+        rows.append(
+            Row(len(rows), conversation.source, messages, conversation.tools, mode, made, _too_long(made, limit))
+        )
     return rows
 
 
@@ -83,12 +89,19 @@ def answer_rows(conversations: Sequence[Conversation], form: ChatFormat, turns: 
     """A row an answer that carries loss, with what precedes it."""
     rows: list[Row] = []
     for conversation, made in zip(conversations, form.examples(conversations, turns), strict=True):
-        if isinstance(made, Rejected) or max(len(e.input_ids) for e in made) > limit:
+        if isinstance(made, Rejected):
             continue
-        messages = _as_trained(conversation)
+        messages, over = _as_trained(conversation), _too_long(made, limit)
         for (index, mode), example in zip(form.targets(conversation, turns), made, strict=True):
-            rows.append(Row(len(rows), conversation.source, messages[: index + 1], conversation.tools, mode, [example]))
+            rows.append(
+                Row(len(rows), conversation.source, messages[: index + 1], conversation.tools, mode, [example], over)
+            )
     return rows
+
+
+def _too_long(made: Sequence[Example], limit: int) -> bool:
+    """Whether a row is left out here: one of its examples is longer than the limit."""
+    return max(len(example.input_ids) for example in made) > limit
 
 
 def _as_trained(conversation: Conversation) -> list[Message]:

@@ -175,6 +175,21 @@ def test_a_row_that_is_left_out(comparer: Comparer, rows: dict[str, Row]) -> Non
     assert not found.equal and [f.kind for f in found.findings] == ["left_out"] and found.framework == []
 
 
+def test_a_row_over_the_limit(form: ChatFormat) -> None:
+    """Here it is left out; a framework that leaves it out too is equal, one that cuts it is not."""
+    short = Comparer(form.tokenizer, form.style, 20)
+    rows = conversation_rows(case_conversations(), form, "all", 20)
+    row = next(row for row in rows if row.source == "thinking, one turn")
+    assert row.too_long and not all(
+        other.too_long for other in conversation_rows(case_conversations(), form, "all", 60)
+    )
+    assert short.row(row, None).equal
+    ids, labels = _pair(row, 0)
+    found = short.row(row, Tokens(ids[:30], labels[:30]))
+    assert not found.equal and [f.kind for f in found.findings] == ["cut"] and found.loss_tokens == 0
+    assert found.framework_loss_tokens == sum(label != IGNORE_INDEX for label in labels[:30]) > 0
+
+
 def test_rows_that_were_left_out_are_found(rows: dict[str, Row]) -> None:
     all_rows = list(rows.values())
     made = [Tokens(*_pair(row, -1)) for row in all_rows]
