@@ -99,6 +99,7 @@ def _benchmark(path: str) -> Callable[[dict[str, Any], str | None], str]:
 
 def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
     """Name of a result → what makes its table; every other result is a sweep's."""
+    from pipeline.handover.tables import audit_table, handover_table
     from pipeline.second import grpo, preference
     from pipeline.studies.methods import methods_table
     from pipeline.studies.sampling import sampling_text
@@ -109,6 +110,8 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
     return {
         **{name: _benchmark(f"{name}.py") for name in scripts},
         **{name: _benchmark("sweep.py") for name in ("sweep_cells", "workers")},
+        "audit": audit_table,
+        "handover": handover_table,
         "methods": methods_table,
         "preference": lambda result, _: preference.preference_table(result),
         "grpo": lambda result, _: grpo.grpo_table(result),

@@ -14,12 +14,12 @@ The story in order, and where each step stands:
 10. all of it in one directory                ``run``
 
 Around it: a hybrid made of a pretrained model (``model.hub``, ``hybrid``), many runs compared (``studies``), training that
-goes on from a run (``second``), what was trained used elsewhere (``export``), the notebooks (``course``), the commands
-(``cli``), and what all of them stand on (``core``).
+goes on from a run (``second``), what was trained used elsewhere (``export``), the same training in other frameworks
+(``handover``), the notebooks (``course``), the commands (``cli``), and what all of them stand on (``core``).
 
 **The import rule**: core ← settings ← model ← data ← training ← evaluation ← run ← hybrid ← studies ← second ← export ←
-course ← cli. A wing imports from those before it, never from those behind, and no modules import each other in a circle;
-``make lint`` checks it. A function imports from the package only what loads a heavy library. Importing the package loads
+handover ← course ← cli. A wing imports from those before it, never from those behind, and no modules import each other in a
+circle; ``make lint`` checks it. A function imports from the package only what loads a heavy library. Importing the package loads
 neither torch nor unsloth.
 """
 

@@ -8,7 +8,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.cli.shared import command, load, positive, show, word
+from pipeline.cli.shared import command, folder, load, positive, quiet, show, values, word
 from pipeline.core.errors import UserError
 
 
@@ -30,11 +30,62 @@ def register(group: Any) -> None:
         sub.add_argument("--recipe", type=word, metavar="FILE", help="recipe file (default: the profile's)")
     for sub in (inspect, stats):
         sub.add_argument("--source", type=word, metavar="NAME", help="only this source of the recipe")
+    audit = command(data, "audit", "what another framework trains on, token by token beside this one", output=False)
+    audit.add_argument("--recipe", type=word, metavar="FILE", help="recipe file (default: the profile's)")
+    audit.add_argument("--cases", action="store_true", help="built-in conversations in the place of the recipe's rows")
+    audit.add_argument(
+        "--framework",
+        type=values,
+        action="append",
+        required=True,
+        metavar="NAME[:SETTING]",
+        help="unsloth, trl, llama-factory, ms-swift, axolotl, all; several with commas (default: all settings of each)",
+    )
+    audit.add_argument("--rows", type=positive, default=4, help="rows a source (default: 4)")
+    _environment(audit)
+    audit.add_argument("--output-dir", type=folder, metavar="DIR", help="write audit.json and audit.html there")
+    audit.set_defaults(do=_audit)
+    handed = command(data, "handover", "write the mix and the training for another framework")
+    handed.add_argument("--recipe", type=word, metavar="FILE", help="recipe file (default: the profile's)")
+    handed.add_argument(
+        "--to",
+        type=values,
+        action="append",
+        required=True,
+        metavar="TARGET",
+        help="trl, llama-factory, ms-swift, axolotl; several with commas, each in a folder of its own",
+    )
+    handed.add_argument("--gpus", type=positive, default=1, metavar="N", help="GPUs to train on (default: 1)")
+    handed.add_argument("--check", action="store_true", help="let the framework itself load it, and compare every row")
+    _environment(handed)
+    handed.set_defaults(do=_handover)
     diff = command(data, "diff", "what changed between two mixes", output=False, profile=False)
     for name in ("a", "b"):
         diff.add_argument(name, type=Path, metavar=name.upper(), help="folder of a mix, as data build or run writes it")
     for sub in (build, inspect, stats, diff):
         sub.set_defaults(do=_data)
+
+
+def _environment(sub: Any) -> None:
+    sub.add_argument(
+        "--environment",
+        type=word,
+        action="append",
+        default=[],
+        metavar="NAME=PYTHON",
+        help="the interpreter of an environment of your own for a framework (default: one is made, with pinned versions)",
+    )
+
+
+def _pythons(args: argparse.Namespace) -> dict[str, Path]:
+    """Framework → interpreter."""
+    found = {}
+    for text in args.environment:
+        name, _, path = text.partition("=")
+        if not path:
+            raise UserError(f"--environment takes NAME=PYTHON, given: {text!r}.")
+        found[name] = Path(path)
+    return found
 
 
 def _data(args: argparse.Namespace) -> int:
@@ -126,3 +177,55 @@ def _look(args: argparse.Namespace, profile: Any) -> int:
         lines.append(coloured(tokenizer, row, form))
     show(args, list(chain.from_iterable(rows)), "\n".join(lines))
     return 0
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from pipeline.core.files import write_text
+    from pipeline.handover.audit import Asked, audit, json_text, parse_names
+    from pipeline.handover.words import audit_page, audit_text
+
+    pythons = _pythons(args)
+    if args.cases and args.recipe:
+        raise UserError("--cases and --recipe contradict each other.")
+    profile = load(args)
+    quiet()
+    names = parse_names([name for names in args.framework for name in names])
+    found = audit(profile, Asked(names, args.cases, args.rows, pythons))
+    text = audit_text(found, args.output.isatty())
+    if args.output_dir is not None:
+        write_text(args.output_dir / "audit.json", json_text(found))
+        write_text(args.output_dir / "audit.html", audit_page(found))
+        text += f"\n\n{args.output_dir / 'audit.html'}"
+    show(args, found.model_dump(), text)
+    return 1 if any(setting.error for setting in found.settings) else 0
+
+
+def _handover(args: argparse.Namespace) -> int:
+    from pipeline.data.chat_format import ChatFormat
+    from pipeline.data.describe import build_profile_mix
+    from pipeline.handover.audit import require_qwen3
+    from pipeline.handover.check import check
+    from pipeline.handover.plan import require_expressible
+    from pipeline.handover.write import handover, handover_text, require_target
+    from pipeline.model.load import load_data_tokenizer
+
+    targets = [name for names in args.to for name in names]
+    for name in targets:
+        require_target(name)
+    pythons = _pythons(args)
+    profile = load(args)
+    require_expressible(profile)
+    form = ChatFormat(load_data_tokenizer(profile.model), profile.data.empty_think, profile.data.loss_on)
+    require_qwen3(form)
+    quiet()
+    mix = build_profile_mix(profile)
+    records = []
+    for name in targets:
+        folder = args.output_dir / name
+        record = handover(profile, mix, form, name, folder, args.gpus)
+        if args.check:
+            record["check"] = check(profile, mix.train, name, folder, pythons.get(name))
+        records.append((record, folder))
+    show(args, [record for record, _ in records], "\n\n".join(handover_text(*entry) for entry in records))
+    checks = [record["check"] for record, _ in records if "check" in record]
+    return 1 if any(found["error"] or found["different"] for found in checks) else 0

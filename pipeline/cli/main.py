@@ -46,10 +46,11 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(args.output, io.TextIOWrapper):
         args.output.reconfigure(errors="backslashreplace")  # a terminal or pipe that cannot say "…" or "中"
     again = "run the same command again with --resume" if hasattr(args, "resume") else "run the same command again"
-    if getattr(args, "output_dir", ...) is None:  # its default is a folder of the run that the command names
+    # Its default is a folder of the run that the command names.
+    if getattr(args, "output_dir", ...) is None and hasattr(args, "run"):
         args.output_dir = args.run / args.command
     try:
-        if hasattr(args, "output_dir"):
+        if getattr(args, "output_dir", None) is not None:
             require_folder(args.output_dir)
         if args.command not in ("train", "run"):
             require_one(args.command)

@@ -23,6 +23,7 @@ def forms() -> dict[str, Any]:
     """Name of a document → its type."""
     from pipeline.evaluation.report.schema import Report
     from pipeline.export.records import Parity
+    from pipeline.handover.records import Audit
     from pipeline.second.records import GRPOResult, PreferenceArms, PreferenceResult
     from pipeline.settings import Profile, Recipe
     from pipeline.studies.carry_over import CarryOver
@@ -42,6 +43,7 @@ def forms() -> dict[str, Any]:
         "preference_arms": PreferenceArms,
         "grpo": GRPOResult,
         "parity": Parity,
+        "audit": Audit,
     }
 
 

@@ -286,7 +286,7 @@ class ChatFormat:
             return style.closing + self._behind(bare, direct, "non_thinking")
         return self._behind(prompt, text, mode)
 
-    def _targets(self, conversation: Conversation, turns: Turns) -> list[tuple[int, Mode]]:
+    def targets(self, conversation: Conversation, turns: Turns) -> list[tuple[int, Mode]]:
         """Which messages carry loss, and in which mode."""
         result: list[tuple[int, Mode]] = []
         for index, message in enumerate(conversation.messages):
@@ -327,7 +327,7 @@ class ChatFormat:
         (messages, tools), mark = self._protect([messages, conversation.tools])
         # Only content can hold control tokens that must stay text; the roles and keys above are ours.
         result: list[RenderedAnswer] = []
-        for index, mode in self._targets(conversation, turns):
+        for index, mode in self.targets(conversation, turns):
             self._require(mode)
             before = messages[:index]
             if mode == "non_thinking" and self.empty_think == "soft_switch":

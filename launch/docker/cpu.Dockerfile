@@ -1,0 +1,13 @@
+# The whole project on a CPU: main job, notebooks, tests.
+#     docker build -f launch/docker/cpu.Dockerfile -t hybrid-course:cpu .
+#     docker run --rm -v "$PWD/runs:/results" hybrid-course:cpu run --profile embedded --output-dir /results/first
+# Not built here, as there is no Docker; its instructions are checked in tests/benchmarks/test_launch_cluster.py.
+FROM python:3.11-slim
+RUN apt-get update && apt-get install --yes --no-install-recommends build-essential git && rm -rf /var/lib/apt/lists/*
+WORKDIR /course
+COPY . .
+RUN make setup
+ENV PIPELINE_CACHE=/results/cache
+VOLUME /results
+ENTRYPOINT [".venv/bin/python", "-m", "pipeline"]
+CMD ["doctor"]

@@ -1,0 +1,82 @@
+"""Whether a framework reads from a folder that was handed over the very tokens and masks of the mix.
+
+In: the folder, its mix. Out: how many rows are equal, and each that is not, with the reason. The framework's own parser reads the
+configuration, its own loader and collator the data; no weights are needed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.core.console import say
+from pipeline.core.files import read_jsonl
+from pipeline.data.chat_format import IGNORE_INDEX
+from pipeline.handover.audit import Task, run_framework, write_model
+from pipeline.handover.compare import Tokens
+from pipeline.handover.frameworks import framework
+from pipeline.handover.write import CONFIG, LEFT_OUT
+from pipeline.settings import Profile, read_yaml
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Key = tuple[tuple[int, ...], tuple[int, ...]]
+# What a machine without a GPU, and a folder without weights, make necessary; nothing of it touches tokens or masks.
+HERE: dict[str, dict[str, Any]] = {
+    "trl": {"bf16": False, "use_cpu": True, "load_in_4bit": None},
+    "llama-factory": {"bf16": False, "use_cpu": True, "quantization_bit": None, "quantization_method": None},
+    "ms-swift": {"bf16": False, "quant_method": None, "quant_bits": None, "bnb_4bit_quant_type": None},
+    "axolotl": {"bf16": False, "load_in_4bit": False, "adapter": "lora"},
+}
+MODEL = {
+    "trl": "model_name_or_path",
+    "llama-factory": "model_name_or_path",
+    "ms-swift": "model",
+    "axolotl": "base_model",
+}
+
+
+def check(profile: Profile, train: Dataset, target: str, folder: Path, python: Path | None = None) -> dict[str, Any]:
+    """Let the framework load the folder.
+
+    Args:
+        train: the mix's training rows. python: an interpreter that has the framework; None: one is made.
+
+    Returns:
+        ``{"rows", "equal", "different": [{"row", "source", "reason"}], "version", "error"}``
+    """
+    one = framework(target)
+    left_out = {entry["row"]: entry for entry in read_jsonl(folder / LEFT_OUT) if entry["part"] == "train"}
+    with tempfile.TemporaryDirectory(prefix="handover") as temporary:
+        work = Path(temporary)
+        model = write_model(profile.model, work / "model")
+        config = dict(read_yaml(folder / CONFIG)) | HERE[target] | {MODEL[target]: str(model)}
+        values = {key: value for key, value in config.items() if value is not None}
+        say(f"{target} reads what was handed over")
+        (made,) = run_framework(
+            one, [Task("handed_over", values, [], folder)], model, profile.length_limit, work / "run", python
+        )
+    if made.error:
+        return {"rows": len(train), "equal": 0, "different": [], "version": "", "error": made.error}
+    found = Counter(key_of(tokens) for tokens in made.rows)
+    different, equal = [], 0
+    for number, row in enumerate(train):
+        key = key_of(Tokens(row["input_ids"], row["labels"]))
+        if found[key]:
+            found[key] -= 1
+            equal += 1
+        else:
+            reason = left_out[number]["reason"] if number in left_out else "the framework has no such row"
+            different.append({"row": number, "source": row["source"], "reason": reason})
+    version = made.versions[one.package]
+    return {"rows": len(train), "equal": equal, "different": different, "version": version, "error": ""}
+
+
+def key_of(tokens: Tokens) -> Key:
+    """What a training learns from a row: its tokens up to the last with loss, and which of them carry it."""
+    ids, labels = list(tokens.input_ids), list(tokens.labels)
+    last = max((i for i, label in enumerate(labels) if label != IGNORE_INDEX), default=-1) + 1
+    return tuple(ids[:last]), tuple(labels[:last])

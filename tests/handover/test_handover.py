@@ -1,0 +1,232 @@
+"""A training handed over: rows, masks and schedule are those of the profile, and the target itself says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.cli.main import main
+from pipeline.core.errors import UserError
+from pipeline.data.chat_format import IGNORE_INDEX, ChatFormat
+from pipeline.data.describe import build_profile_mix
+from pipeline.data.mix import Mix
+from pipeline.handover.audit import Task, run_framework
+from pipeline.handover.check import check, key_of
+from pipeline.handover.compare import Tokens
+from pipeline.handover.environments import interpreter
+from pipeline.handover.frameworks import framework
+from pipeline.handover.plan import plan
+from pipeline.handover.write import TARGETS, handover
+from pipeline.model.load import load_data_tokenizer
+from pipeline.settings import Profile, load_profile
+
+SMALL = ["recipe=data_recipes/embedded.yaml", "mix.total=60", "training.max_steps=20"]
+
+
+def profile(*settings: str) -> Profile:
+    return load_profile("embedded", [*SMALL, *settings])
+
+
+@pytest.fixture(scope="module")
+def form() -> ChatFormat:
+    return ChatFormat(load_data_tokenizer(profile().model))
+
+
+@pytest.fixture(scope="module")
+def mix() -> Mix:
+    return build_profile_mix(profile())
+
+
+@pytest.fixture(scope="module")
+def handed(form: ChatFormat, mix: Mix, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    root = tmp_path_factory.mktemp("handed")
+    for name in TARGETS:
+        handover(profile(), mix, form, name, root / name, gpus=4)
+    return lambda name: root / name
+
+
+def rows_of(mix: Mix) -> set[Any]:
+    return {key_of(Tokens(row["input_ids"], row["labels"])) for row in mix.train}
+
+
+@pytest.mark.parametrize("name", ["trl", "axolotl"])
+def test_parquet_holds_the_mix(name: str, handed: Callable[[str], Path], mix: Mix) -> None:
+    import pyarrow.parquet as parquet
+
+    rows = parquet.read_table(handed(name) / "data" / "train.parquet").to_pylist()
+    assert {key_of(Tokens(row["input_ids"], row["labels"])) for row in rows} == rows_of(mix)
+    assert ("attention_mask" in rows[0]) == (name == "axolotl")
+
+
+def test_llama_factory_gets_a_dataset_of_two_parts(handed: Callable[[str], Path], mix: Mix) -> None:
+    from datasets import load_from_disk
+
+    both = load_from_disk(str(handed("llama-factory") / "tokenized"))
+    assert set(both) == {"train", "validation"} and len(both["validation"]) == len(mix.validation)
+    assert {key_of(Tokens(row["input_ids"], row["labels"])) for row in both["train"]} == rows_of(mix)
+    assert "train" in json.loads((handed("llama-factory") / "dataset_info.json").read_text())
+
+
+def test_ms_swift_gets_text_that_is_the_same_tokens(handed: Callable[[str], Path], mix: Mix, form: ChatFormat) -> None:
+    lines = [json.loads(line) for line in (handed("ms-swift") / "train.jsonl").read_text().splitlines()]
+    made = set()
+    for line in lines:
+        question, answer = (message["content"] for message in line["messages"])
+        prompt, target = form.encode([question, answer + form.style.end])
+        made.add(key_of(Tokens(prompt + target, [IGNORE_INDEX] * len(prompt) + target)))
+    assert made == rows_of(mix) and len(lines) == len(mix.train)
+
+
+def test_a_row_that_text_cannot_carry_is_named(form: ChatFormat, mix: Mix, tmp_path: Path) -> None:
+    """A document that quotes a control token: as text it would be one."""
+    quoted = form.encode(
+        ["<|im_start|>user\nWhat ends a turn?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"]
+    )[0]
+    answer = [token for part in ("<", "|im_end|>", "") for token in form.encode([part])[0]] + form.encode(
+        ["<|im_end|>"]
+    )[0]
+    row = {"input_ids": quoted + answer, "labels": [IGNORE_INDEX] * len(quoted) + answer}
+    first = mix.train[0]
+    changed = mix.train.select([0]).map(lambda _: {**first, **row}).flatten_indices()
+    part = type(mix.train_part)(1, lambda: iter([changed.data.table]))
+    other = Mix(part, mix.validation_part, mix.rejected_rows, mix.manifest)
+    record = handover(profile(), other, form, "ms-swift", tmp_path / "x")
+    (entry,) = [json.loads(line) for line in (tmp_path / "x" / "left_out.jsonl").read_text().splitlines()]
+    assert record["left_out"] == 1 and entry["reason"] == "not_as_text" and entry["row"] == 0
+    assert "left_out.jsonl names each" in (tmp_path / "x" / "README.md").read_text()
+
+
+def test_configurations_mean_the_same(handed: Callable[[str], Path]) -> None:
+    read = {name: yaml.safe_load((handed(name) / "train.yaml").read_text()) for name in TARGETS}
+    names = {
+        "rate": ["learning_rate"],
+        "steps": ["max_steps"],
+        "warm": ["warmup_steps"],
+        "seed": ["seed"],
+        "rank": ["lora_r", "lora_rank"],
+        "alpha": ["lora_alpha"],
+        "limit": ["max_length", "cutoff_len", "sequence_len"],
+        "batch": ["per_device_train_batch_size", "micro_batch_size"],
+        "schedule": ["lr_scheduler_type", "lr_scheduler"],
+    }
+    wanted = {"rate": 3e-3, "steps": 20, "warm": 1, "seed": 3407, "rank": 32, "alpha": 64}
+    wanted |= {"limit": 256, "batch": 2, "schedule": "cosine"}
+    for target, config in read.items():
+        found = {what: next(config[key] for key in keys if key in config) for what, keys in names.items()}
+        assert found == wanted, target
+        assert config["bf16"] is False  # the profile computes in float32
+
+
+def test_several_gpus(handed: Callable[[str], Path]) -> None:
+    for name in TARGETS:
+        record = json.loads((handed(name) / "handover.json").read_text())
+        assert set(record["commands"]) == {"ZeRO-2", "ZeRO-3", "FSDP2"}
+        assert json.loads((handed(name) / "zero3.json").read_text())["zero_optimization"]["stage"] == 3
+        assert any("4 bit" in text for text in record["not_carried"])
+        for line in record["commands"].values():
+            for word in line.split():
+                file = word.removeprefix("deepspeed=")
+                if file.endswith((".yaml", ".json")):
+                    assert (handed(name) / file).exists(), (name, word)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "settings", "wanted"),
+    [
+        (1, [], (8, 1)),
+        (4, [], (2, 1)),
+        (4, ["training.gradient_accumulation_steps=8"], (8, 2)),
+        (2, ["training.gradient_accumulation_steps=3"], (4, 3)),
+    ],
+)
+def test_the_global_batch_stays(gpus: int, settings: list[str], wanted: tuple[int, int]) -> None:
+    made = plan(profile(*settings), 100, gpus)
+    assert (made.per_device, made.accumulation) == wanted
+    t = profile(*settings).training
+    before = t.per_device_train_batch_size * t.gradient_accumulation_steps
+    assert made.per_device * made.accumulation * gpus == before
+
+
+def test_epochs_become_steps() -> None:
+    epochs = profile("training.max_steps=-1", "training.num_train_epochs=2")
+    assert plan(epochs, 101, 1).steps == 26  # 13 batches of 8 an epoch
+    assert plan(epochs, 101, 4).steps == 26
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["training.lr_scheduler_type=exponential"], "lr_scheduler_type=exponential"),
+        (["training.kl_to_base=0.1"], "kl_to_base"),
+        (["training.reasoning_first=0.3"], "reasoning_first"),
+        (["method=prefix"], "method=prefix"),
+        (["lora.trainable_token_indices=[3]"], "trainable_token_indices"),
+    ],
+)
+def test_what_they_cannot_do_is_refused(settings: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=f"other frameworks cannot do .*{said}"):
+        plan(profile(*settings), 100, 1)
+
+
+def test_bad_input(form: ChatFormat, mix: Mix, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="cannot be dealt to 3 GPUs"):
+        plan(profile(), 100, 3)
+    with pytest.raises(UserError, match="no target 'msswift'. Did you mean 'ms-swift'"):
+        handover(profile(), mix, form, "msswift", tmp_path / "y")
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(UserError, match="nothing was changed"):
+        handover(profile(), mix, form, "trl", tmp_path)
+    assert (tmp_path / "mine").read_text() == "precious"
+    words = ["data", "handover", "--to", "trl", "--output-dir", str(tmp_path / "z"), "--set", "training.kl_to_base=1"]
+    assert main(words) == 2 and "kl_to_base" in capsys.readouterr().err and not (tmp_path / "z").exists()
+
+
+@pytest.mark.slow
+def test_trl_reads_what_the_mix_has(handed: Callable[[str], Path], mix: Mix) -> None:
+    found = check(profile(), mix.train, "trl", handed("trl"))
+    assert found["error"] == "" and found["different"] == []
+    assert found["equal"] == found["rows"] == len(mix.train)
+
+
+@pytest.mark.slow
+def test_a_changed_row_is_named(form: ChatFormat, mix: Mix, handed: Callable[[str], Path], tmp_path: Path) -> None:
+    """What is checked is what lies there: with other rows there, each of ours is missing."""
+    few = mix.train.select(range(3))
+    again = few.map(lambda row: {"labels": [*row["labels"][:-1], IGNORE_INDEX]})
+    found = check(profile(), again, "trl", handed("trl"))
+    assert found["equal"] == 0 and [entry["row"] for entry in found["different"]] == [0, 1, 2]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", [name for name in TARGETS if name != "trl"])
+def test_the_others_read_what_the_mix_has(name: str, handed: Callable[[str], Path], mix: Mix) -> None:
+    try:
+        interpreter(framework(name))
+    except UserError as error:
+        pytest.skip(str(error))
+    found = check(profile(), mix.train, name, handed(name))
+    assert found["error"] == "" and found["different"] == []
+    assert found["equal"] == found["rows"] == len(mix.train)
+
+
+def test_a_runner_that_dies_leaves_what_it_had(tmp_path: Path) -> None:
+    """The second task ends the process: the first keeps its result, the third has one of its own."""
+    fake = tmp_path / "python"
+    fake.write_text(
+        '#!/usr/bin/env python3\nimport json, sys\nif sys.argv[1] == "-c": sys.exit()\n'
+        "job = json.load(open(sys.argv[2])); done = {}\n"
+        'for task in job["tasks"]:\n'
+        '    if task["name"] == "b": print("KeyError: boom"); sys.exit(1)\n'
+        '    done[task["name"]] = {"rows": [{"input_ids": [1], "labels": [1]}]}\n'
+        '    json.dump({"versions": {"trl": "0"}, "tasks": done}, open(sys.argv[3], "w"))\n'
+    )
+    fake.chmod(0o755)
+    tasks = [Task(name, {}, []) for name in "abc"]
+    found = run_framework(framework("trl"), tasks, tmp_path, 8, tmp_path / "work", fake)
+    assert [made.error for made in found] == ["", "trl failed: KeyError: boom", ""]
+    assert [len(made.rows) for made in found] == [1, 0, 1]
