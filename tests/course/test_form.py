@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pytest
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
@@ -22,3 +23,20 @@ def code(number: str) -> str:
 def test_a_model_answers_within_the_first_five_cells() -> None:
     answering = [i for i, cell in enumerate(cells("00")) if cell.cell_type == "code" and "print(ask(" in cell.source]
     assert answering[0] < 5
+
+
+@pytest.mark.parametrize(
+    ("number", "calls"),
+    [
+        ("00", ["FastLanguageModel.from_pretrained("]),
+        ("03", ["load_dataset(", "concatenate_datasets(", ".shuffle("]),
+        ("04", ["SFTConfig(", "SFTTrainer(", "trainer.train()"]),
+        ("05", ["TaskConfig("]),
+        ("07", ["create_study(", "def objective(trial)"]),
+        ("08", ["LoraConfig(", "PrefixTuningConfig(", "PromptTuningConfig(", "IA3Config(", "get_peft_model("]),
+        ("09", ["DPOConfig(", "DPOTrainer(", "GRPOConfig(", "GRPOTrainer("]),
+    ],
+)
+def test_the_calls_of_the_libraries_stand_in_cells(number: str, calls: list[str]) -> None:
+    source = code(number)
+    assert [call for call in calls if call not in source] == []
