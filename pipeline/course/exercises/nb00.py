@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from pipeline.core.modes import MODES
 from pipeline.course.exercises import exercise
+from pipeline.course.lab import question, teach
 from pipeline.settings import load_profile
 
 
@@ -63,3 +65,19 @@ def what_blocks(answer: Any) -> None:
     assert list(answer(broken)) == ["memory", "unsloth"], (
         "Return the names of the checks that are required and did not pass, in the order of the findings."
     )
+
+
+@exercise("00.4")
+def a_sum_that_needs_thinking(answer: Any) -> None:
+    """``answer``: two numbers whose sum the model gets right with thinking and wrong without."""
+    assert isinstance(answer, tuple | list) and len(answer) == 2, (
+        "The answer should be a pair of numbers such as (58, 67)."
+    )
+    assert all(isinstance(n, int) and 0 < n < 1000 for n in answer), "Both should be whole numbers from 1 to 999."
+    a, b = answer
+    asked = [question(f"What is {a} + {b}?", mode, str(a + b)) for mode in MODES]
+    thinking, direct = teach([], asked, steps=0)["replies"]
+    assert thinking["right"], (
+        f"With thinking the model said {thinking['text']!r}, which is wrong too. Take numbers of another length."
+    )
+    assert not direct["right"], "The model got it right without thinking as well. Where is it harder to add at once?"

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.course.exercises import exercise
+from pipeline.course.lab import lesson, questions, rate_of, teach
+from pipeline.model.load import load_data_tokenizer
+from pipeline.settings import load_profile
 
 _BLOCK = "<think>\n\n</think>\n\n"
 
@@ -96,3 +99,43 @@ def obeys_parity(answer: Any) -> None:
         given = answer(list(prompt), list(input_ids), list(labels), end)
         assert isinstance(given, bool), f"It returned {given!r}; return True or False."
         assert given is truth, f"input_ids {input_ids}, labels {labels}, prompt {prompt}: {hint} It says {given}."
+
+
+@exercise("01.4")
+def a_prompt_by_hand(answer: Any) -> None:
+    """``answer``: the whole prompt, as text, that asks for 58 + 67 without thinking."""
+    assert isinstance(answer, str), "The answer should be the prompt, written out as one text."
+    assert "58" in answer and "67" in answer, "Ask what 58 + 67 is."
+    assert "125" not in answer, "The prompt gives the result away."
+    asked = [{"prompt": answer, "mode": "non_thinking", "answer": "125"}]
+    reply = teach([], asked, steps=0)["replies"][0]
+    said = f"The model said {reply['text'][:80]!r}."
+    assert "<think>" not in reply["text"], (
+        f"{said} It began to think: what does the template put at the end for this mode?"
+    )
+    assert reply["faithful"], (
+        f"{said} It did not end, or wrote a tag. Compare your text with `direct`, letter by letter."
+    )
+    assert reply["right"], f"{said} The form is right, the sum is not. Is your question in a user's message of its own?"
+
+
+@exercise("01.5")
+def repair_the_mask(answer: Any) -> None:
+    """``answer(input_ids, labels)``: labels without loss on the empty think block at their beginning."""
+    assert callable(answer), "The answer should be a function of input_ids and labels."
+    rows = lesson(1.0, 120, empty_think="trained")
+    block = load_data_tokenizer(load_profile("embedded").model)(_BLOCK, add_special_tokens=False)["input_ids"]
+    repaired = []
+    for row in rows:
+        given = answer(list(row["input_ids"]), list(row["labels"]))
+        assert isinstance(given, list) and len(given) == len(row["labels"]), "Return a list with one label a token."
+        begins = next(i for i, label in enumerate(row["labels"]) if label != -100)
+        after = begins + len(block)
+        assert given[after:] == row["labels"][after:], "The answer itself has to keep its loss, up to its last token."
+        assert set(given[:begins]) == {-100}, "The prompt carries loss now. Only take labels away."
+        repaired.append({"input_ids": row["input_ids"], "labels": given})
+    replies = teach(repaired, questions("chat", 8), steps=25, rate=1e-2)["replies"]
+    kept = rate_of(replies, "faithful")
+    assert kept >= 0.75, (
+        f"After 25 steps on your labels, the model thinks in {kept:.0%} of 8 chat answers. Which tokens still teach it not to?"
+    )

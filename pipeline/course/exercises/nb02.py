@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_jsonl
+from pipeline.course import lab
 from pipeline.course.exercises import exercise
 from pipeline.data import corpora
 from pipeline.data.chat_format import ChatFormat
@@ -289,3 +290,34 @@ def contaminated_rows(answer: Any) -> None:
         f"{missing} more line(s) hold an item. Items may be wrapped in other text, stand in an answer, or have other numbers: "
         "shorter n-grams survive such a change."
     )
+
+
+# --- 02.5: rows that never end ------------------------------------------------------------------------------------------
+
+
+def broken_rows() -> list[lab.Row]:
+    """120 training rows; every third was cut somewhere in its answer."""
+    rows = lab.lesson(0.5, 120, seed=4)
+    r = random.Random(4)
+    for row in rows[::3]:
+        begins = next(i for i, label in enumerate(row["labels"]) if label != -100)
+        end = r.randint(begins + 1, len(row["labels"]) - 1)
+        row["input_ids"], row["labels"] = row["input_ids"][:end], row["labels"][:end]
+    return rows
+
+
+@exercise("02.5")
+def whole_rows(answer: Any) -> None:
+    """``answer(rows)``: those rows that end with the end of the turn."""
+    assert callable(answer), "The answer should be a function that takes the rows and gives back those to train on."
+    rows = broken_rows()
+    end = rows[1]["labels"][-1]
+    kept = answer([{"input_ids": list(row["input_ids"]), "labels": list(row["labels"])} for row in rows])
+    assert isinstance(kept, list) and all(row in rows for row in kept), "Give back a list of rows, unchanged."
+    cut = sum(row["labels"][-1] != end for row in kept)
+    assert not cut, f"{cut} of your rows have no end. What is the last token of a whole row?"
+    lost = sum(row["labels"][-1] == end and row not in kept for row in rows)
+    assert not lost, f"{lost} whole rows are missing. Leave out those that were cut, and no others."
+    replies = lab.teach(kept, lab.questions("chat", 6, "non_thinking"), steps=15, rate=5e-3)["replies"]
+    ended = lab.rate_of(replies, "faithful")
+    assert ended >= 0.8, f"Trained on your rows, only {ended:.0%} of 6 replies come to an end. Look at the rows again."

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
+from pipeline.core.errors import UserError
 from pipeline.course.exercises import exercise
+from pipeline.course.lab import Answered, Question, lesson, questions, rate_of, teach
+from pipeline.data.chat_format import EmptyThink
 
 # (reply, cut by the token limit): what a thinking-mode evaluation might hold.
 PRACTICE_REPLIES: tuple[tuple[str, bool], ...] = (
@@ -66,4 +70,32 @@ def replies_that_count_as_right(answer: Any) -> None:
     right = {i for i, (text, cut) in enumerate(PRACTICE_REPLIES) if not cut and "42" in text.rpartition("</think>")[2]}
     assert given == right, (
         "Not quite. Accuracy looks at what follows the reasoning; the form is measured by mode fidelity, not here."
+    )
+
+
+# --- 05.4: one of three adapters ------------------------------------------------------------------------------------------
+
+_ADAPTERS: dict[str, tuple[float, EmptyThink]] = {"a": (1.0, "masked"), "b": (0.5, "masked"), "c": (1.0, "trained")}
+
+
+def ask_adapter(name: str, asked: Sequence[Question]) -> list[Answered]:
+    """Replies of one of three adapters, ``a``, ``b`` or ``c``; it is trained on the spot, in seconds.
+
+    Raises:
+        UserError: there is no such adapter.
+    """
+    if name not in _ADAPTERS:
+        raise UserError(f"There is no adapter {name!r}; there are {', '.join(_ADAPTERS)}.")
+    share, empty_think = _ADAPTERS[name]
+    rows = lesson(share, 160, empty_think=empty_think)
+    return teach(rows, asked, steps=25, rate=1e-2)["replies"]
+
+
+@exercise("05.4")
+def broken_adapter(answer: Any) -> None:
+    """The adapter that does not think any more."""
+    assert answer in _ADAPTERS, 'The answer should be "a", "b" or "c".'
+    kept = rate_of(ask_adapter(answer, questions("chat", 6)), "faithful")
+    assert kept < 0.5, (
+        f"Asked 6 chat questions in thinking mode, this adapter keeps its form in {kept:.0%}. Ask the others the same."
     )

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from pipeline.course.exercises import exercise
+from pipeline.course.lab import questions, teach
 
 # (rewards of the replies to one prompt)
 PRACTICE_GROUPS: tuple[tuple[float, ...], ...] = ((1.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0), (1.2, 0.2, 1.0, 0.0))
@@ -70,3 +71,25 @@ def advantages(answer: Any) -> None:
         assert any(math.isclose(ratios[0], 1 / d, rel_tol=1e-3) for d in deviations), (
             "Divide by the standard deviation of the group."
         )
+
+
+@exercise("09.4")
+def reward_function(answer: Any) -> None:
+    """``answer(reply, expected)``: more for a right answer behind a closed thought than for anything else."""
+    assert callable(answer), "The answer should be a function of a reply (text) and the expected number (text)."
+    asked = [*questions("arithmetic", 6), *questions("skill", 6), *questions("arithmetic", 6, "non_thinking")]
+    replies = teach([], asked, steps=0)["replies"]
+    groups: dict[str, list[float]] = {"right, with a thought": [], "wrong, with a thought": [], "without a thought": []}
+    for item, reply in zip(asked, replies, strict=True):
+        given = answer(reply["text"], item["answer"])
+        assert isinstance(given, int | float), "The function should return a number for each reply."
+        thought = "</think>" in reply["text"]
+        group = "without a thought" if not thought else f"{'right' if reply['right'] else 'wrong'}, with a thought"
+        groups[group].append(float(given))
+    best = min(groups["right, with a thought"])
+    for group in ("wrong, with a thought", "without a thought"):
+        assert not groups[group] or best > max(groups[group]), (
+            f"A reply that is {group} gets as much as one that is right and has thought. GRPO would make it as likely."
+        )
+    unclosed = answer("<think>\nIt is 42", "42")
+    assert unclosed < best, "A thought that never ends gets the full reward. The number has to stand behind it."
