@@ -90,6 +90,11 @@ def _mode(row: dict[str, Any]) -> Conversation:
     return conversation
 
 
+def _without_loss(labels: list[int], count: int) -> list[int]:
+    begins = next(i for i, label in enumerate(labels) if label != -100)
+    return [-100] * (begins + count) + labels[begins + count :]
+
+
 RIGHT: dict[str, Any] = {
     "00.1": TRIAL,
     "00.2": lambda header: sum(math.prod(e["shape"]) for n, e in header.items() if n != "__metadata__"),
@@ -101,6 +106,10 @@ RIGHT: dict[str, Any] = {
     "02.2": CLEAN,
     "02.3": _limit,
     "02.4": [2, 4, 7, 9],
+    "00.4": (458, 367),
+    "01.4": f"<|im_start|>user\nWhat is 58 + 67?<|im_end|>\n<|im_start|>assistant\n{EMPTY_THINK}",
+    "01.5": lambda ids, labels: _without_loss(labels, 4),
+    "02.5": lambda rows: [row for row in rows if row["labels"][-1] == rows[1]["labels"][-1]],
 }
 # What a learner may well write first.
 WRONG: dict[str, list[Any]] = {
@@ -184,9 +193,39 @@ WRONG: dict[str, list[Any]] = {
         lambda lengths, keep: float(_limit(lengths, keep)),
         lambda lengths, keep: sorted(lengths)[min(int(keep * len(lengths)), len(lengths) - 1)],
     ],
+    "00.4": [58, (58, 67), (58.0, 67.0), (0, 5), ("58", "67")],
+    "01.4": [
+        lambda question: question,
+        "What is 58 + 67?" + EMPTY_THINK,
+        "<|im_start|>user\nWhat is 58 + 67?<|im_end|>\n<|im_start|>assistant\n",  # the thinking prompt
+        f"<|im_start|>user\nWhat is 58 + 66?<|im_end|>\n<|im_start|>assistant\n{EMPTY_THINK}",
+        f"<|im_start|>user\n58 + 67 = 125.<|im_end|>\n<|im_start|>assistant\n{EMPTY_THINK}",
+    ],
+    "01.5": [
+        [-100],
+        lambda ids, labels: labels,  # nothing repaired
+        lambda ids, labels: ids,  # loss on everything
+        lambda ids, labels: _without_loss(labels, 5),  # the first token of the answer too
+        lambda ids, labels: [-100] * len(labels),
+        lambda ids, labels: labels[4:],
+    ],
+    "02.5": [
+        30,
+        lambda rows: rows,
+        lambda rows: [],
+        lambda rows: rows[1::3],  # whole, but not all of them
+        lambda rows: [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows],
+        lambda rows: [row for row in rows if len(row["labels"]) > 40],
+    ],
     "02.4": [4, [], [0, 2, 4, 7, 9], [2, 4, 9], [2, 4, 7, 9, 10], [1, 2], ["2", "4", "7", "9"], list(range(1, 11))],
 }
 NAMES = sorted(RIGHT)
+TRAIN = ("00.4", "01.4", "01.5", "02.5")  # their checks ask or train a model
+NIGHTLY = [pytest.mark.slow, pytest.mark.nightly]  # by day the solutions try the right answers
+
+
+def _case(*values: Any) -> Any:
+    return pytest.param(*values, marks=NIGHTLY if values[0] in TRAIN else ())
 
 
 def test_every_exercise_of_these_notebooks_is_tried() -> None:
@@ -195,12 +234,12 @@ def test_every_exercise_of_these_notebooks_is_tried() -> None:
     assert {nb00.__name__, nb01.__name__, nb02.__name__} == {f"pipeline.course.exercises.nb{n[:2]}" for n in registered}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [_case(name) for name in NAMES])
 def test_the_right_answer_passes(name: str) -> None:
     assert check(name, RIGHT[name]) == f"{name}: right"
 
 
-@pytest.mark.parametrize(("name", "number"), [(name, i) for name in NAMES for i in range(len(WRONG[name]))])
+@pytest.mark.parametrize(("name", "number"), [_case(name, i) for name in NAMES for i in range(len(WRONG[name]))])
 def test_a_wrong_answer_fails_with_a_hint(name: str, number: int) -> None:
     with pytest.raises(AssertionError) as caught:
         check(name, WRONG[name][number])
@@ -351,7 +390,7 @@ def test_cells_are_short_and_compile(path: Path) -> None:
     for cell in _code(path):
         lines = cell.source.splitlines()
         assert cell.source.strip(), "an empty cell"
-        assert len(lines) <= 15, f"{len(lines)} lines:\n{cell.source}"
+        assert len(lines) <= 10, f"{len(lines)} lines:\n{cell.source}"
         compile(cell.source, path.name, "exec")
         assert not re.search(r"^\s*if (False|0|True)\b", cell.source, re.MULTILINE), cell.source
 

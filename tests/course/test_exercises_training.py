@@ -1,4 +1,4 @@
-"""Exercises of notebooks 03 to 09: right answers pass, plausible wrong ones fail with a hint."""
+"""Exercises of notebooks 03 to 09, those that train among them: right answers pass, plausible wrong ones fail with a hint."""
 
 from __future__ import annotations
 
@@ -50,6 +50,17 @@ def unpaired(first: Any, second: Any) -> tuple[float, float]:
 
 def best_of_one(points: list[tuple[float, float]]) -> list[int]:
     return [max(range(len(points)), key=lambda i: points[i][0])]
+
+
+def half_and_half(reply: str, expected: str) -> float:
+    thought, closed, said = reply.partition("</think>")
+    thinks = bool(closed) and bool(thought.removeprefix("<think>").strip())
+    return thinks / 2 + (thinks and expected in said) / 2
+
+
+def rank_for(values: list[float], limit: float) -> int:
+    rest = [sum(v * v for v in values[r:]) for r in range(len(values) + 1)]
+    return next(r for r, left in enumerate(rest) if left <= limit**2 * rest[0] + 1e-12)
 
 
 ANSWERS: dict[str, tuple[Any, list[Any]]] = {
@@ -113,12 +124,73 @@ ANSWERS: dict[str, tuple[Any, list[Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", ANSWERS)
+ANSWERS |= {
+    "03b.1": (
+        lambda scores, right: float(np.logaddexp.reduce(scores)) - scores[right],
+        [
+            lambda scores, right: scores[right] - float(np.logaddexp.reduce(scores)),
+            lambda scores, right: float(np.exp(scores[right]) / np.exp(scores).sum()),
+            lambda scores, right: -scores[right],
+            0.693,
+        ],
+    ),
+    "03b.2": (
+        lambda W, A, B, alpha, rank: W + alpha / rank * B @ A,
+        [
+            lambda W, A, B, alpha, rank: W + B @ A,
+            lambda W, A, B, alpha, rank: alpha / rank * B @ A,
+            lambda W, A, B, alpha, rank: B @ A @ np.eye(W.shape[1])[:, :1],
+            np.eye(3),
+        ],
+    ),
+    "03b.3": (
+        rank_for,
+        [
+            lambda values, limit: max(1, rank_for(values, limit)),
+            lambda values, limit: rank_for([v**0.5 for v in values], limit),
+            lambda values, limit: float(rank_for(values, limit)) + 0.5,
+            2,
+        ],
+    ),
+    "03b.4": (1.0, [1e-2, 1e-6, "1.0"]),
+    "03.4": (["arithmetic"], [["chat", "arithmetic"], [], ["skill"], "arithmetic"]),
+    "04.4": (1e-2, [1e-5, 1.0, 5, None]),
+    "05.4": ("c", ["a", "d", 2]),
+    "06.4": (20, [0, 31, 5.0, "20"]),
+    "07.4": (
+        {"learning_rate": 1e-2, "rank": 16},
+        [1e-2, {"learning_rate": 1e-2}, {"learning_rate": 1e-4, "rank": 4}, {"learning_rate": 1e-2, "rank": 2.0}],
+    ),
+    "08.4": (2.4, [32, 1.0, "2"]),
+    "09.4": (
+        half_and_half,
+        [
+            lambda reply, expected: float(expected in reply),
+            lambda reply, expected: float("</think>" in reply),
+            lambda reply, expected: reply,
+            1.0,
+        ],
+    ),
+}
+
+
+TRAIN = ("03.4", "03b.4", "04.4", "05.4", "06.4", "07.4", "08.4", "09.4")  # their checks take seconds, with any answer
+NIGHTLY = [pytest.mark.slow, pytest.mark.nightly]  # by day the solutions try the right answers
+
+
+def cases(*values: Any) -> Any:
+    """A parameter of a test; by night only, where the check trains or asks a model."""
+    return pytest.param(*values, marks=NIGHTLY if values[0] in TRAIN else ())
+
+
+@pytest.mark.parametrize("name", [cases(name) for name in ANSWERS])
 def test_right_answer_passes(name: str) -> None:
     assert check(name, ANSWERS[name][0]) == f"{name}: right"
 
 
-@pytest.mark.parametrize(("name", "wrong"), [(name, wrong) for name, (_, many) in ANSWERS.items() for wrong in many])
+@pytest.mark.parametrize(
+    ("name", "wrong"), [cases(name, wrong) for name, (_, many) in ANSWERS.items() for wrong in many]
+)
 def test_wrong_answer_gets_a_hint(name: str, wrong: Any) -> None:
     with pytest.raises(AssertionError) as caught:
         check(name, wrong)

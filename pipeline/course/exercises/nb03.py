@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from pipeline.course.exercises import exercise
+from pipeline.course.lab import lesson, questions, rate_of, teach
 from pipeline.data.chat_format import IGNORE_INDEX
 
 
@@ -70,3 +71,18 @@ def share_in_rows(answer: Any) -> None:
     assert math.isclose(chat, maths, rel_tol=1e-3), (
         f"Of 100 rows, chat would then give {100 * chat:,.0f} loss tokens and maths {100 * maths:,.0f}: not one half each."
     )
+
+
+@exercise("03.4")
+def what_chat_alone_loses(answer: Any) -> None:
+    """The kinds that fall below 0.6 after 30 steps on chat alone."""
+    kinds = ("chat", "arithmetic")
+    assert isinstance(answer, list | tuple | set) and set(answer) <= set(kinds), (
+        'The answer should be a list that holds "chat", "arithmetic", both, or nothing.'
+    )
+    asked = [item for kind in kinds for item in questions(kind, 8)]
+    replies = teach(lesson(1.0, 200), asked, steps=30, rate=1e-2)["replies"]
+    rates = {kind: rate_of(replies[8 * i : 8 * i + 8]) for i, kind in enumerate(kinds)}
+    lost = {kind for kind in kinds if rates[kind] < 0.6}
+    assert set(answer) >= lost, "Something else falls below 0.6 as well. Ask the trained model for both kinds."
+    assert set(answer) <= lost, "Something that you name stays above 0.6. Ask the trained model for both kinds."

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from pipeline.course.exercises import exercise
+from pipeline.course.lab import lesson, teach
 
 
 @exercise("04.1")
@@ -54,3 +55,15 @@ def bytes_of_a_layer(answer: Any) -> None:
     assert answer != packed, "Those are the packed weights alone. The scales need room too."
     assert answer != packed + weights // 64, "A scale is a float32: how many bytes is that?"
     assert answer == packed + scales, "Add two parts: the weights at 4 bit each, and the scales of all blocks."
+
+
+@exercise("04.4")
+def rate_that_learns(answer: Any) -> None:
+    """A learning rate with which 20 steps bring the loss below 0.7."""
+    assert isinstance(answer, int | float) and not isinstance(answer, bool), "The answer should be a number."
+    assert 1e-5 <= answer <= 1, "The answer should lie between 1e-5 and 1."
+    loss = teach(lesson(0.0, 200), steps=20, rate=answer, rank=4)["loss"]
+    last = sum(loss[-5:]) / 5
+    assert last < 0.7, (
+        f"With {answer:g} the loss goes from {loss[0]:.2f} to {last:.2f}. Did it hardly move, or jump? Try other powers of ten."
+    )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.course.exercises import exercise
+from pipeline.course.lab import lesson, questions, rate_of, teach
 
 
 @exercise("06.1")
@@ -62,3 +63,13 @@ def rows_for_half_of_the_loss(answer: Any) -> None:
     assert math.isclose(answer, 0.88, abs_tol=0.005), (
         "12 · x loss tokens from chat must equal 88 · (1 − x) from the rest."
     )
+
+
+@exercise("06.4")
+def steps_until_thinking_is_lost(answer: Any) -> None:
+    """Steps with loss on the empty block, after which less than half of the chat answers think."""
+    assert isinstance(answer, int) and not isinstance(answer, bool), "The answer should be a whole number of steps."
+    assert 1 <= answer <= 30, "The answer should lie between 1 and 30."
+    rows = lesson(1.0, 200, empty_think="trained")
+    kept = rate_of(teach(rows, questions("chat", 8), steps=answer, rate=1e-2)["replies"], "faithful")
+    assert kept < 0.5, f"After {answer} steps, {kept:.0%} of 8 chat answers still think. Give it some more."

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from pipeline.course.exercises import exercise
+from pipeline.course.lab import lesson, teach
 
 # (balance, fidelity thinking, fidelity non-thinking) of trials, as a search might leave them.
 PRACTICE_TRIALS: tuple[tuple[float, float, float], ...] = (
@@ -56,3 +57,19 @@ def accumulation_steps(answer: Any) -> None:
         assert (given - 1) * rows * cards < effective or given == 1, (
             f"{given} is more than it takes for {effective} with {rows} rows on {cards} card(s)."
         )
+
+
+@exercise("07.4")
+def a_study_of_your_own(answer: Any) -> None:
+    """``{"learning_rate": …, "rank": …}`` with which 20 steps bring the loss below 0.6."""
+    assert isinstance(answer, dict) and set(answer) == {"learning_rate", "rank"}, (
+        "The answer should be a dict with the keys learning_rate and rank, as study.best_params is."
+    )
+    rate, rank = answer["learning_rate"], answer["rank"]
+    assert isinstance(rate, int | float) and 0 < rate <= 1, "The learning rate should lie between 0 and 1."
+    assert isinstance(rank, int) and 1 <= rank <= 128, "The rank should be a whole number from 1 to 128."
+    loss = teach(lesson(0.0, 200), steps=20, rate=rate, rank=rank)["loss"]
+    last = sum(loss[-5:]) / 5
+    assert last < 0.6, (
+        f"With these values the loss of the last five steps is {last:.2f}. Give the search a wider range, or more trials."
+    )

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from pipeline.course.exercises import exercise
+from pipeline.course.lab import lesson, teach
 
 
 @exercise("08.1")
@@ -52,3 +53,15 @@ def megabytes_for_tenants(answer: Any) -> None:
     assert answer != 1_617_500, "A shared base stands there once, not once a tenant."
     assert answer != 1_600_000, "That is full fine-tuning: a whole model for each tenant."
     assert answer == 33_500, "One base, and an adapter for each of the hundred."
+
+
+@exercise("08.4")
+def what_a_rank_buys(answer: Any) -> None:
+    """Loss of rank 1 ÷ loss of rank 32 after 20 steps."""
+    assert isinstance(answer, int | float) and not isinstance(answer, bool), "The answer should be a number."
+    losses = [teach(lesson(0.0, 200), steps=20, rate=1e-2, rank=rank)["loss"] for rank in (1, 32)]
+    one, many = (sum(loss[-5:]) for loss in losses)
+    assert answer > 0.7 * one / many, "That is too low. Train both, and divide the means of the last five losses."
+    assert answer < 1.4 * one / many, (
+        "That is too high: more numbers do not help in proportion. Train both, and divide."
+    )
