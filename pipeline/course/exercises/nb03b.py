@@ -83,5 +83,5 @@ def rate_that_is_too_large(answer: Any) -> None:
     loss = teach(lesson(0.0, 200), steps=20, rate=answer, rank=4)["loss"]
     first, last = loss[0], sum(loss[-5:]) / 5
     assert last > first, (
-        f"At {answer:g} the loss went from {first:.2f} to {last:.2f}: no worse. What does a step do when it is much larger than that?"
+        f"At {answer:g} the loss went from {first:.2f} to {last:.2f}: no worse. What does a much larger step do?"
     )
