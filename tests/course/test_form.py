@@ -89,6 +89,6 @@ def test_a_dozen_exercises_train_or_ask_a_model() -> None:
         )
 
 
-def test_every_notebook_but_that_on_data_alone_has_such_an_exercise() -> None:
+def test_every_notebook_has_such_an_exercise() -> None:
     for number in OURS:
         assert re.search(r"^\*\*\w+\.\d+\*\* \((?:trains|asks)", text_of(number), re.MULTILINE), number

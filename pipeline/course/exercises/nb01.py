@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.course.exercises import exercise
 from pipeline.course.lab import lesson, questions, rate_of, teach
+from pipeline.data.chat_format import ChatFormat
 from pipeline.model.load import load_data_tokenizer
 from pipeline.settings import load_profile
 
@@ -124,7 +125,7 @@ def repair_the_mask(answer: Any) -> None:
     """``answer(input_ids, labels)``: labels without loss on the empty think block at their beginning."""
     assert callable(answer), "The answer should be a function of input_ids and labels."
     rows = lesson(1.0, 120, empty_think="trained")
-    block = load_data_tokenizer(load_profile("embedded").model)(_BLOCK, add_special_tokens=False)["input_ids"]
+    block = ChatFormat(load_data_tokenizer(load_profile("embedded").model)).encode([_BLOCK])[0]
     repaired = []
     for row in rows:
         given = answer(list(row["input_ids"]), list(row["labels"]))
