@@ -24,6 +24,7 @@ from pipeline.core.place import ROOT
 from pipeline.data import corpora
 from pipeline.data.chat_format import ChatFormat, EmptyThink
 from pipeline.data.conversations import converter
+from pipeline.model.decode import generate
 from pipeline.model.form import judge
 from pipeline.model.load import load_data_tokenizer, model_location
 from pipeline.settings import Sampling, load_profile
@@ -248,8 +249,6 @@ def _train(model: Any, rows: Sequence[Mapping[str, Any]], steps: int, rate: floa
 
 
 def _ask(model: Any, tokenizer: Any, asked: Sequence[Mapping[str, Any]]) -> list[Answered]:
-    from pipeline.model.decode import generate
-
     form = ChatFormat(tokenizer)
     sampling = load_profile("embedded").evaluation.sampling
     found: list[Answered | None] = [None] * len(asked)
