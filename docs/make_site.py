@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "docs" / "site" / "mkdocs.yml"
 # Pages of docs/ by section, in order; those that are in none stand under "More".
 SECTIONS = {
-    "Data and training": "data templates profiles memory resume distributed trackers real_weights keep",
-    "Measured": "ratio methods preference evaluation statistics",
+    "Data and training": "data templates profiles memory resume distributed trackers real_weights keep audit many_gpus",
+    "Measured": "claims ratio methods preference evaluation statistics",
     "Use it": "export serving",
     "Teach it": "teaching platforms",
 }
