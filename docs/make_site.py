@@ -104,6 +104,8 @@ def reference() -> Iterator[str]:
     yield "# Reference\n\n"
     for path in sorted((ROOT / "pipeline").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
+        if not (path.parent / "__init__.py").exists():
+            continue  # a script that is written elsewhere, not a module
         tree = ast.parse(path.read_text(encoding="utf-8"))
         public = any(
             isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") for node in tree.body
