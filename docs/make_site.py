@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "docs" / "site" / "mkdocs.yml"
 # Pages of docs/ by section, in order; those that are in none stand under "More".
 SECTIONS = {
-    "Data and training": "data templates profiles memory resume distributed trackers real_weights keep",
-    "Measured": "ratio methods preference evaluation statistics",
+    "Data and training": "data templates profiles memory resume distributed trackers real_weights keep audit many_gpus",
+    "Measured": "claims ratio methods preference evaluation statistics",
     "Use it": "export serving",
     "Teach it": "teaching platforms",
 }
@@ -104,6 +104,8 @@ def reference() -> Iterator[str]:
     yield "# Reference\n\n"
     for path in sorted((ROOT / "pipeline").rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
+        if not (path.parent / "__init__.py").exists():
+            continue  # a script that is written elsewhere, not a module
         tree = ast.parse(path.read_text(encoding="utf-8"))
         public = any(
             isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_") for node in tree.body

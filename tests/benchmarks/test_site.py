@@ -59,6 +59,14 @@ def test_every_link_leads_somewhere(site: Path, make_site: ModuleType) -> None:
     assert count > 50
 
 
+def test_the_reference_names_modules(site: Path) -> None:
+    named = re.findall(r"(?m)^::: (\S+)$", (site / "source" / "reference.md").read_text(encoding="utf-8"))
+    assert len(named) > 100 and "pipeline.data.chat_format" in named
+    for name in named:
+        path = ROOT.joinpath(*name.split("."))
+        assert path.with_suffix(".py").is_file() and (path.parent / "__init__.py").is_file()
+
+
 def test_nothing_comes_from_elsewhere() -> None:
     settings = (ROOT / "docs" / "site" / "mkdocs.yml").read_text(encoding="utf-8")
     assert "font: false" in settings and "polyfills: [assets/iframe-worker.js]" in settings
