@@ -77,6 +77,9 @@ def llama_factory(plan: Plan) -> dict[str, Any]:
         "do_train": True,
         "do_eval": True,
         "template": "qwen3",
+        "dataset": "train",  # it wants a name, and reads what is at tokenized_path
+        "eval_dataset": "validation",
+        "dataset_dir": ".",
         "tokenized_path": "tokenized",
         "cutoff_len": profile.length_limit,
         "packing": False,
