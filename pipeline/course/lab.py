@@ -9,13 +9,15 @@ Unsloth has put its own code into transformers' classes, the work is done in a p
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import json
+import logging
 import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from pipeline.core.errors import UserError
@@ -173,12 +175,13 @@ def work(job: Mapping[str, Any]) -> Taught:
     """``teach`` in this process."""
     import torch
 
-    model, tokenizer = base()
+    with without_warnings():
+        from peft import LoraConfig, get_peft_model
+
+        model, tokenizer = base()
     torch.manual_seed(job["seed"])
     loss: list[float] = []
     if job["steps"]:
-        from peft import LoraConfig, get_peft_model
-
         config = LoraConfig(
             task_type="CAUSAL_LM", r=job["rank"], lora_alpha=2 * job["rank"], target_modules="all-linear"
         )
@@ -188,12 +191,23 @@ def work(job: Mapping[str, Any]) -> Taught:
     return {"loss": loss, "replies": _ask(model, tokenizer, job["ask"])}
 
 
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """While PEFT is imported, torchao warns of libraries for GPUs that it does not find, with their paths."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 @functools.cache
 def base() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The shipped model with the weights that NF4 leaves of it, written out in float32: the same numbers, and faster on a CPU."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-    from transformers.utils import logging
+    from transformers.utils import logging as messages
 
     folder = model_location(load_profile("embedded").model)
     nf4 = BitsAndBytesConfig(
@@ -202,18 +216,18 @@ def base() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32,
     )
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # it tells that it writes the weights out
-    logging.disable_progress_bar()
+    level, bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
+    messages.set_verbosity_error()  # it tells that it writes the weights out
+    messages.disable_progress_bar()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, quantization_config=nf4, device_map={"": "cpu"}
         )
         model = model.dequantize().float().eval()
     finally:
-        logging.set_verbosity(level)
+        messages.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            messages.enable_progress_bar()
     return model, AutoTokenizer.from_pretrained(folder)
 
 
