@@ -81,6 +81,8 @@ def register(group: Any) -> None:
         help="begin in the non-thinking mode",
     )
     sub.add_argument("--seed", type=positive, metavar="N", help="of the sampling (default: another each time)")
+    sub.add_argument("--web", action="store_true", help="a page on this machine: base and tuned side by side")
+    sub.add_argument("--port", type=positive, metavar="N", help="of the page (default: 7860)")
     sub.set_defaults(do=_chat)
 
 
@@ -147,7 +149,21 @@ def _serve(args: argparse.Namespace) -> int:
 def _chat(args: argparse.Namespace) -> int:
     from pipeline.export.chat import Chat
     from pipeline.export.source import open_source
+    from pipeline.export.talk import Talker
+    from pipeline.export.web import PORT, Server, serve_page
 
+    if args.port is not None and not args.web:
+        raise UserError("--port is the page's; give --web too.")
+    if args.web and args.which == "base":
+        raise UserError("--web shows base and tuned side by side; leave --base out.")
     quiet()
-    Chat(open_source(args.run), args.output, args.which, args.mode, seed=args.seed).run(sys.stdin)
+    source = open_source(args.run)
+    if args.web:
+
+        def ready(address: str) -> None:
+            print(f"{address} (this machine alone); Ctrl-C ends it", file=args.output, flush=True)
+
+        serve_page(Server(Talker(source), args.port or PORT, args.mode, args.seed), ready)
+    else:
+        Chat(source, args.output, args.which, args.mode, seed=args.seed).run(sys.stdin)
     return 0

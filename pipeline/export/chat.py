@@ -6,24 +6,14 @@ shown to the model as its chat template shows them, without their reasoning.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TextIO
 
 from pipeline.core.errors import UserError, nearest
-from pipeline.core.modes import CLOSE, OPEN, Mode
-from pipeline.data.chat_format import ChatFormat
+from pipeline.core.modes import THINK, Mode, Tags
 from pipeline.data.conversations import Message
-from pipeline.evaluation.report.card import decoding_of
-from pipeline.export.source import OF_PEFT, Source, load_base
-from pipeline.model.decode import end_tokens, inference_mode_of
-from pipeline.model.dtype import computing_dtype
-from pipeline.model.form import split_reply
-from pipeline.model.methods import load_adapter
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from pipeline.export.source import Source
+from pipeline.export.talk import Parts, Talker
 
 COMMANDS = {
     "/think": "answer with reasoning",
@@ -40,59 +30,24 @@ DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
 class Dimmer:
-    """Text as it arrives, in pieces of any size → the same text with the reasoning dimmed.
+    """Text as it arrives, in pieces of any size → the same text with the reasoning dimmed."""
 
-    A piece may end within a tag, so what could become one is held back until more is known.
-    """
-
-    def __init__(self, colour: bool):
-        self.colour, self.inside, self._held = colour, False, ""
+    def __init__(self, colour: bool, tags: Tags = THINK):
+        self.colour, self._parts = colour, Parts(tags)
 
     def feed(self, piece: str) -> str:
         """What can be shown now."""
-        text, shown = self._held + piece, ""
-        while True:
-            tag = CLOSE if self.inside else OPEN
-            before, found, after = text.partition(tag)
-            if not found:
-                break
-            if self.inside:
-                shown += before + tag + (PLAIN if self.colour else "")
-            else:
-                shown += before + (DIM if self.colour else "") + tag
-            self.inside, text = not self.inside, after
-        keep = next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if tag.startswith(text[-n:])), 0)
-        self._held = text[len(text) - keep :]
-        return shown + text[: len(text) - keep]
+        return "".join(self._dimmed(kind, text) for kind, text in self._parts.feed(piece))
 
     def end(self) -> str:
         """What was held back, and the end of the dimming."""
-        rest, self._held = self._held, ""
-        return rest + (PLAIN if self.colour and self.inside else "")
+        rest = "".join(text for _, text in self._parts.end())
+        return rest + (PLAIN if self.colour and self._parts.inside else "")
 
-
-@dataclass
-class Models:
-    """Base and tuned model of a run, as they were measured; one in memory where PEFT can switch its adapter off."""
-
-    source: Source
-    _loaded: dict[str, PreTrainedModel] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def model(self, which: str) -> Iterator[PreTrainedModel]:
-        """``base`` or ``tuned``, loaded when it is first asked for."""
-        if self.source.method in OF_PEFT:
-            tuned = self._load("tuned")
-            with tuned.disable_adapter() if which == "base" else contextlib.nullcontext():
-                yield tuned
-        else:
-            yield self._load(which)
-
-    def _load(self, which: str) -> PreTrainedModel:
-        if which not in self._loaded:
-            model = load_base(self.source, computing_dtype(self.source.profile.model), in_4bit=self.source.in_4bit)
-            self._loaded[which] = load_adapter(model, self.source.adapter).eval() if which == "tuned" else model
-        return self._loaded[which]
+    def _dimmed(self, kind: str, text: str) -> str:
+        if not self.colour:
+            return text
+        return DIM + text if kind == "open" else text + PLAIN if kind == "close" else text
 
 
 @dataclass
@@ -108,10 +63,7 @@ class Chat:
     messages: list[Message] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.tokenizer: PreTrainedTokenizerBase = self.source.tokenizer()
-        self.format = ChatFormat(self.tokenizer)
-        self.models = Models(self.source)
-        self.decoding = decoding_of(self.source.profile.evaluation.sampling)
+        self.talker = Talker(self.source)
 
     def run(self, lines: TextIO) -> None:
         """Read lines until their end or ``/quit``."""
@@ -169,25 +121,18 @@ class Chat:
             self._say("nothing was asked yet")
 
     def prompt_ids(self) -> list[int]:
-        """The prompt of the conversation so far.
-
-        Raises:
-            UserError: it leaves no room for a reply.
-        """
+        """The prompt of the conversation so far; raises ``UserError`` where it leaves no room for a reply."""
         system = [{"role": "system", "content": self.system}] if self.system else []
-        ids = self.format.prompt_ids([*system, *self.messages], self.mode)
-        with self.models.model(self.which) as model:
-            room = int(getattr(model.config, "max_position_embeddings", 0) or 2**31) - len(ids)
-        if room < 1:
-            raise UserError(
-                f"The conversation has {len(ids):,} tokens, {1 - room:,} more than the model has room for with a reply; /clear "
-                "forgets it."
-            )
-        return ids
+        return self.talker.prompt_ids([*system, *self.messages], self.mode, self.which, "/clear forgets it")
 
     def _answer(self) -> None:
+        tags = self.talker.style.tags
+        dimmer = Dimmer(self.output.isatty(), tags)
         try:
-            text = self._generate(self.prompt_ids())
+            ids = self.prompt_ids()
+            written = self.talker.reply(
+                ids, self.which, self.mode, lambda text: self._write(dimmer.feed(text)), self.seed
+            )
         except UserError as error:
             self.messages.pop()  # the question that did not fit
             self._say(str(error))
@@ -197,42 +142,10 @@ class Chat:
             self._write(PLAIN if self.output.isatty() else "")
             self._say("\n(stopped; the question is forgotten)")
             return
-        reasoning, answer, _, _ = split_reply(text)
-        message: Message = {"role": "assistant", "content": answer}
-        self.messages.append(message | ({"reasoning_content": reasoning} if reasoning else {}))
-
-    def _generate(self, ids: list[int]) -> str:
-        """Stream a reply; returns its text."""
-        import torch
-        from transformers import TextStreamer, set_seed
-
-        dimmer, write, parts = Dimmer(self.output.isatty()), self._write, []
-        end = str(self.tokenizer.eos_token)
-
-        class Streamer(TextStreamer):
-            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-                parts.append(text.removesuffix(end) if stream_end else text)
-                write(dimmer.feed(parts[-1]))
-
-        if self.seed is not None:
-            set_seed(self.seed)
-        options: dict[str, Any] = dict(self.decoding[self.mode])
-        with self.models.model(self.which) as model, inference_mode_of(model), torch.inference_mode():
-            room = int(getattr(model.config, "max_position_embeddings", 0) or 2**31) - len(ids)
-            options["max_new_tokens"] = min(options["max_new_tokens"], room)
-            prompt = torch.tensor([ids], device=model.device)
-            output = model.generate(
-                input_ids=prompt,
-                attention_mask=torch.ones_like(prompt),
-                streamer=Streamer(self.tokenizer, skip_prompt=True),
-                eos_token_id=end_tokens(model, self.tokenizer),
-                pad_token_id=self.tokenizer.pad_token_id,
-                **options,
-            )
-        write(dimmer.end() + "\n")
-        if int(output[0, -1]) not in end_tokens(model, self.tokenizer):
-            self._say(f"(cut after {output.shape[1] - len(ids)} tokens)")
-        return "".join(parts)
+        self._say(dimmer.end())
+        if written.cut:
+            self._say(f"(cut after {written.tokens} tokens)")
+        self.messages.append(written.message(tags))
 
     def _write(self, text: str) -> None:
         self.output.write(text)

@@ -81,10 +81,10 @@ def test_base_and_tuned_are_two_models_and_a_long_text_is_refused(tiny_run: Path
 
     output = io.StringIO()
     chat = Chat(open_source(tiny_run), output)
-    ids = torch.tensor([chat.format.prompt_ids([{"role": "user", "content": "What is 17 + 25?"}], "thinking")])
+    ids = torch.tensor([chat.talker.format.prompt_ids([{"role": "user", "content": "What is 17 + 25?"}], "thinking")])
 
     def logits(which: str) -> Any:
-        with chat.models.model(which) as model, torch.inference_mode():
+        with chat.talker.models.model(which) as model, torch.inference_mode():
             return model(input_ids=ids).logits
 
     tuned, base = logits("tuned"), logits("base")
