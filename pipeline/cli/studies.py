@@ -49,17 +49,23 @@ def register(group: Any) -> None:
     methods.set_defaults(do=_methods)
 
     for name, help in (
+        ("budget", "a run's model with a limit to its reasoning: accuracy, fidelity and loops by budget"),
         ("sampling", "a run's model at several temperatures: accuracy, fidelity, truncation, repetition"),
         ("switches", "does a run's model obey /think and /no_think, before and after tuning"),
     ):
         study = command(group, name, help, profile=False)
-        study.set_defaults(do=_sampling if name == "sampling" else _switches)
+        study.set_defaults(do={"sampling": _sampling, "switches": _switches, "budget": _budget}[name])
         study.add_argument("--run", type=folder, required=True, metavar="RUN", help="directory of a finished run")
         study.add_argument("--limit", type=positive, metavar="N", help="items a benchmark, or prompts a case")
+        if name == "budget":
+            study.add_argument(
+                "--values", type=values, metavar="N,N,…", help="tokens of reasoning (default: 0,8,16,32,64)"
+            )
         if name == "sampling":
             study.add_argument(
                 "--temperatures", type=float, nargs="+", metavar="T", help="default: 0.1 0.3 0.5 0.7 0.9 1.1 1.3"
             )
+        if name != "switches":
             study.add_argument("--which", choices=["base", "tuned"], default="tuned", help="default: tuned")
 
     carry = command(
@@ -146,6 +152,21 @@ def _sampling(args: argparse.Namespace) -> int:
     temperatures = args.temperatures or TEMPERATURES
     result = run_sampling(args.run, args.output_dir, temperatures, args.which, args.limit)
     show(args, result, f"{sampling_text(result)}\n\npicture: {args.output_dir / 'sampling.png'}")
+    return 0
+
+
+def _budget(args: argparse.Namespace) -> int:
+    from pipeline.studies.budget import BUDGETS, budget_text, run_budget
+
+    quiet()
+    try:
+        budgets = [int(value) for value in args.values or BUDGETS]
+    except ValueError:
+        raise UserError(
+            f"--values needs whole numbers from 0 on, e.g. 0,8,16; given: {','.join(args.values)}."
+        ) from None
+    result = run_budget(args.run, args.output_dir, budgets, args.which, args.limit)
+    show(args, result, f"{budget_text(result)}\n\npicture: {args.output_dir / 'budget.png'}")
     return 0
 
 

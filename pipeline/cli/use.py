@@ -81,6 +81,12 @@ def register(group: Any) -> None:
         help="begin in the non-thinking mode",
     )
     sub.add_argument("--seed", type=positive, metavar="N", help="of the sampling (default: another each time)")
+    sub.add_argument(
+        "--thinking-budget",
+        type=int,
+        metavar="N",
+        help="tokens of reasoning at most (default: as the run's profile says)",
+    )
     sub.add_argument("--web", action="store_true", help="a page on this machine: base and tuned side by side")
     sub.add_argument("--port", type=positive, metavar="N", help="of the page (default: 7860)")
     sub.set_defaults(do=_chat)
@@ -158,12 +164,15 @@ def _chat(args: argparse.Namespace) -> int:
         raise UserError("--web shows base and tuned side by side; leave --base out.")
     quiet()
     source = open_source(args.run)
+    budget = source.profile.evaluation.thinking_budget if args.thinking_budget is None else args.thinking_budget
+    if budget is not None and budget < 0:
+        raise UserError(f"--thinking-budget is a number of tokens from 0 on; given: {budget}.")
     if args.web:
 
         def ready(address: str) -> None:
             print(f"{address} (this machine alone); Ctrl-C ends it", file=args.output, flush=True)
 
-        serve_page(Server(Talker(source), args.port or PORT, args.mode, args.seed), ready)
+        serve_page(Server(Talker(source), args.port or PORT, args.mode, args.seed, budget), ready)
     else:
-        Chat(source, args.output, args.which, args.mode, seed=args.seed).run(sys.stdin)
+        Chat(source, args.output, args.which, args.mode, seed=args.seed, budget=budget).run(sys.stdin)
     return 0

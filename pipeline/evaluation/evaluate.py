@@ -34,7 +34,7 @@ from pipeline.model.decode import Reply
 from pipeline.model.engines.base import Arrived, Conversation, Engine
 from pipeline.model.engines.local import local_engine
 from pipeline.model.thinking_style import modes_of, thinking_style
-from pipeline.settings import EvaluationSettings, Sampling
+from pipeline.settings import EvaluationSettings, Sampling, budget_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -90,7 +90,10 @@ class _Function:
         sampling: Sampling,
         seed: int,
         arrived: Arrived | None = None,
+        thinking_budget: int | None = None,
     ) -> list[Reply]:
+        if thinking_budget is not None:
+            raise UserError("evaluation.thinking_budget is for an engine; a function of replies decides by itself.")
         return self.reply_to([[dict(message) for message in messages] for messages in conversations], mode)
 
 
@@ -184,6 +187,7 @@ def _identity(name: str, mode: Mode, model_id: str, settings: EvaluationSettings
         "sampling": getattr(settings.sampling, mode).model_dump(),
         "data": data,
         "evalscope": importlib.metadata.version("evalscope"),
+        **({} if budget_of(settings, mode) is None else {"thinking_budget": settings.thinking_budget}),
     }
 
 

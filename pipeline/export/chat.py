@@ -20,6 +20,7 @@ COMMANDS = {
     "/no_think": "answer at once",
     "/base": "talk to the base model",
     "/tuned": "talk to the tuned model",
+    "/budget": "N: think for N tokens at most; without a number, as long as the model likes",
     "/system": "TEXT: a system message from now on; without text, none",
     "/again": "ask the last question again, e.g. after /no_think or /base",
     "/clear": "forget the conversation",
@@ -60,6 +61,7 @@ class Chat:
     mode: Mode = "thinking"
     system: str = ""
     seed: int | None = None
+    budget: int | None = None  # tokens of reasoning; None: as many as the model likes
     messages: list[Message] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -100,6 +102,8 @@ class Chat:
             self.mode = "thinking" if name == "/think" else "non_thinking"
         elif name in ("/base", "/tuned"):
             self.which = name[1:]
+        elif name == "/budget":
+            self._limit(rest.strip())
         elif name == "/system":
             self.system = rest.strip()
         elif name == "/clear":
@@ -111,6 +115,12 @@ class Chat:
         else:
             self._say(f"there is no command {name}.{nearest(name, COMMANDS)} /help lists them")
         return True
+
+    def _limit(self, text: str) -> None:
+        if text and not text.isdecimal():
+            self._say("/budget takes a number of tokens, or nothing")
+        else:
+            self.budget = int(text) if text else None
 
     def _again(self) -> None:
         while self.messages and self.messages[-1]["role"] != "user":
@@ -131,7 +141,7 @@ class Chat:
         try:
             ids = self.prompt_ids()
             written = self.talker.reply(
-                ids, self.which, self.mode, lambda text: self._write(dimmer.feed(text)), self.seed
+                ids, self.which, self.mode, lambda text: self._write(dimmer.feed(text)), self.seed, self.budget
             )
         except UserError as error:
             self.messages.pop()  # the question that did not fit

@@ -21,6 +21,7 @@ from pipeline.model.decode import end_tokens, inference_mode_of
 from pipeline.model.dtype import computing_dtype
 from pipeline.model.form import split_reply
 from pipeline.model.methods import load_adapter
+from pipeline.model.thinking_budget import Budget, StopThinking
 from pipeline.model.thinking_style import thinking_style
 
 if TYPE_CHECKING:
@@ -141,6 +142,17 @@ class Talker:
             )
         return ids
 
+    def _longest(self, ids: Sequence[int], which: str, mode: Mode) -> int:
+        return min(int(self.decoding[mode]["max_new_tokens"]), self._room(ids, which))
+
+    def require_room(self, ids: Sequence[int], which: str, mode: Mode, budget: int | None) -> Budget | None:
+        """What stops the thinking; None: nothing does. Raises ``UserError`` where the budget leaves no room for an answer."""
+        if budget is None or mode != "thinking":
+            return None
+        stop = Budget(self.tokenizer, budget)
+        stop.require_room(self._longest(ids, which, mode))
+        return stop
+
     def reply(
         self,
         ids: list[int],
@@ -148,6 +160,7 @@ class Talker:
         mode: Mode,
         write: Callable[[str], object],
         seed: int | None = None,
+        budget: int | None = None,
     ) -> Written:
         """Answer a prompt.
 
@@ -155,12 +168,16 @@ class Talker:
             which: ``base`` or ``tuned``.
             write: called with each piece of text as soon as it is there. What it raises ends the reply and is passed on.
             seed: of the sampling; None: another each time.
+            budget: in thinking mode, tokens of reasoning after which the thought is closed; None: it never is.
+
+        Raises:
+            UserError: the budget leaves no room for an answer.
         """
         import torch
         from transformers import TextStreamer, set_seed
 
-        options: dict[str, Any] = dict(self.decoding[mode])
-        options["max_new_tokens"] = min(options["max_new_tokens"], self._room(ids, which))
+        options: dict[str, Any] = self.decoding[mode] | {"max_new_tokens": self._longest(ids, which, mode)}
+        stop = self.require_room(ids, which, mode, budget)
         end, pieces = str(self.tokenizer.eos_token), []
 
         class Streamer(TextStreamer):
@@ -176,6 +193,8 @@ class Talker:
             set_seed(seed)
         with self.models.model(which) as model, inference_mode_of(model), torch.inference_mode():
             ends = end_tokens(model, self.tokenizer)
+            if stop is not None:
+                options["logits_processor"] = [StopThinking(stop, [ids], len(ids), ends)]
             prompt = torch.tensor([ids], device=model.device)
             output = model.generate(
                 input_ids=prompt,

@@ -57,6 +57,7 @@ class Question(_Asked):
 
     which: Literal["base", "tuned"]
     mode: Mode
+    budget: Annotated[int, Field(ge=0)] | None = None  # tokens of reasoning; null: as many as the model likes
     messages: Annotated[list[AskedMessage], Field(min_length=1, max_length=1000)]
 
 
@@ -76,8 +77,11 @@ class Server(http.server.ThreadingHTTPServer):
     allow_reuse_address = True
 
     # port 0: any that is free. Raises UserError where it is in use.
-    def __init__(self, talker: Talker, port: int, mode: Mode = "thinking", seed: int | None = None):
-        self.talker, self.mode, self.seed, self.lock = talker, mode, seed, threading.Lock()
+    def __init__(
+        self, talker: Talker, port: int, mode: Mode = "thinking", seed: int | None = None, budget: int | None = None
+    ):
+        self.talker, self.mode, self.seed, self.budget = talker, mode, seed, budget
+        self.lock = threading.Lock()
         try:
             super().__init__((HOST, port), Handler)
         except OSError as error:
@@ -94,6 +98,7 @@ class Server(http.server.ThreadingHTTPServer):
             "run": self.talker.source.folder.name,
             "modes": list(self.talker.style.modes),
             "mode": self.mode,
+            "budget": self.budget,
         }
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -148,6 +153,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             try:
                 talker.style.require(question.mode)
                 ids = talker.prompt_ids(messages, question.mode, question.which)
+                talker.require_room(ids, question.which, question.mode, question.budget)
             except UserError as error:
                 raise _Refused(400, str(error)) from error
             self._head(200, "application/x-ndjson")
@@ -157,7 +163,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 for kind, part in parts.feed(text):
                     self._line({kind: part})
 
-            written = talker.reply(ids, question.which, question.mode, write, self.server.seed)
+            written = talker.reply(ids, question.which, question.mode, write, self.server.seed, question.budget)
             for kind, part in parts.end():
                 self._line({kind: part})
             self._line({"done": written.message(talker.style.tags), "tokens": written.tokens, "cut": written.cut})

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.model.draw import Draw
+from pipeline.model.thinking_budget import Budget, StopThinking
 from pipeline.settings import Sampling
 
 if TYPE_CHECKING:
@@ -81,12 +82,14 @@ def decode_batch(
     ends: list[int],
     ended: Ended,
     room: int | None = None,
+    budget: Budget | None = None,
 ) -> None:
     """Decode a batch; ``ended`` is called once for every prompt, with the ids generated for it.
 
     Args:
         streams: of each prompt, ``sampling.max_new_tokens`` numbers in [0, 1); None: greedy.
         room: tokens that the cache has room for; None: without limit.
+        budget: of thinking; None: without limit.
     """
     import numpy
     import torch
@@ -110,6 +113,7 @@ def decode_batch(
             inputs, own = _with_virtual_tokens(model, ids, mask)
         attention, width = inputs["attention_mask"], own.shape[1]
         # A state of linear attention cannot be divided by rows; such a model decodes its batch to the end.
+        stop = None if budget is None else StopThinking(budget, prompts, width, ends)
         last = 0 if "linear_attention" in _layer_types(model) else sampling.max_new_tokens
         while rows:
             watch = _Watch(ends, width, rows, ended, room, last)
@@ -127,7 +131,7 @@ def decode_batch(
                 use_cache=True,
                 eos_token_id=ends,
                 pad_token_id=pad,
-                logits_processor=[Draw(sampling, uniforms, own)],
+                logits_processor=[Draw(sampling, uniforms, own), *([] if stop is None else [stop])],
                 stopping_criteria=[watch],
                 return_dict_in_generate=True,
             )
@@ -140,6 +144,8 @@ def decode_batch(
             rows = [rows[row] for row in left]
             if rows:
                 keep = torch.tensor(left, device=device)
+                if stop is not None:
+                    stop.keep(left)
                 cache = _selected(cache, keep)
                 sequences, attention, own = sequences[keep], attention[keep], own[keep]
                 uniforms = None if uniforms is None else uniforms[keep]

@@ -26,6 +26,7 @@ from pipeline.model.batch import decode_batch, virtual_tokens
 from pipeline.model.draw import stream
 from pipeline.model.memory import out_of_memory
 from pipeline.model.room import cache_room, positions_of, require_length, rows_that_fit
+from pipeline.model.thinking_budget import Budget
 from pipeline.model.thinking_style import ThinkingStyle, style_or_none
 from pipeline.settings import Sampling
 
@@ -122,6 +123,7 @@ def generate(
     progress: Callable[[int], object] | None = None,
     arrived: Callable[[int, Reply], object] | None = None,
     parts: int = 1,
+    thinking_budget: int | None = None,
 ) -> list[Reply]:
     """Reply to every prompt.
 
@@ -136,18 +138,23 @@ def generate(
         progress: called with the number of replies that were added.
         arrived: called with each reply as soon as it has ended, and its place among ``prompts``.
         parts: processes that share this machine's memory for the same work.
+        thinking_budget: tokens of reasoning after which the thought is closed (see ``pipeline.model.thinking_budget``); for
+            prompts of the thinking mode. What closes it counts among ``max_new_tokens``.
 
     Returns:
         One ``Reply`` a prompt, in the order given.
 
     Raises:
         UserError: a prompt is empty, or longer than ``max_seq_length``, or it and ``max_new_tokens`` together exceed the model's
-            positions; memory does not suffice for a single reply. Where it does not for a batch, the batch is halved, and that
-            is said.
+            positions; the budget leaves no room for an answer; memory does not suffice for a single reply. Where it does not
+            for a batch, the batch is halved, and that is said.
     """
     _require_lengths(model, prompts, sampling.max_new_tokens)
     ends = end_tokens(model, tokenizer)
     style = style_or_none(tokenizer)
+    budget = None if thinking_budget is None else Budget(tokenizer, thinking_budget)
+    if budget is not None:
+        budget.require_room(sampling.max_new_tokens)
     occurrences: dict[tuple[int, ...], int] = {}
     numbered = []
     for prompt in prompts:
@@ -173,7 +180,7 @@ def generate(
             if sampling.temperature > 0:
                 streams = [stream(seed, prompts[i], numbered[i], sampling.max_new_tokens) for i in batch]
             if not _has_memory_for(
-                model, tokenizer, [prompts[i] for i in batch], sampling, streams, ends, batch, ended, room
+                model, tokenizer, [prompts[i] for i in batch], sampling, streams, ends, batch, ended, room, budget
             ):
                 batch_size = max(1, len(batch) // 2)  # of the following batches too: they are longer
                 say(f"memory does not suffice for {len(batch)} replies at a time; going on with {batch_size}")
@@ -218,6 +225,7 @@ def _has_memory_for(
     places: Sequence[int],
     ended: Callable[[int, list[int]], None],
     room: int | None,
+    budget: Budget | None,
 ) -> bool:
     """Decode a batch; False where memory does not suffice and there is more than one prompt. What has ended until then stays.
 
@@ -227,7 +235,8 @@ def _has_memory_for(
     import torch
 
     try:
-        decode_batch(model, tokenizer, prompts, sampling, streams, ends, lambda row, ids: ended(places[row], ids), room)
+        tell: Callable[[int, list[int]], None] = lambda row, ids: ended(places[row], ids)  # noqa: E731
+        decode_batch(model, tokenizer, prompts, sampling, streams, ends, tell, room, budget)
         return True
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):

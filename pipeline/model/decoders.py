@@ -64,6 +64,7 @@ class Decoders:
         batch_size: int,
         seed: int,
         arrived: Callable[[int, Reply], object] | None = None,
+        thinking_budget: int | None = None,
     ) -> list[Reply]:
         """As ``decode.generate``; a process that died is said, and its part is done here.
 
@@ -72,6 +73,7 @@ class Decoders:
         """
         parts = deal(prompts, 1 + len(self.others))
         common: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "parts": len(parts)}
+        common["thinking_budget"] = thinking_budget
         replies: dict[int, Reply] = {}
         errors: list[str] = []
         waiting: dict[Connection, list[int]] = {}

@@ -19,6 +19,7 @@ from pipeline.settings.data import ScoreFilter as ScoreFilter
 from pipeline.settings.data import ShapeSettings as ShapeSettings
 from pipeline.settings.data import SourceSettings as SourceSettings
 from pipeline.settings.data import Unit as Unit
+from pipeline.settings.evaluation import UNCONTINUED as UNCONTINUED
 from pipeline.settings.evaluation import EngineName as EngineName
 from pipeline.settings.evaluation import EvaluationSettings as EvaluationSettings
 from pipeline.settings.evaluation import Sampling as Sampling
@@ -27,6 +28,7 @@ from pipeline.settings.evaluation import ServerKind as ServerKind
 from pipeline.settings.evaluation import ServerSettings as ServerSettings
 from pipeline.settings.evaluation import SweepSettings as SweepSettings
 from pipeline.settings.evaluation import VllmSettings as VllmSettings
+from pipeline.settings.evaluation import budget_of as budget_of
 from pipeline.settings.hybrid import HybridSettings as HybridSettings
 from pipeline.settings.load import apply_overrides as apply_overrides
 from pipeline.settings.load import load_profile as load_profile

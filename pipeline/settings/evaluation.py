@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from pipeline.core.modes import Mode
 from pipeline.settings.section import NOTHING, Affects, Section
 
 
@@ -31,6 +32,9 @@ class SamplingTable(Section):
 EngineName = Literal["transformers", "server", "vllm"]
 # Whose extensions of the OpenAI protocol a server speaks: what it calls the parts of sampling that OpenAI does not have
 ServerKind = Literal["vllm", "sglang", "llamacpp", "transformers", "openai"]
+
+# Those that have no /v1/completions with a prompt in tokens, so that a reply cannot be gone on with
+UNCONTINUED: tuple[ServerKind, ...] = ("transformers", "openai")
 
 
 class ServerSettings(Section):
@@ -94,6 +98,8 @@ class EvaluationSettings(Section):
         1, gt=0
     )  # processes that decode, on a CPU; the replies do not depend on it
     seed: int = 42
+    # tokens of reasoning after which the thought is closed with Qwen's sentence for it; null: never (docs/evaluation.md)
+    thinking_budget: int | None = Field(None, ge=0)
     # Items a benchmark on whose base replies the distance KL(base ‖ tuned) is measured; 0: it is not.
     kl_items: Annotated[int, NOTHING] = Field(50, ge=0)
     sampling: Annotated[SamplingTable, Affects("evaluation", "grpo")]  # of GRPO, the longest reply
@@ -108,11 +114,20 @@ class EvaluationSettings(Section):
             raise ValueError(
                 "evaluation.engine=server needs evaluation.server.base_model: what the server calls the base"
             )
+        if self.thinking_budget is not None and self.engine == "server" and self.server.kind in UNCONTINUED:
+            raise ValueError(
+                f"evaluation.thinking_budget needs a server that goes on from a given beginning; kind {self.server.kind} does not"
+            )
         if self.engine == "vllm" and self.server.url is not None:
             raise ValueError(
                 "evaluation.engine=vllm starts its own server; leave evaluation.server.url out, or take engine=server"
             )
         return self
+
+
+def budget_of(settings: EvaluationSettings, mode: Mode) -> int | None:
+    """The thinking budget of a mode; None: there is none."""
+    return settings.thinking_budget if mode == "thinking" else None
 
 
 class SweepSettings(Section):

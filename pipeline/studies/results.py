@@ -1,5 +1,5 @@
 """What the studies write: the form of ``sweep.json``, ``search.json``, ``methods.json``, ``sampling.json``, ``switches.json``,
-``scale.json``."""
+``budget.json``, ``scale.json``."""
 
 from __future__ import annotations
 
@@ -287,6 +287,34 @@ class SamplingStudy(TypedDict):
     verdict: dict[str, Verdict]
 
 
+# --- thinking budget -----------------------------------------------------------------------------------------------------
+
+
+class BudgetRow(TypedDict):
+    """The thinking mode under one budget."""
+
+    budget: int | None  # tokens of reasoning; None: as long as the model likes
+    accuracy: CountedRate
+    mode_fidelity: CountedRate
+    stopped: CountedRate  # replies whose thought was closed for the model
+    truncated: CountedRate
+    loops: CountedRate  # replies that the limit cut, and that repeat themselves
+    mean_reasoning_tokens: float
+    mean_answer_tokens: float
+    benchmarks: dict[str, SamplingBenchmark]
+
+
+class BudgetStudy(TypedDict):
+    """``budget.json``."""
+
+    model: Literal["base", "tuned"]
+    closing: str  # what closes a thought
+    closing_tokens: int
+    max_new_tokens: int
+    rows: list[BudgetRow]  # by budget, that without one last
+    direct: BudgetRow | None  # the non-thinking mode on the same items; None: the model has none
+
+
 # --- scale of the adapter ------------------------------------------------------------------------------------------------
 
 
@@ -332,5 +360,6 @@ KINDS: dict[str, type[Any]] = {
     "search": SearchResult,
     "sampling": SamplingStudy,
     "switches": Switches,
+    "budget": BudgetStudy,
     "scale": ScaleStudy,
 }

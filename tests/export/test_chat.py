@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.export.chat import DIM, PLAIN, Chat, Dimmer
+from pipeline.model.thinking_budget import SENTENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 PIECES = st.sampled_from(["<think>", "</think>", "<", "<thi", "nk>", "</", "a", "\n", "<|im_end|>", "think>"])
@@ -46,6 +47,10 @@ def test_a_conversation(tiny_run: Path, warm_python: str) -> None:
         "/again",
         "/nothink",
         "/system Be brief.",
+        "/budget 4",
+        "/think",
+        "/again",
+        "/budget x",
         "/help",
         "/quit",
         "x",
@@ -65,12 +70,17 @@ def test_a_conversation(tiny_run: Path, warm_python: str) -> None:
         "base, non-thinking",
         "base, non-thinking",
         "base, non-thinking",
+        "base, thinking",
+        "base, thinking",
+        "base, thinking",
+        "base, thinking",
     ]
     assert parts[1].startswith("<think>") and "</think>" in parts[1]
     for part in (parts[3], parts[5]):
         assert "think>" not in part and part.strip()
     assert "there is no command /nothink. Did you mean '/no_think'?" in parts[6]
-    assert "/system" in parts[8] and DIM not in done.stdout
+    assert SENTENCE.strip() in parts[10] and parts[10].count("</think>") == 1
+    assert "takes a number of tokens" in parts[11] and "/system" in parts[12] and DIM not in done.stdout
 
 
 @pytest.mark.slow

@@ -99,6 +99,32 @@ def test_what_a_client_does_wrong_gets_an_error(served: tuple[str, dict[str, Any
     client(served[0]).chat.completions.create(model="tuned", messages=QUESTION, max_tokens=2)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
+@needs_llama_cpp
+def test_a_thinking_budget_in_two_requests(
+    served: tuple[str, dict[str, Any]], tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the real server: the reply is that without a budget up to where it is spent, then the end of the thought."""
+    from pipeline.data.chat_format import ChatFormat
+    from pipeline.export.source import open_source
+    from pipeline.model.engines.server import server_engine
+    from pipeline.model.thinking_budget import Budget
+    from pipeline.settings import Sampling, ServerSettings
+
+    tokenizer = open_source(tiny_run).tokenizer()
+    settings = ServerSettings(url=served[0], kind="llamacpp", base_model="tuned")  # type: ignore[call-arg]
+    greedy = Sampling(temperature=0, top_p=1, top_k=0, max_new_tokens=150)
+    with server_engine(settings, "tuned", tokenizer, ChatFormat(tokenizer).prompt_ids, "a-key-for-the-test") as engine:
+        (free,) = engine.replies([QUESTION], "thinking", greedy, 1)
+        (limited,) = engine.replies([QUESTION], "thinking", greedy, 1, thinking_budget=6)
+        (direct,) = engine.replies([QUESTION], "non_thinking", greedy, 1, thinking_budget=6)
+    budget = Budget(tokenizer, 6)
+    before, closing, answer = limited.text.partition(budget.text)
+    assert closing and answer.strip() and free.text.startswith(before)
+    assert len(tokenizer(before)["input_ids"]) == budget.due("")
+    assert budget.text not in free.text and "think>" not in direct.text
+
+
 def test_a_port_in_use_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

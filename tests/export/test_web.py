@@ -18,6 +18,7 @@ import pytest
 
 from pipeline.core.errors import UserError
 from pipeline.export.web import LARGEST, Server
+from pipeline.model.thinking_budget import SENTENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 ASKED = {"which": "tuned", "mode": "thinking", "messages": [{"role": "user", "content": "What is 17 + 25?"}]}
@@ -70,6 +71,8 @@ def test_both_models_in_both_modes(page: Server) -> None:
             assert events[-1]["tokens"] > 0 and events[-1]["cut"] is False
             replies[which, mode] = joined(events, "open", "reasoning", "close", "answer")
     assert len(set(replies.values())) > 2
+    status, events = request(page, ASKED | {"budget": 3})
+    assert status == 200 and SENTENCE.strip() in joined(events, "reasoning") and events[-1]["done"]["content"]
     assert request(page, ASKED)[1] == request(page, ASKED)[1]  # the seed decides
 
 
@@ -99,6 +102,8 @@ def test_the_page_and_what_it_shows_come_from_here_alone(page: Server) -> None:
         (ASKED | {"which": "other"}, {}, 400, "which: "),
         (ASKED | {"mode": "slow"}, {}, 400, "mode: "),
         (ASKED | {"temperature": 9}, {}, 400, "temperature: "),
+        (ASKED | {"budget": -1}, {}, 400, "budget: "),
+        (ASKED | {"budget": 1000}, {}, 400, "leave no room for an answer"),
         (b"{", {}, 400, "JSON"),
         (json.dumps(ASKED).encode().replace(b"What", b"\xff"), {}, 400, "JSON"),
         (json.dumps(ASKED).encode().replace(b"What", b"\\ud800"), {}, 400, "JSON"),

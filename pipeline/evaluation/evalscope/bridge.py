@@ -41,7 +41,7 @@ from pipeline.data.conversations import Message
 from pipeline.model.decode import Reply
 from pipeline.model.engines.base import Engine
 from pipeline.model.form import is_unclosed, split_reply
-from pipeline.settings import EvaluationSettings
+from pipeline.settings import EvaluationSettings, budget_of
 
 QUIET_SECONDS = 5.0  # a batch that does not fill up is sent after so long without a further request
 
@@ -132,7 +132,8 @@ class BatchingModel(ModelAPI):
 
                     sampling = getattr(settings.sampling, mode)
                     conversations = [requests[0].messages for requests in groups]
-                    replies = engine.replies(conversations, mode, sampling, settings.seed, arrived)
+                    budget = budget_of(settings, mode)
+                    replies = engine.replies(conversations, mode, sampling, settings.seed, arrived, budget)
                     for place, reply in enumerate(replies):
                         arrived(place, reply)  # of an engine that tells nothing before
             finally:
@@ -155,7 +156,8 @@ class BatchingModel(ModelAPI):
             while (request := waiting.get()) is not None:
                 try:
                     sampling = getattr(settings.sampling, request.mode)
-                    (reply,) = engine.replies([request.messages], request.mode, sampling, settings.seed)
+                    budget = budget_of(settings, request.mode)
+                    (reply,) = engine.replies([request.messages], request.mode, sampling, settings.seed, None, budget)
                 except BaseException as error:  # of any kind: the thread that waits raises it again
                     failed.append(error)
                     request.reply.set_exception(EvaluationStopped("the evaluation was stopped"))

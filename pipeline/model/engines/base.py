@@ -47,11 +47,13 @@ class Engine(Protocol):
         sampling: Sampling,
         seed: int,
         arrived: Arrived | None = None,
+        thinking_budget: int | None = None,
     ) -> list[Reply]:
         """One reply a conversation, in order.
 
         Args:
             arrived: called with each reply as soon as it is there, from any thread.
+            thinking_budget: in thinking mode, tokens of reasoning after which the thought is closed; None: it never is.
 
         Raises:
             UserError: what keeps it from answering, and what to do.

@@ -45,9 +45,11 @@ class LocalEngine:
         sampling: Sampling,
         seed: int,
         arrived: Arrived | None = None,
+        thinking_budget: int | None = None,
     ) -> list[Reply]:
         prompts = [self.prompt_ids(messages, mode) for messages in conversations]
-        return self.decoding.generate(prompts, sampling, self.batch_size, seed, arrived)
+        budget = thinking_budget if mode == "thinking" else None
+        return self.decoding.generate(prompts, sampling, self.batch_size, seed, arrived, budget)
 
 
 def require_prompts(

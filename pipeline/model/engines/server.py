@@ -22,8 +22,10 @@ from pipeline.core.redact import masked_text
 from pipeline.model.decode import Reply
 from pipeline.model.engines.base import Arrived, Conversation, PromptIds
 from pipeline.model.engines.check import check_server
+from pipeline.model.engines.continued import ask_within, require_continuing
 from pipeline.model.engines.local import require_prompts
 from pipeline.model.engines.protocol import reply_text, request_fields
+from pipeline.model.thinking_budget import Budget
 from pipeline.model.thinking_style import thinking_style
 from pipeline.settings import Sampling, ServerSettings
 
@@ -56,7 +58,7 @@ class ServerEngine:
         self.identity = {"engine": "server", "kind": server.kind, "model": model}
         self.positions: int | None = None  # that the server has room for, where it says so
         self._style = thinking_style(tokenizer)
-        self._ends = tuple(str(tokenizer.decode([i])) for i in [tokenizer.eos_token_id] if i is not None)
+        self.ends = tuple(str(tokenizer.decode([i])) for i in [tokenizer.eos_token_id] if i is not None)
         host = urlsplit(server.url).hostname or ""
         timeout = openai.Timeout(server.timeout_s, connect=CONNECT_SECONDS)
         # A proxy in the environment is not for this machine.
@@ -81,7 +83,12 @@ class ServerEngine:
         sampling: Sampling,
         seed: int,
         arrived: Arrived | None = None,
+        thinking_budget: int | None = None,
     ) -> list[Reply]:
+        budget = None
+        if thinking_budget is not None and mode == "thinking":
+            budget = Budget(self.tokenizer, thinking_budget)
+            require_continuing(self, budget, sampling)
         fields = request_fields(self.server, mode, sampling)
         seen: dict[str, int] = {}
         jobs = []
@@ -92,7 +99,10 @@ class ServerEngine:
 
         def ask(job: tuple[int, Conversation, int]) -> Reply:
             place, messages, own_seed = job
-            reply = self._ask(messages, mode, sampling, fields, own_seed)
+            if budget is None:
+                reply = self._ask(messages, mode, fields, own_seed)
+            else:
+                reply = self._reply(*ask_within(self, self.prompt_ids(messages, mode), sampling, own_seed, budget))
             if arrived is not None:
                 arrived(place, reply)
             return reply
@@ -108,16 +118,14 @@ class ServerEngine:
 
     # --- a request
 
-    def _ask(
-        self, messages: Conversation, mode: Mode, sampling: Sampling, fields: Mapping[str, Any], seed: int
-    ) -> Reply:
+    def _ask(self, messages: Conversation, mode: Mode, fields: Mapping[str, Any], seed: int) -> Reply:
         answer = self.complete(messages, seed=seed, **fields)
         choice = answer["choices"][0]
         cut = choice.get("finish_reason") == "length"
         style = self._style
         opened = style.opening if mode == "thinking" and style.opens_in_prompt else ""
-        text = reply_text(choice["message"], cut, self._ends, style.tags, opened)
-        ids = self._tokens(text)
+        text = reply_text(choice["message"], cut, self.ends, style.tags, opened)
+        ids = self.tokens(text)
         usage = answer.get("usage") or {}
         written = usage.get("completion_tokens")
         if mode == "thinking" and isinstance(written, int) and written > 2 * len(ids) + 64:
@@ -125,21 +133,27 @@ class ServerEngine:
                 f"{self.where} says that it wrote {written} tokens, but sends a reply of {len(ids)}: it keeps the reasoning to "
                 "itself. Have it send the reasoning (reasoning_content, or in the text), or evaluate with another engine."
             )
-        before, tag, _ = text.partition(style.tags.close)
-        is_open = text.lstrip().startswith(style.tags.open)
-        reasoning = len(self._tokens(before + tag)) if tag else len(ids) if is_open else 0
+        prompt = usage.get("prompt_tokens") or len(self.prompt_ids(messages, mode))
+        return self._reply(text, prompt, written if isinstance(written, int) else len(ids), cut)
+
+    def _reply(self, text: str, prompt_tokens: int, written: int, cut: bool) -> Reply:
+        """``written``: tokens that the server says it wrote; the other counts are of the text as our tokenizer cuts it."""
+        tags, ids = self._style.tags, self.tokens(text)
+        before, tag, _ = text.partition(tags.close)
+        is_open = text.lstrip().startswith(tags.open)
+        reasoning = len(self.tokens(before + tag)) if tag else len(ids) if is_open else 0
         return Reply(
             text=text,
             token_ids=ids,
-            prompt_tokens=usage.get("prompt_tokens") or len(self.prompt_ids(messages, mode)),
-            output_tokens=written if isinstance(written, int) else len(ids),
+            prompt_tokens=prompt_tokens,
+            output_tokens=written,
             reasoning_tokens=reasoning,
             answer_tokens=max(0, len(ids) - reasoning),
             truncated=cut,
-            tags=style.tags,
+            tags=tags,
         )
 
-    def _tokens(self, text: str) -> list[int]:
+    def tokens(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def complete(self, messages: Conversation, **fields: Any) -> dict[str, Any]:
