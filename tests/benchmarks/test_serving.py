@@ -1,0 +1,93 @@
+"""The benchmark of a server: its rules from made answers, and a round against a server that answers well or not."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def serving() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("serving_benchmark", ROOT / "benchmarks" / "serving.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Streams the question back, with reasoning where it is asked for."""
+
+    swapped: dict[str, str] = {}  # noqa: RUF012  (a test changes it)
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        question = body["messages"][0]["content"]
+        question = self.swapped.get(question, question)
+        if question == "refuse":
+            self.send_error(500)
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        deltas = [{"content": question[:5]}, {"content": question[5:]}]
+        if body["chat_template_kwargs"]["enable_thinking"]:
+            deltas = [{"reasoning_content": f"on {question}"}, *deltas]
+        for delta in deltas:
+            chunk = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": body["model"]}
+            chunk["choices"] = [{"index": 0, "delta": delta, "finish_reason": None}]
+            self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
+            self.wfile.flush()
+            time.sleep(0.005)
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    Echo.swapped = {}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        server.shutdown()
+
+
+def test_a_good_server_loses_and_mixes_nothing(serving: ModuleType, address: str) -> None:
+    result = serving.measure(address, "tuned", 6, 40)
+    assert result["replies"] == {"requests": 40, "own": 40, "another": 0, "mixed_up": 0, "lost": 0}
+    assert result["different"] == 12 and [row["clients"] for row in result["rows"]] == [1, 4, 16, 16]
+    for row in result["rows"]:
+        assert 0 < row["first_token_p50"] <= row["first_token_p95"] <= row["reply_p95"] and row["tokens_per_second"] > 0
+    assert "40 their own, 0 another wording, 0 mixed up, 0 lost" in serving.table(result)
+
+
+def test_what_is_mixed_up_or_lost_is_found(serving: ModuleType, address: str) -> None:
+    a, b, c = serving.questions(3)
+    jobs = [serving.Job(question, mode) for question in (a, b, c) for mode in ("thinking", "non_thinking")]
+    good, _ = asyncio.run(serving.round_of(address, "tuned", jobs, 2))
+    reference = {job: (answer.reasoning, answer.text) for job, answer in zip(jobs, good, strict=True)}
+    Echo.swapped = {a: b, b: "refuse", c: "something else"}
+    bad, _ = asyncio.run(serving.round_of(address, "tuned", jobs, 2))
+    found = serving.compared(jobs, bad, reference)
+    assert found == {"requests": 6, "own": 0, "another": 2, "mixed_up": 2, "lost": 2}
+    other_mode = [good[1], good[0], *good[2:]]
+    assert serving.compared(jobs, other_mode, reference)["mixed_up"] == 2
+
+
+def test_questions_and_percentiles(serving: ModuleType) -> None:
+    assert len(set(serving.questions(300))) == 300 and serving.questions(5) == serving.questions(5)
+    assert [serving.percentile([3, 1, 2, 4], part) for part in (0.25, 0.5, 0.95, 1)] == [1, 2, 4, 4]
