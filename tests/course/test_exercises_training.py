@@ -1,4 +1,4 @@
-"""Exercises of notebooks 03 to 09: right answers pass, plausible wrong ones fail with a hint."""
+"""Exercises of notebooks 03 to 10: right answers pass, plausible wrong ones fail with a hint."""
 
 from __future__ import annotations
 
@@ -50,6 +50,44 @@ def unpaired(first: Any, second: Any) -> tuple[float, float]:
 
 def best_of_one(points: list[tuple[float, float]]) -> list[int]:
     return [max(range(len(points)), key=lambda i: points[i][0])]
+
+
+def request(question: str, thinking: bool, **changes: Any) -> dict[str, Any]:
+    sampling = {"temperature": 0.6, "top_p": 0.95} if thinking else {"temperature": 0.7, "top_p": 0.8}
+    body = {"model": "tuned", "messages": [{"role": "user", "content": question}], **sampling}
+    return body | {"extra_body": {"chat_template_kwargs": {"enable_thinking": thinking}}} | changes
+
+
+def put_together(pieces: list[dict[str, Any]]) -> tuple[str, str]:
+    first, second = ("".join(p.get(key) or "" for p in pieces) for key in ("reasoning_content", "content"))
+    return first, second
+
+
+def written(model: Any, tokenizer: Any, text: str, tokens: int) -> str:
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+    output = model.generate(**ids, max_new_tokens=tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    return str(tokenizer.decode(output[0, ids["input_ids"].shape[1] :])).removesuffix("<|im_end|>")
+
+
+def thinking_prompt(tokenizer: Any, question: str) -> str:
+    asked = [{"role": "user", "content": question}]
+    return str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True, enable_thinking=True))
+
+
+def within(model: Any, tokenizer: Any, question: str, tokens: int) -> str:
+    prompt, reply = thinking_prompt(tokenizer, question), "<think>\n"
+    reply += written(model, tokenizer, prompt + reply, tokens)
+    if "</think>" not in reply:
+        reply += "\n\nConsidering the limited time by the user, I have to answer now.\n</think>\n\n"
+    return reply + written(model, tokenizer, prompt + reply, 40)
+
+
+def without_a_budget(model: Any, tokenizer: Any, question: str, tokens: int) -> str:
+    return written(model, tokenizer, thinking_prompt(tokenizer, question), 160)
+
+
+def cut(model: Any, tokenizer: Any, question: str, tokens: int) -> str:
+    return written(model, tokenizer, thinking_prompt(tokenizer, question), tokens + 2)
 
 
 ANSWERS: dict[str, tuple[Any, list[Any]]] = {
@@ -110,6 +148,26 @@ ANSWERS: dict[str, tuple[Any, list[Any]]] = {
         lambda rewards: [float(x) for x in (np.array(rewards) - np.mean(rewards)) / (np.std(rewards) or 1)],
         [lambda rewards: rewards, lambda rewards: [float(r - np.mean(rewards)) for r in rewards], 0],
     ),
+    "10.1": (
+        request,
+        [
+            lambda question, thinking: request(question, True),
+            lambda question, thinking: request(question, thinking, temperature=0.6, top_p=0.95),
+            lambda question, thinking: request(question, thinking, extra_body={}),
+            lambda question, thinking: request(question, thinking, model="base"),
+            lambda question, thinking: question,
+        ],
+    ),
+    "10.2": (
+        put_together,
+        [
+            lambda pieces: put_together(pieces)[::-1],
+            lambda pieces: put_together(pieces[:-2]),
+            lambda pieces: "".join(put_together(pieces)),
+            0,
+        ],
+    ),
+    "10.3": (within, [without_a_budget, cut, lambda model, tokenizer, question, tokens: "<think>\n</think>\n\n42", 4]),
 }
 
 

@@ -1,4 +1,4 @@
-"""Notebooks 06 to 09 from first to last cell, with tiny trainings. (03 and 04 are held against the modules in test_run.)"""
+"""Notebooks 06 to 10 from first to last cell, with tiny trainings. (03 and 04 are held against the modules in test_run.)"""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ WORDS = {
     "07": "The objective is the mean score",
     "08": "Memory above the base",
     "09": "preferred answer likelier",
+    "10": "merged against adapter",
 }
 
 
