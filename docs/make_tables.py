@@ -101,12 +101,13 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
     """Name of a result → what makes its table; every other result is a sweep's."""
     from pipeline.handover.tables import audit_table, handover_table
     from pipeline.second import grpo, preference
+    from pipeline.studies.budget import budget_text
     from pipeline.studies.methods import methods_table
     from pipeline.studies.sampling import sampling_text
     from pipeline.studies.search_result import search_table
     from pipeline.studies.switches import switches_text
 
-    scripts = ("cleaning_quality", "estimate", "length_grouping", "processes", "resume", "unsloth_cpu")
+    scripts = ("cleaning_quality", "estimate", "length_grouping", "processes", "resume", "serving", "unsloth_cpu")
     return {
         **{name: _benchmark(f"{name}.py") for name in scripts},
         **{name: _benchmark("sweep.py") for name in ("sweep_cells", "workers")},
@@ -118,6 +119,7 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
         "search": lambda result, _: search_table(result),
         "sampling": lambda result, _: sampling_text(result),
         "switches": lambda result, _: switches_text(result),
+        "budget": lambda result, _: budget_text(result),
     }
 
 

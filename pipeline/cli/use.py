@@ -60,6 +60,14 @@ def register(group: Any) -> None:
     sub.add_argument(
         "--context", type=positive, metavar="N", help="tokens of prompt and reply (default: the model's, to 4,096)"
     )
+    sub.add_argument(
+        "--also",
+        type=word,
+        action="append",
+        default=[],
+        metavar="NAME=RUN",
+        help="vllm: the adapter of another run on the same base, asked for by this name; several times",
+    )
     sub.add_argument("--parallel", type=positive, default=4, metavar="N", help="requests at a time (default: 4)")
     sub.add_argument(
         "--export-dir", type=folder, metavar="DIR", help="where the run was exported (default: RUN/export)"
@@ -140,12 +148,16 @@ def _serve(args: argparse.Namespace) -> int:
     from pipeline.export.serve import Serving, serve
 
     quiet()
-    serving = Serving(args.engine, args.host, args.port, args.gguf, args.context, args.parallel)
+    also = tuple((name.strip(), Path(run)) for name, _, run in (text.partition("=") for text in args.also))
+    if not all(name and str(run) != "." for name, run in also):
+        raise UserError(f"--also needs NAME=RUN; given: {', '.join(args.also)}.")
+    serving = Serving(args.engine, args.host, args.port, args.gguf, args.context, args.parallel, also)
 
     def ready(address: str, name: str) -> None:
         body: dict[str, Any] = {"model": name, "messages": [{"role": "user", "content": "What is 17 + 25?"}]}
         body["chat_template_kwargs"] = {"enable_thinking": False}
-        text = f"{args.engine} serves {args.run} at {address}, model {name}; Ctrl-C stops it\n"
+        more = "".join(f", {other}" for other, _ in also) + (", base" if also else "")
+        text = f"{args.engine} serves {args.run} at {address}, model {name}{more}; Ctrl-C stops it\n"
         text += f"curl {address}/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
         print(text, file=args.output, flush=True)
 

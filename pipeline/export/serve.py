@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,8 @@ from pipeline.core.errors import UserError
 from pipeline.export.export import Options, context_of, export, exported
 from pipeline.export.processes import READY_SECONDS, end, last_words
 from pipeline.export.requirements import require_packages
-from pipeline.export.source import Source, open_source
+from pipeline.export.source import Source, base_location, open_source
+from pipeline.model.engines.vllm import RANKS, SERVED
 
 ENGINES = ("transformers", "vllm", "llama.cpp")
 KEY = "SERVE_API_KEY"  # the environment variable with the key
@@ -42,6 +43,7 @@ class Serving:
     gguf: str = "q8_0"
     context: int | None = None
     parallel: int = 4
+    also: tuple[tuple[str, Path], ...] = ()  # name and run of further adapters on the same base
 
 
 def is_loopback(host: str) -> bool:
@@ -89,8 +91,57 @@ def require_place(serving: Serving) -> None:
             ) from error
 
 
-def command(serving: Serving, source: Source, name: str, weights: Path) -> list[str]:
-    """The engine's own command line; a key goes by the environment, where no list of processes shows it."""
+def adapters_of(serving: Serving, source: Source) -> dict[str, Source]:
+    """Name → run of every adapter that is to be put on the base; none where one run alone is served.
+
+    Raises:
+        UserError: the engine has no adapters by name; a name stands there twice; an unfinished run; an adapter of another
+            base, or of a method that vLLM does not know.
+    """
+    if not serving.also:
+        return {}
+    if serving.engine != "vllm":
+        raise UserError(
+            f"{serving.engine} knows no adapters by the model's name; take --engine vllm, or start a server for each run "
+            "on a port of its own."
+        )
+    found = {"tuned": source}
+    for name, run in serving.also:
+        if name in found or name == "base":
+            raise UserError(f"--also {name}=…: that name is taken; base and tuned are the base and the run itself.")
+        found[name] = open_source(run)
+    for name, other in found.items():
+        if other.method not in SERVED:
+            raise UserError(
+                f"{other.folder}: vLLM puts LoRA adapters on a base, and cannot serve method {other.method}."
+            )
+        if other.record["base"] != source.record["base"]:
+            raise UserError(
+                f"--also {name}={other.folder}: that adapter belongs to another base than {source.folder}'s."
+            )
+    return found
+
+
+def _with_adapters(adapters: Mapping[str, Source]) -> list[str]:
+    """vLLM's arguments: the base, and the adapters on it by name."""
+    source = adapters["tuned"]
+    needed = max(adapter.profile.lora.rank for adapter in adapters.values())
+    rank = next((rank for rank in RANKS if rank >= needed), RANKS[-1])
+    words = [base_location(source.profile.model), "--served-model-name", "base"]
+    if source.profile.model.revision:
+        words += ["--revision", source.profile.model.revision]
+    template = source.adapter / "chat_template.jinja"
+    words += ["--chat-template", str(template.resolve())] if template.exists() else []
+    words += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(len(adapters)), "--lora-modules"]
+    return [*words, *(f"{name}={adapter.adapter.resolve()}" for name, adapter in adapters.items())]
+
+
+def command(serving: Serving, source: Source, name: str, weights: Path | None) -> list[str]:
+    """The engine's own command line; a key goes by the environment, where no list of processes shows it.
+
+    Args:
+        weights: exported ones; None: the base with adapters on it (``serving.also``).
+    """
     host, port = ["--host", serving.host], ["--port", str(serving.port)]
     context = str(serving.context or context_of(source))
     if serving.engine == "llama.cpp":
@@ -98,7 +149,11 @@ def command(serving: Serving, source: Source, name: str, weights: Path) -> list[
         key = ["--key-env", KEY] if os.environ.get(KEY, "").strip() else []
         return [*module, *host, *port, "--context", context, "--parallel", str(serving.parallel), *key]
     if serving.engine == "vllm":
-        module = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(weights), "--served-model-name", name]
+        module = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"]
+        if weights is None:
+            module += _with_adapters(adapters_of(serving, source))
+        else:
+            module += [str(weights), "--served-model-name", name]
         limits = ["--max-model-len", context, "--max-num-seqs", str(serving.parallel)]
         return [*module, *host, *port, *limits, "--reasoning-parser", "qwen3"]
     run = "from transformers.cli.transformers import main; main()"
@@ -135,7 +190,8 @@ def serve(run: Path, serving: Serving, folder: Path, ready: Callable[[str, str],
     require_engine(serving.engine)
     require_place(serving)
     source = open_source(run)
-    weights = weights_of(source, serving, folder)
+    weights = None if adapters_of(serving, source) else weights_of(source, serving, folder)
+    folder.mkdir(parents=True, exist_ok=True)
     name = str(weights) if serving.engine == "transformers" else "tuned"  # transformers serve knows folders only
     log = folder / f"serve-{serving.engine}.txt"
     environment = dict(os.environ)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -161,6 +162,38 @@ def test_an_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, engine
     with pytest.raises(UserError) as error:
         serve.require_engine(engine)
     assert f"-m pip install {package}" in str(error.value)
+
+
+def test_several_adapters_on_one_base(tiny_run: Path, tmp_path: Path) -> None:
+    from pipeline.export.source import open_source
+
+    other = shutil.copytree(tiny_run, tmp_path / "other", ignore=shutil.ignore_patterns("checkpoints", "evaluation"))
+    source = open_source(tiny_run)
+    serving = Serving("vllm", context=64, also=(("maths", other),))
+    assert list(serve.adapters_of(serving, source)) == ["tuned", "maths"]
+    words = serve.command(serving, source, "tuned", None)
+    place = words.index("--lora-modules")
+    assert words[place + 1 : place + 3] == [f"tuned={tiny_run.resolve()}/adapter", f"maths={other.resolve()}/adapter"]
+    assert words[words.index("--served-model-name") + 1] == "base" and words[words.index("--max-lora-rank") + 1] == "32"
+    assert words[words.index("--max-loras") + 1] == "2" and words[words.index("serve") + 1].endswith("models/embedded")
+    assert Path(words[words.index("--chat-template") + 1]).is_file()
+    for engine in ("llama.cpp", "transformers"):
+        with pytest.raises(UserError, match=f"{engine} knows no adapters by the model's name"):
+            serve.adapters_of(Serving(engine, also=(("maths", other),)), source)
+    for name in ("tuned", "base"):
+        with pytest.raises(UserError, match="that name is taken"):
+            serve.adapters_of(Serving("vllm", also=((name, other),)), source)
+    with pytest.raises(UserError, match="no run directory"):
+        serve.adapters_of(Serving("vllm", also=(("maths", tmp_path),)), source)
+    record = json.loads((other / "adapter" / "method.json").read_text())
+    changes: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"base": {"a": 1}}, "another base"),
+        ({"method": "dora"}, "cannot serve method dora"),
+    )
+    for change, words_of_it in changes:
+        (other / "adapter" / "method.json").write_text(json.dumps(record | change))
+        with pytest.raises(UserError, match=words_of_it):
+            serve.adapters_of(serving, source)
 
 
 def test_a_key_is_on_no_command_line(monkeypatch: pytest.MonkeyPatch, tiny_run: Path, tmp_path: Path) -> None:
