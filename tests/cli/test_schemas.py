@@ -23,7 +23,9 @@ def test_it_is_a_schema_and_refuses_nonsense(name: str) -> None:
     assert not Draft202012Validator(schema).is_valid({"nonsense": object})
 
 
-@pytest.mark.parametrize("name", ["sweep", "methods", "search", "sampling", "switches", "preference_arms", "grpo", "audit"])
+@pytest.mark.parametrize(
+    "name", ["sweep", "methods", "search", "sampling", "switches", "preference_arms", "grpo", "audit"]
+)
 def test_kept_results_agree(name: str) -> None:
     file = {"sweep": "chat_share", "preference_arms": "preference"}.get(name, name)
     document = json.loads((ROOT / "docs" / "results" / f"{file}.json").read_text(encoding="utf-8"))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")  # it sends what it is used for elsewhere
-os.environ.setdefault("AXOLOTL_DATASET_NUM_PROC", "1")  # of processes that save what it prepared; each imports everything again
+os.environ.setdefault(
+    "AXOLOTL_DATASET_NUM_PROC", "1"
+)  # of processes that save what it prepared; each imports everything again
 
 from pathlib import Path
 from typing import Any
