@@ -219,7 +219,7 @@ ANSWERS |= {
         {"learning_rate": 1e-2, "rank": 16},
         [1e-2, {"learning_rate": 1e-2}, {"learning_rate": 1e-4, "rank": 4}, {"learning_rate": 1e-2, "rank": 2.0}],
     ),
-    "08.4": (2.4, [32, 1.0, "2"]),
+    "08.4": (2.8, [32, 1.0, "2"]),
     "09.4": (
         half_and_half,
         [
