@@ -56,8 +56,12 @@ def profile_mix(profile: Profile, recipe: Recipe, tokenizer: PreTrainedTokenizer
     return mix
 
 
+class Unanswered(UserError):
+    """The mix takes answers that the base has not given yet, and it may not be asked."""
+
+
 def _not_asked() -> Any:
-    raise UserError(
+    raise Unanswered(
         "The mix takes answers of the base that it has not given yet, and nothing is asked here. Let it answer first: "
         "python -m pipeline rehearse, with the same profile and settings."
     )
@@ -70,7 +74,7 @@ def build_profile_mix(profile: Profile, ask: bool = True) -> Mix:
         ask: let the base answer, where the recipe wants its answers.
 
     Raises:
-        UserError: not ``ask``, and answers are missing.
+        Unanswered: not ``ask``, and answers are missing.
     """
     recipe = load_recipe(profile.recipe, profile.mix)
     return profile_mix(profile, recipe, load_data_tokenizer(profile.model), None if ask else _not_asked)

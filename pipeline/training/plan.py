@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.data.describe import build_profile_mix
+from pipeline.data.describe import Unanswered, build_profile_mix
 from pipeline.model.config import model_config
 from pipeline.model.room import require_context
 from pipeline.settings import Profile
 from pipeline.training.estimate import estimate, global_batch, planned_steps, profile_sizes
 from pipeline.training.estimate_replies import estimate_replies
+
+
+def _counted(profile: Profile, questions: int | None) -> tuple[dict[str, Any], int]:
+    """The manifest of the mix, and how many answers the base has still to give.
+
+    Nothing is asked here: where answers are missing, rows and tokens are counted without them, and a warning says so.
+    """
+    try:
+        return build_profile_mix(profile, ask=False).manifest, 0
+    except Unanswered:
+        plain = profile.model_copy(update={"mix": profile.mix.model_copy(update={"rehearsal": False})})
+        manifest = build_profile_mix(plain, ask=False).manifest
+        many = "as many as the set has" if questions is None else f"{questions:,}"
+        manifest["warnings"].append(
+            f"the base is asked first ({many} questions), and what it will answer is not known: rows, tokens and shares are "
+            "counted here without its answers"
+        )
+        return manifest, questions or 0
 
 
 def plan(profile: Profile, tflops: float | None = None) -> dict[str, Any]:
@@ -24,13 +42,14 @@ def plan(profile: Profile, tflops: float | None = None) -> dict[str, Any]:
     config = model_config(profile.model)
     if config is not None:
         require_context(profile, config)
-    manifest = build_profile_mix(profile, ask=False).manifest
+    answers = estimate_replies(profile, profile_sizes(profile))
+    manifest, asked = _counted(profile, answers["rehearsal"]["replies"])
     steps = planned_steps(profile, manifest["examples"]["train"])
     batch = global_batch(profile)
     tokens = int(manifest["total"]["tokens"] / manifest["examples"]["train"] * steps * batch)
     replies = None
     if profile.evaluation.limit:
-        replies = 4 * len(profile.evaluation.benchmarks) * profile.evaluation.limit
+        replies = 4 * len(profile.evaluation.benchmarks) * profile.evaluation.limit + asked
     estimated = estimate(profile, tokens, tflops)
     rates = profile.estimate
     seconds = None
@@ -46,5 +65,5 @@ def plan(profile: Profile, tflops: float | None = None) -> dict[str, Any]:
         "estimate_measured_on": rates.machine if rates else None,
         "estimated_memory_bytes": estimated["memory_bytes"],
         "estimate": estimated,
-        "evaluation": estimate_replies(profile, profile_sizes(profile)),
+        "evaluation": answers,
     }
