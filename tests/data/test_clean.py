@@ -607,6 +607,22 @@ def test_an_answer_in_a_wanted_language_saves_a_quoting_row() -> None:
 
 
 @pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("用法语介绍一下巴黎这座城市。", ""),
+        ("请用普通话说说你的家乡。", ""),
+        ("请用上海话打个招呼。", ""),
+        ("用一句话介绍巴黎这座城市。", "wrong_language"),
+        ("用两段话介绍巴黎这座城市。", "wrong_language"),
+        ("请用自己的话介绍巴黎这座城市。", "wrong_language"),
+        ("请用这段课文介绍巴黎这座城市。", "wrong_language"),
+    ],
+)
+def test_a_chinese_task_names_a_language_or_only_how_much_to_write(question: str, expected: str) -> None:
+    assert reason(conversation(TEXTS["fr"], question=question), languages=["zh"]) == expected
+
+
+@pytest.mark.parametrize(
     ("codes", "message"), [(["eng"], "Did you mean 'en'"), (["xx"], "Known: af"), ([], "empty list")]
 )
 def test_unknown_languages_are_refused_before_any_row(codes: list[str], message: str) -> None:

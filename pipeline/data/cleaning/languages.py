@@ -77,7 +77,9 @@ def check_languages(codes: list[str]) -> None:
 # A task that asks for another language, or is about one: what it answers with is what was asked for.
 _ASKS_FOR_LANGUAGE = re.compile(
     r"(?i)translat|(?<![a-z])(?:language|foreign|bilingual|multilingual|pronounc\w+|transcri\w+|transliterat\w+|lyrics|quotes?"
-    r"|quotations?|phrases?|proverbs?|greetings?)(?![a-z])|翻译|译[成为]|语言|外语|怎么说|用[\u4e00-\u9fff]{1,4}[语文话]"
+    r"|quotations?|phrases?|proverbs?|greetings?)(?![a-z])|翻译|译[成为]|语言|外语|怎么说"
+    # 用英语, 用普通话; not 用一句话 (in one sentence), 用这段文字, 用自己的话
+    r"|用(?![一二两三四五几这那以本该每自])[\u4e00-\u9fff]{1,3}(?:[语文]|(?<![句段的些])话)"
 )
 _NAMES = re.compile(
     r"(?i)(?<![a-z])(?:afrikaans|arabic|basque|bengali|bulgarian|catalan|chinese|croatian|czech|danish|dutch|english|esperanto|"
