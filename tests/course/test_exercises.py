@@ -388,9 +388,9 @@ def test_notebook_has_the_parameters_cell(path: Path) -> None:
 @_ids(NOTEBOOKS)
 def test_cells_are_short_and_compile(path: Path) -> None:
     for cell in _code(path):
-        lines = cell.source.splitlines()
-        assert cell.source.strip(), "an empty cell"
-        assert len(lines) <= 10, f"{len(lines)} lines:\n{cell.source}"
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        assert lines, "an empty cell"
+        assert len(lines) <= 12, f"{len(lines)} lines:\n{cell.source}"
         compile(cell.source, path.name, "exec")
         assert not re.search(r"^\s*if (False|0|True)\b", cell.source, re.MULTILINE), cell.source
 
