@@ -103,7 +103,8 @@ def test_a_run_rehearses_first(pipeline_command: Command, tmp_path: Path) -> Non
 
 def test_what_rehearse_refuses(pipeline_command: Command, tmp_path: Path) -> None:
     out = ["--output-dir", str(tmp_path / "out")]
-    assert "has no source: base" in pipeline_command("rehearse", *out, code=2).stderr
+    plain = ["--recipe", "data_recipes/embedded.yaml"]
+    assert "has no source: base" in pipeline_command("rehearse", *out, *plain, code=2).stderr
     recipe = ["--recipe", "data_recipes/embedded_rehearsal.yaml"]
     assert (
         "Did you mean 'own_sums'" in pipeline_command("rehearse", *out, *recipe, "--source", "own_sum", code=2).stderr
