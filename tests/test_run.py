@@ -221,7 +221,7 @@ def test_notebooks_give_what_the_modules_give(pipeline_command: Command, finishe
 def test_course_stops_at_the_first_failure_and_shows_the_cell(pipeline_command: Command, tmp_path: Path) -> None:
     arguments = ["course", "--output-dir", str(tmp_path / "c"), "--only", "03", "--only", "04"]
     environment = {"PIPELINE_CACHE": str(tmp_path / "cache")}
-    arguments += ["--set", "mix.total=10000000", "--json"]
+    arguments += ["--set", "recipe=data_recipes/embedded.yaml", "--set", "mix.total=10000000", "--json"]
     result = pipeline_command(*arguments, environment=environment, code=1)
     notebooks = json.loads(result.stdout)["notebooks"]
     assert [entry["status"] for entry in notebooks] == ["failed", "not run"]
