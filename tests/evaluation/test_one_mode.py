@@ -83,7 +83,14 @@ def test_a_whole_run_of_a_model_with_one_mode(
     shutil.copytree(ROOT / "models" / "embedded", model)
     (model / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
     run = tmp_path / "run"
-    own = [f"model.name={model}", "mix.shares={chat: 1}", "mix.total=200", "training.max_steps=2", "evaluation.limit=2"]
+    own = [
+        f"model.name={model}",
+        "recipe=data_recipes/embedded.yaml",
+        "mix.shares={chat: 1}",
+        "mix.total=200",
+        "training.max_steps=2",
+        "evaluation.limit=2",
+    ]
     own += [f"training.{name}_steps=2" for name in ("eval", "save", "logging")]
     pipeline_command("run", "--output-dir", str(run), sets=own)
     report = read_json(run / "report.json")

@@ -41,6 +41,7 @@ def test_trained_matrices_of_the_base_are_written_in_16_bit(pipeline_command, tm
         "training.max_steps=2",
         "training.per_device_train_batch_size=2",
         "data.validation_fraction=0",
+        "recipe=data_recipes/embedded.yaml",
         "mix.total=40",
     ]
     pipeline_command("train", "--profile", "embedded", "--output-dir", str(tmp_path / "run"), sets=sets)

@@ -188,6 +188,7 @@ def test_whether_the_training_was_over(tmp_path: Path) -> None:
 # --- trainings that go on -----------------------------------------------------------------------------------------------
 
 SHORT = [
+    "recipe=data_recipes/embedded.yaml",
     "mix.total=120",
     "training.max_steps=9",
     "training.save_steps=3",

@@ -160,7 +160,7 @@ def test_the_first_epoch_begins_with_the_first_rows_and_leaves_none_out(
 def test_a_run_that_is_held_moves_less(pipeline_command: Command, tmp_path: Path) -> None:
     """The same rows and steps, with and without the weight: nearer to the base, by what the trainer logs."""
     steps = [f"training.{name}=12" for name in ("max_steps", "eval_steps", "save_steps")]
-    short = ["mix.total=200", "training.logging_steps=4", *steps]
+    short = ["recipe=data_recipes/embedded.yaml", "mix.total=200", "training.logging_steps=4", *steps]
     curves = {}
     for weight in ("0.000001", "100"):
         folder = tmp_path / weight

@@ -16,6 +16,7 @@ from launcher import torchrun
 ROOT = Path(__file__).resolve().parents[2]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 SETTINGS = {
+    "recipe": "data_recipes/embedded.yaml",
     "mix.total": 400,
     "training.max_steps": 10,
     "training.eval_steps": 5,

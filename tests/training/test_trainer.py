@@ -88,7 +88,13 @@ def mix_and_profile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]
     from pipeline.data.describe import build_profile_mix
     from pipeline.settings import load_profile
 
-    changes = ["training.max_steps=8", "training.save_steps=2", "training.eval_steps=100", "mix.total=200"]
+    changes = [
+        "recipe=data_recipes/embedded.yaml",
+        "training.max_steps=8",
+        "training.save_steps=2",
+        "training.eval_steps=100",
+        "mix.total=200",
+    ]
     profile = load_profile("embedded", changes)
     return build_profile_mix(profile), profile
 
