@@ -119,7 +119,8 @@ from pipeline.training.train import make_sft_trainer, train
 quiet()
 batch.LOOK_EVERY = batch.WORTH_IT = 1  # replies this short would not be worth a smaller batch
 folder, tiny = Path(sys.argv[1]), [
-    "recipe=data_recipes/embedded.yaml", "training.max_steps=4", "training.eval_steps=4", "training.save_steps=2", "training.logging_steps=1", "mix.total=200",
+    "recipe=data_recipes/embedded.yaml",
+    "training.max_steps=4", "training.eval_steps=4", "training.save_steps=2", "training.logging_steps=1", "mix.total=200",
     "training.learning_rate=0.01", "training.warmup_steps=0",
 ]
 out, mix = {}, None
