@@ -57,10 +57,16 @@ class Echo(BaseHTTPRequestHandler):
         """Nothing."""
 
 
+class Server(ThreadingHTTPServer):
+    """Sixteen clients come at once; five is what would wait by default, and the others would be turned away."""
+
+    request_queue_size = 64
+
+
 @pytest.fixture
 def address() -> Iterator[str]:
     Echo.swapped = {}
-    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as server:
+    with Server(("127.0.0.1", 0), Echo) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/v1"
         server.shutdown()
