@@ -9,9 +9,19 @@ from typing import Any
 import pytest
 
 from pipeline.core.errors import UserError
+from pipeline.studies.budget import budget_text, draw_budget
 from pipeline.studies.curve import draw_sweep, fidelity_table, sweep_table
 from pipeline.studies.methods import draw_methods, methods_table
-from pipeline.studies.results import KINDS, Methods, SamplingStudy, SearchResult, Sweep, Switches, load_result
+from pipeline.studies.results import (
+    KINDS,
+    BudgetStudy,
+    Methods,
+    SamplingStudy,
+    SearchResult,
+    Sweep,
+    Switches,
+    load_result,
+)
 from pipeline.studies.sampling import draw_sampling, sampling_text
 from pipeline.studies.search_result import draw_search, search_table
 from pipeline.studies.switches import switches_text
@@ -23,13 +33,15 @@ SHOW = {
     SearchResult: (search_table, draw_search),
     SamplingStudy: (sampling_text, draw_sampling),
     Switches: (switches_text, None),
+    BudgetStudy: (budget_text, draw_budget),
 }
 
 
 def studies() -> list[Path]:
     """The named ones, and every document that is a sweep's."""
     paths = sorted(RESULTS.glob("*.json"))
-    return [p for p in paths if p.stem in KINDS or {"axis", "points"} <= set(json.loads(p.read_text(encoding="utf-8")))]
+    found = {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    return [p for p, d in found.items() if p.stem in KINDS or (isinstance(d, dict) and {"axis", "points"} <= set(d))]
 
 
 @pytest.mark.parametrize("path", studies(), ids=lambda path: path.stem)
