@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
 from pipeline.core.files import write_text
 from pipeline.core.modes import MODES, Mode
+from pipeline.core.templates import environment
 from pipeline.evaluation.report.card import decoding_of, hub_datasets, model_card
 from pipeline.evaluation.report.words import cell_text, label_of, public_name
 from pipeline.export.ollama import parameters
@@ -84,15 +84,11 @@ def checked(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def usage(source: Source, target: str, name: str, files: Sequence[str], folder: str) -> str:
     """Markdown: how to load this form and ask it in both modes."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["label"] = label_of
     sampling = source.profile.evaluation.sampling
-    text = environment.get_template("usage.md.j2").render(
+    template = environment(Path(__file__).parent / "templates", escape=False, label=label_of).get_template(
+        "usage.md.j2"
+    )
+    text = template.render(
         target=target,
         base=public_name(source.profile.model.name),
         folder=folder,

@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
-
+from pipeline.core.templates import environment
 from pipeline.handover.records import MEANING, Audit, Kind, RowAudit, SettingAudit, Span
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -81,12 +80,5 @@ def visible(text: str) -> str:
 
 def audit_page(found: Audit) -> str:
     """The same as one HTML page."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["visible"] = visible
-    return environment.get_template("audit.html.j2").render(audit=found, meaning=MEANING, kinds=kinds)
+    page = environment(TEMPLATES, escape=True, visible=visible).get_template("audit.html.j2")
+    return page.render(audit=found, meaning=MEANING, kinds=kinds)

@@ -343,7 +343,7 @@ def _ids(paths: list[Path]) -> Any:
 
 def test_every_lesson_has_its_solutions_and_names_them() -> None:
     numbers = [path.stem.partition("_")[0] for path in COURSE]
-    assert numbers == sorted(numbers) and {number[:2] for number in numbers} >= {f"{number:02}" for number in range(10)}
+    assert numbers == sorted([*(f"{number:02}" for number in range(11)), "03b", "06b"])
     assert [path.name for path in SOLUTIONS] == [path.name for path in COURSE]
     for path in COURSE:
         assert any(f"`solutions/{path.name}`" in cell.source for cell in _read(path).cells), path.name
@@ -388,9 +388,9 @@ def test_notebook_has_the_parameters_cell(path: Path) -> None:
 @_ids(NOTEBOOKS)
 def test_cells_are_short_and_compile(path: Path) -> None:
     for cell in _code(path):
-        lines = [line for line in cell.source.splitlines() if line.strip()]
-        assert lines, "an empty cell"
-        assert len(lines) <= 12, f"{len(lines)} lines:\n{cell.source}"
+        lines = cell.source.splitlines()
+        assert cell.source.strip(), "an empty cell"
+        assert len(lines) <= (10 if path in COURSE else 15), f"{len(lines)} lines:\n{cell.source}"
         compile(cell.source, path.name, "exec")
         assert not re.search(r"^\s*if (False|0|True)\b", cell.source, re.MULTILINE), cell.source
 

@@ -11,6 +11,7 @@ import jinja2
 
 from pipeline.core.errors import UserError
 from pipeline.core.modes import MODES
+from pipeline.core.templates import environment
 from pipeline.evaluation.report.compare import changes, fidelity_changes, replies
 from pipeline.evaluation.report.pictures import COLOURS, all_plots
 from pipeline.evaluation.report.schema import MODELS, modes_of
@@ -38,15 +39,9 @@ EXAMPLE_CHARACTERS = 4000  # a longer reply is shown without its middle: the ans
 
 
 def template_environment(escape: bool) -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=escape,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(
+    return environment(
+        TEMPLATES,
+        escape,
         rate=rate_text,
         interval=interval_text,
         percent=percent_text,
@@ -55,7 +50,6 @@ def template_environment(escape: bool) -> jinja2.Environment:
         md=cell_text,
         short=short_label,
     )
-    return environment
 
 
 def _printable(text: str) -> str:
