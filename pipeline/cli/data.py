@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.shared import command, folder, load, positive, quiet, show, values, word
 from pipeline.core.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.data.rehearsal.ask import Answers
+    from pipeline.settings import Profile
 
 
 def register(group: Any) -> None:
@@ -95,7 +101,7 @@ def _data(args: argparse.Namespace) -> int:
         found = difference(args.a, args.b)
         show(args, found, difference_text(found))
         return 0
-    from pipeline.data.describe import build_profile_mix, describe_mix
+    from pipeline.data.describe import build_profile_mix, counted_mix, describe_mix
 
     profile = load(args)
     if args.action in ("inspect", "stats"):
@@ -103,13 +109,30 @@ def _data(args: argparse.Namespace) -> int:
     from pipeline.data.mix import save_mix
 
     stored = None if args.dry_run else _stored_manifest(args.output_dir)
-    mix = build_profile_mix(profile, ask=not args.dry_run)
+    if args.dry_run:
+        mix, _ = counted_mix(profile)
+    else:
+        with _answers(profile) as other:
+            mix = build_profile_mix(profile, other=other)
     if stored is not None and stored != mix.manifest:
         raise UserError(f"{args.output_dir} holds another mix. Choose another --output-dir; nothing was changed.")
     if stored is None and not args.dry_run:
         save_mix(mix, args.output_dir)
     show(args, mix.manifest, describe_mix(mix.manifest))
     return 0
+
+
+@contextmanager
+def _answers(profile: Profile) -> Iterator[Answers | None]:
+    """What answers a rehearsal: the profile's server or vLLM; None: a model in this process, and no engine is loaded."""
+    if profile.evaluation.engine == "transformers":
+        yield None
+        return
+    from pipeline.core.place import cache_dir
+    from pipeline.evaluation.engine import other_answers
+
+    with other_answers(profile, cache_dir() / "vllm.log") as other:
+        yield other
 
 
 def _stored_manifest(folder: Path) -> dict[str, Any] | None:
@@ -148,7 +171,8 @@ def _look(args: argparse.Namespace, profile: Any) -> int:
     tokenizer = load_data_tokenizer(profile.model)
     data, limit = profile.data, profile.length_limit
     masks = ChatFormat(tokenizer, data.empty_think, data.loss_on)
-    recipe, _ = rehearsed(profile, recipe, tokenizer, loader(profile), cache_dir())
+    with _answers(profile) as other:
+        recipe, _ = rehearsed(profile, recipe, tokenizer, loader(profile), cache_dir(), other)
     pools = build_pools(recipe, masks, limit, data.turns, data.workers, cache_dir(), data.too_long)
     chosen = [pool for pool in pools if args.source in (None, pool.source.name)]
     if args.action == "stats":
@@ -218,7 +242,8 @@ def _handover(args: argparse.Namespace) -> int:
     form = ChatFormat(load_data_tokenizer(profile.model), profile.data.empty_think, profile.data.loss_on)
     require_qwen3(form)
     quiet()
-    mix = build_profile_mix(profile)
+    with _answers(profile) as other:
+        mix = build_profile_mix(profile, other=other)
     records = []
     for name in targets:
         folder = args.output_dir / name

@@ -9,13 +9,14 @@ from pipeline.core.place import cache_dir
 from pipeline.core.redact import masked
 from pipeline.data.chat_format import ChatFormat
 from pipeline.data.mix import Mix, mix_from_recipe
-from pipeline.data.rehearsal.rehearse import rehearsed
+from pipeline.data.rehearsal.rehearse import rehearsed, replies_wanted
 from pipeline.model.load import load_data_tokenizer, load_model
 from pipeline.settings import Profile, Recipe, load_recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from pipeline.data.rehearsal.ask import Answers
     from pipeline.data.rehearsal.rehearse import Load
 
 
@@ -24,13 +25,20 @@ def loader(profile: Profile) -> Load:
     return lambda: load_model(profile.model, profile.seed, profile.chosen_method)
 
 
-def profile_mix(profile: Profile, recipe: Recipe, tokenizer: PreTrainedTokenizerBase, load: Load | None = None) -> Mix:
+def profile_mix(
+    profile: Profile,
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    load: Load | None = None,
+    other: Answers | None = None,
+) -> Mix:
     """The mix of a recipe under a profile; the base is asked first where the recipe wants its answers.
 
     Args:
         load: gives the base, for sources that are its answers; None: it is loaded when a first answer is missing.
+        other: answers in the place of a model in this process (``pipeline.evaluation.engine.other_answers``).
     """
-    ready, records = rehearsed(profile, recipe, tokenizer, load or loader(profile), cache_dir())
+    ready, records = rehearsed(profile, recipe, tokenizer, load or loader(profile), cache_dir(), other)
     mix = mix_from_recipe(
         ready,
         ChatFormat(tokenizer, profile.data.empty_think, profile.data.loss_on),
@@ -43,9 +51,8 @@ def profile_mix(profile: Profile, recipe: Recipe, tokenizer: PreTrainedTokenizer
         too_long=profile.data.too_long,
     )
     if records:
-        taken = {
-            source.name for source in ready.sources
-        }  # without a share, nothing is asked, and nothing is in the mix
+        # Without a share, nothing is asked, and nothing is in the mix.
+        taken = {source.name for source in ready.sources}
         own = recipe.model_copy(update={"sources": [source for source in recipe.sources if source.name in taken]})
         mix.manifest["recipe"] = masked(own.model_dump())
         # Seconds are of the machine and the moment: the same mix has the same manifest.
@@ -67,17 +74,39 @@ def _not_asked() -> Any:
     )
 
 
-def build_profile_mix(profile: Profile, ask: bool = True) -> Mix:
+def build_profile_mix(profile: Profile, ask: bool = True, other: Answers | None = None) -> Mix:
     """The mix of a profile's recipe with its tokenizer; nothing is written but the cache of tokenised pools.
 
     Args:
-        ask: let the base answer, where the recipe wants its answers.
+        ask: let the base answer, where the recipe wants its answers. other: see ``profile_mix``.
 
     Raises:
         Unanswered: not ``ask``, and answers are missing.
     """
     recipe = load_recipe(profile.recipe, profile.mix)
-    return profile_mix(profile, recipe, load_data_tokenizer(profile.model), None if ask else _not_asked)
+    tokenizer = load_data_tokenizer(profile.model)
+    return profile_mix(profile, recipe, tokenizer, None if ask else _not_asked, other)
+
+
+def counted_mix(profile: Profile) -> tuple[Mix, bool]:
+    """The mix as far as it is known without asking the base, and whether that is all of it.
+
+    Where answers are missing, rows, tokens and shares are those of the mix without them, and a warning of the mix says so.
+    """
+    try:
+        return build_profile_mix(profile, ask=False), True
+    except Unanswered:
+        plain = profile.model_copy(update={"mix": profile.mix.model_copy(update={"rehearsal": False})})
+        mix = build_profile_mix(plain, ask=False)
+    own = [s for s in load_recipe(profile.recipe, profile.mix).sources if s.source == "base" and s.share > 0]
+    counts = [replies_wanted(source) for source in own]
+    known = [count for count in counts if count is not None]
+    many = f"{sum(known):,} questions" if len(known) == len(counts) else "as many questions as its set has"
+    mix.manifest["warnings"].append(
+        f"the base is asked first ({many}), and what it will answer is not known: rows, tokens and shares are counted here "
+        "without its answers"
+    )
+    return mix, False
 
 
 def _detected(source: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.core.console import duration
 from pipeline.core.modes import MODES
+from pipeline.data.rehearsal.rehearse import replies_wanted
 from pipeline.model.room import CACHE_SHARE, rows_that_fit
 from pipeline.settings import Profile, Recipe, load_recipe
 from pipeline.training.estimate import BFLOAT16, CARD_SHARE, CARDS, FLOAT32, Sizes, profile_job, weights_bytes
@@ -71,9 +72,9 @@ def rehearsal_seconds(profile: Profile, sizes: Sizes, recipe: Recipe, card_gib: 
     for source in recipe.sources:
         if source.source != "base" or not source.share:
             continue
-        if source.questions is None or source.questions.rows is None:
+        count = replies_wanted(source)
+        if count is None:
             return None, None
-        count = source.questions.rows * (source.samples or 1)
         new_tokens = source.max_new_tokens or getattr(profile.evaluation.sampling, str(source.mode)).max_new_tokens
         rows, parts = replies_memory(profile, sizes, new_tokens, card_gib)
         replies += count

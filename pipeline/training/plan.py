@@ -4,30 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.data.describe import Unanswered, build_profile_mix
+from pipeline.data.describe import counted_mix
 from pipeline.model.config import model_config
 from pipeline.model.room import require_context
 from pipeline.settings import Profile
 from pipeline.training.estimate import estimate, global_batch, planned_steps, profile_sizes
 from pipeline.training.estimate_replies import estimate_replies
-
-
-def _counted(profile: Profile, questions: int | None) -> tuple[dict[str, Any], int]:
-    """The manifest of the mix, and how many answers the base has still to give.
-
-    Nothing is asked here: where answers are missing, rows and tokens are counted without them, and a warning says so.
-    """
-    try:
-        return build_profile_mix(profile, ask=False).manifest, 0
-    except Unanswered:
-        plain = profile.model_copy(update={"mix": profile.mix.model_copy(update={"rehearsal": False})})
-        manifest = build_profile_mix(plain, ask=False).manifest
-        many = "as many as the set has" if questions is None else f"{questions:,}"
-        manifest["warnings"].append(
-            f"the base is asked first ({many} questions), and what it will answer is not known: rows, tokens and shares are "
-            "counted here without its answers"
-        )
-        return manifest, questions or 0
 
 
 def plan(profile: Profile, tflops: float | None = None) -> dict[str, Any]:
@@ -43,7 +25,8 @@ def plan(profile: Profile, tflops: float | None = None) -> dict[str, Any]:
     if config is not None:
         require_context(profile, config)
     answers = estimate_replies(profile, profile_sizes(profile))
-    manifest, asked = _counted(profile, answers["rehearsal"]["replies"])
+    mix, whole = counted_mix(profile)
+    manifest, asked = mix.manifest, 0 if whole else answers["rehearsal"]["replies"] or 0
     steps = planned_steps(profile, manifest["examples"]["train"])
     batch = global_batch(profile)
     tokens = int(manifest["total"]["tokens"] / manifest["examples"]["train"] * steps * batch)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from fake_server import FakeServer, serving
 
+from pipeline.cli.main import main
 from pipeline.core.errors import UserError
-from pipeline.core.files import read_jsonl, write_jsonl
+from pipeline.core.files import read_json, read_jsonl, write_jsonl
 from pipeline.data.chat_format import ChatFormat
 from pipeline.data.rehearsal.rehearse import rehearsed
 from pipeline.evaluation.engine import other_answers
@@ -62,6 +65,29 @@ def test_a_server_answers_for_the_base(fake: FakeServer, embedded_tokenizer: Any
     assert answer["content"] == "Seven." and answer.get("reasoning_content") == (
         "Easy." if mode == "thinking" else None
     )
+
+
+def test_data_build_asks_the_server_too(
+    fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PIPELINE_CACHE", str(tmp_path / "cache"))
+    recipe(tmp_path, QUESTIONS)
+    questions = {"source": "local", "path": str(tmp_path / "questions.jsonl")}
+    own = {"name": "own", "source": "base", "mode": "thinking", "questions": questions, "share": 0.5}
+    chat = {"name": "chat", "kind": "chat", "source": "generated", "path": "finetome_like", "rows": 60, "share": 0.5}
+    (tmp_path / "r.yaml").write_text(
+        yaml.safe_dump({"name": "r", "group_near_duplicates": False, "sources": [own, chat]}), encoding="utf-8"
+    )
+    words = ["data", "build", "--recipe", str(tmp_path / "r.yaml"), "--set", "evaluation.engine=server"]
+    words += ["--set", f"evaluation.server.url={fake.url}", "--set", "evaluation.server.base_model=base"]
+    assert main([*words, "--dry-run", "--json", "--output-dir", str(tmp_path / "mix")]) == 0
+    counted = json.loads(capsys.readouterr().out)
+    assert [source["name"] for source in counted["sources"]] == ["chat"] and not asked(fake)
+    assert any("asked first" in text for text in counted["warnings"])
+    assert main([*words, "--output-dir", str(tmp_path / "mix")]) == 0
+    manifest = read_json(tmp_path / "mix" / "manifest.json")
+    assert {source["name"]: source["kept"] for source in manifest["sources"]} == {"own": 40, "chat": 60}
+    assert len(asked(fake)) == 40
 
 
 def test_what_is_stored_needs_no_server(fake: FakeServer, embedded_tokenizer: Any, tmp_path: Path) -> None:

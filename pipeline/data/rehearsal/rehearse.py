@@ -46,6 +46,13 @@ def needs_rehearsal(recipe: Recipe) -> bool:
     return any(source.source == "base" and source.share > 0 for source in recipe.sources)
 
 
+def replies_wanted(source: SourceSettings) -> int | None:
+    """Replies that a ``source: base`` asks for at most; None where its questions are as many as a set holds."""
+    if source.questions is None or source.questions.rows is None:
+        return None
+    return source.questions.rows * (source.samples or 1)
+
+
 def chosen(recipe: Recipe, name: str | None = None) -> list[SourceSettings]:
     """The sources of a recipe that are the base itself; all of them, or the one of that name.
 
