@@ -16,6 +16,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_path, fingerprint, make_folder, read_json, read_jsonl, write_json
 from pipeline.core.modes import Mode
 from pipeline.core.statistics import wilson
+from pipeline.evaluation.report.pictures import COLOURS
 from pipeline.model.load import load_tokenizer
 from pipeline.model.thinking_budget import Budget
 from pipeline.run import open_run
@@ -26,12 +27,7 @@ BUDGETS = (0, 8, 16, 32, 64)
 UNLIMITED = "unlimited"
 NGRAM, ROUNDS = 8, 3  # a run of so many words that comes so often: a reply in a loop
 Shown = Literal["accuracy", "mode_fidelity", "stopped", "loops"]
-COLOURS: dict[Shown, str] = {
-    "accuracy": "#0072b2",
-    "mode_fidelity": "#009e73",
-    "stopped": "#e69f00",
-    "loops": "#d55e00",
-}
+RATES: tuple[Shown, ...] = ("accuracy", "mode_fidelity", "stopped", "loops")
 
 
 def loops(text: str) -> bool:
@@ -159,14 +155,14 @@ def draw_budget(result: BudgetStudy, path: Path) -> None:
     axes = figure.subplots()
     rows = result["rows"]
     places = range(len(rows))
-    for name, colour in COLOURS.items():
+    for name, colour in zip(RATES, COLOURS, strict=False):
         axes.plot(places, [row[name]["value"] for row in rows], "o-", color=colour, label=name.replace("_", " "))
         low, high = zip(*(row[name]["ci95"] for row in rows), strict=True)
         axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
     if result["direct"] is not None:
         axes.axhline(
             result["direct"]["accuracy"]["value"],
-            color=COLOURS["accuracy"],
+            color=COLOURS[0],
             linestyle="--",
             label="accuracy, non-thinking",
         )

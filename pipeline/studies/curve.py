@@ -20,6 +20,7 @@ from pipeline.core.statistics import (
     paired_permutation,
     rate_interval95,
 )
+from pipeline.evaluation.report.pictures import COLOURS
 from pipeline.studies.arms import SweepCell
 from pipeline.studies.forgetting import distance_of, forgetting, forgetting_text
 from pipeline.studies.price import PRICE_HEADS, price_cells, price_of
@@ -383,7 +384,6 @@ def draw_sweep(result: Sweep, path: Path) -> None:
     x: list[Any] = [values[i] for i in order] if numeric else [str(values[i]) for i in order]
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
-    colours = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 
     def curve(axes: Any, entries: Sequence[Estimate], colour: str, label: str, bases: Sequence[float] = ()) -> None:
         low, high = zip(*(entry["ci95"] for entry in entries), strict=True)
@@ -395,15 +395,15 @@ def draw_sweep(result: Sweep, path: Path) -> None:
             axes.plot(x, bases, "o:", color=colour, linewidth=1, markersize=3)
 
     for axes, mode in zip(panels, MODES, strict=False):
-        for colour, name in zip(colours, result["base"][mode]["benchmarks"], strict=False):
+        for colour, name in zip(COLOURS, result["base"][mode]["benchmarks"], strict=False):
             entries = [points[i]["modes"][mode]["benchmarks"][name] for i in order]
             bases = [points[i].get("base", result["base"])[mode]["benchmarks"][name]["value"] for i in order]
             curve(axes, entries, colour, name.removeprefix("embedded_"), bases)
         axes.set_title(f"score, {mode.replace('_', '-')}")
-    for colour, mode in zip(colours, MODES, strict=False):
+    for colour, mode in zip(COLOURS, MODES, strict=False):
         fidelity = [points[i]["modes"][mode]["mode_fidelity"] for i in order]
         curve(panels[2], fidelity, colour, f"fidelity, {mode.replace('_', '-')}")
-    curve(panels[2], [points[i]["balance"] for i in order], colours[2], "balance")
+    curve(panels[2], [points[i]["balance"] for i in order], COLOURS[2], "balance")
     panels[2].set_title("mode fidelity, balance")
     for axes in panels:
         axes.set(xlabel=result["axis"], ylim=(-0.03, 1.03))

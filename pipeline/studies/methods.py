@@ -24,6 +24,7 @@ from pipeline.core.files import atomic_path, file_sha256, fingerprint, read_json
 from pipeline.core.modes import MODES
 from pipeline.core.versions import import_unsloth
 from pipeline.data.chat_format import ChatFormat
+from pipeline.evaluation.report.pictures import COLOURS
 from pipeline.model.decode import seconds_a_token
 from pipeline.model.load import VIRTUAL, load_model
 from pipeline.model.memory import release
@@ -213,7 +214,6 @@ def draw_methods(result: Methods, path: Path) -> None:
     y = np.arange(len(names))[::-1]
     figure = Figure(figsize=(15, 1.6 + 0.42 * len(names)), layout="constrained")
     panels = figure.subplots(1, 6, sharey=True, width_ratios=[2, 2, 1, 1, 1, 1])
-    colours = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
     for axes, mode in zip(panels, MODES, strict=False):
         benchmarks = list(result["sweep"]["base"][mode]["benchmarks"])
         for i, name in enumerate([*benchmarks, None]):
@@ -224,7 +224,7 @@ def draw_methods(result: Methods, path: Path) -> None:
             label, marker = (name.removeprefix("embedded_"), "o") if name else ("mode fidelity", "|")
             at = y + 0.12 * (len(benchmarks) / 2 - i)
             errors = np.clip([values - ends[0], ends[1] - values], 0, None)
-            axes.errorbar(values, at, xerr=errors, fmt=marker, color=colours[i % 6], label=label, capsize=2)
+            axes.errorbar(values, at, xerr=errors, fmt=marker, color=COLOURS[i % len(COLOURS)], label=label, capsize=2)
         axes.set(title=mode.replace("_", "-"), xlim=(-0.03, 1.03))
         axes.legend(frameon=False, fontsize="x-small", loc="best")
     bars = (

@@ -17,6 +17,7 @@ from pipeline.core.files import atomic_path, fingerprint, make_folder, read_json
 from pipeline.core.modes import MODES
 from pipeline.core.statistics import bootstrap, difference_interval95, wilson
 from pipeline.data.cleaning.repetition import looping_part
+from pipeline.evaluation.report.pictures import COLOURS
 from pipeline.model.load import load_tokenizer
 from pipeline.model.thinking_style import thinking_style
 from pipeline.run import open_run
@@ -28,12 +29,7 @@ REPEATED_NGRAM, REPEATED_PART = 8, 0.3  # words; above it a reply counts as goin
 Side = Literal["base", "tuned"]
 TABLE = "as recommended"
 Shown = Literal["accuracy", "mode_fidelity", "truncated", "repetition"]
-RATE_COLOURS: dict[Shown, str] = {
-    "accuracy": "#0072b2",
-    "mode_fidelity": "#009e73",
-    "truncated": "#e69f00",
-    "repetition": "#d55e00",
-}
+RATES: tuple[Shown, ...] = ("accuracy", "mode_fidelity", "truncated", "repetition")
 
 
 def rows_of_study(table: EvaluationSettings, temperatures: Sequence[float]) -> dict[str, EvaluationSettings]:
@@ -139,11 +135,10 @@ def _verdict(folder: Path, names: list[str], mode: str) -> Verdict:
 def sampling_text(result: SamplingStudy) -> str:
     """``sampling.json`` for a terminal."""
     short = {"thinking": "think", "non_thinking": "direct"}
-    names = tuple(RATE_COLOURS)
-    heads = ["temperature", *(f"{name.replace('_', ' ')} ({short[mode]})" for mode in MODES for name in names)]
+    heads = ["temperature", *(f"{name.replace('_', ' ')} ({short[mode]})" for mode in MODES for name in RATES)]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for row in result["rows"]:
-        cells = [row["modes"][mode][name] for mode in MODES for name in names]
+        cells = [row["modes"][mode][name] for mode in MODES for name in RATES]
         shown = ["{:.3f} [{:.3f}, {:.3f}]".format(c["value"], *c["ci95"]) for c in cells]
         lines.append(f"| {' | '.join([row['name'], *shown])} |")
     lines.append("")
@@ -166,7 +161,7 @@ def draw_sampling(result: SamplingStudy, path: Path) -> None:
     rows = sorted((row for row in result["rows"] if row["name"] != TABLE), key=lambda row: float(row["name"]))
     for axes, mode in zip(figure.subplots(1, 2, sharey=True), MODES, strict=True):
         x = [float(row["name"]) for row in rows]
-        for name, colour in RATE_COLOURS.items():
+        for name, colour in zip(RATES, COLOURS, strict=False):
             own = [row["modes"][mode][name] for row in rows]
             axes.plot(x, [e["value"] for e in own], "o-", color=colour, label=name.replace("_", " "))
             low, high = zip(*(e["ci95"] for e in own), strict=True)

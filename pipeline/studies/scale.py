@@ -21,6 +21,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_path, fingerprint, make_folder, read_json, read_jsonl, write_json
 from pipeline.core.modes import MODES
 from pipeline.core.statistics import bootstrap, difference_interval95, flips
+from pipeline.evaluation.report.pictures import COLOURS
 from pipeline.run import open_run
 from pipeline.settings import LORA_METHODS
 from pipeline.studies.results import ScaleRow, ScaleStudy
@@ -170,11 +171,10 @@ def draw_scale(result: ScaleStudy, path: Path) -> None:
 
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     panels = figure.subplots(1, 3)
-    colours = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
     rows = result["rows"]
     x = [row["scale"] for row in rows]
     for axes, mode in zip(panels, MODES, strict=False):
-        for colour, name in zip(colours, rows[0]["modes"][mode]["benchmarks"], strict=False):
+        for colour, name in zip(COLOURS, rows[0]["modes"][mode]["benchmarks"], strict=False):
             own = [row["modes"][mode]["benchmarks"][name] for row in rows]
             axes.plot(x, [e["score"] for e in own], "o-", color=colour, label=name.removeprefix("embedded_"))
             low, high = zip(*(e["ci95"] for e in own), strict=True)
@@ -182,7 +182,7 @@ def draw_scale(result: ScaleStudy, path: Path) -> None:
         axes.plot(x, [row["modes"][mode]["mode_fidelity"] for row in rows], ":", color="#555555", label="mode fidelity")
         axes.set(title=mode.replace("_", "-"), ylim=(-0.03, 1.03))
     for style, mode in zip(("o-", "o--"), MODES, strict=True):
-        for colour, name in zip(colours, rows[0]["modes"][mode]["benchmarks"], strict=False):
+        for colour, name in zip(COLOURS, rows[0]["modes"][mode]["benchmarks"], strict=False):
             own = [(row["scale"], row["distance"][mode][name]["kl"]) for row in rows if row["distance"]]
             if own:
                 label = f"{name.removeprefix('embedded_')}, {mode.replace('_', '-')}"
