@@ -116,7 +116,7 @@ def test_local_files_in_the_place_of_a_hub() -> None:
     assert [(source.name, source.share) for source in alone.sources] == [("chat", 1.0)]
     for without, words in (
         (["chats"], "has no source 'chats'. Did you mean 'chat'"),
-        (["chat", "math"], "leaves no source"),
+        (["chat", "math"], "leave no source"),
     ):
         with pytest.raises(UserError, match=words):
             load_recipe(path, MixSettings(without=without))  # type: ignore[call-arg]
