@@ -39,7 +39,8 @@ from pipeline.data.augment import Augmenter, require_augmentation
 from pipeline.data.chat_format import IGNORE_INDEX, ChatFormat, Turns
 from pipeline.data.cleaning.decontaminate import Decontaminator, load_benchmarks
 from pipeline.data.conversations import converter
-from pipeline.data.prepare import ROW_COLUMNS, Chunk, Preparation, Tally, TooLong, chunks
+from pipeline.data.crew import Crew
+from pipeline.data.prepare import ROW_COLUMNS, Chunk, Preparation, Tally, TooLong
 from pipeline.data.rows.files import require_inside
 from pipeline.data.sources import SourceRow, benchmark_source, content_key, read_rows, require_source
 from pipeline.settings import NearDuplicates, Recipe, SourceSettings
@@ -366,16 +367,27 @@ def _key(preparation: Preparation, content: str) -> str:
 
 
 def build_pool(preparation: Preparation, workers: int = 1, cache: Path | None = None, root: str | None = None) -> Pool:
+    """``build_pools`` of one source, which is prepared like this: read, converted, cleaned and tokenised.
+
+    Raises:
+        UserError: as ``build_pools``.
+    """
+    with Crew([preparation], workers) as crew:
+        return _build_pool(crew, 0, cache, root)
+
+
+def _build_pool(crew: Crew, number: int, cache: Path | None, root: str | None) -> Pool:
     """Read, convert, clean and tokenise one source. With ``cache``, a pool that was built before is taken from there.
 
     Args:
-        preparation: the source, and all that decides what becomes of its rows.
-        workers: processes that tokenise; the pool does not depend on it.
+        crew: who prepares the rows; the pool does not depend on how many.
+        number: of the source in the crew.
         root: local paths may not lead out of it.
 
     Raises:
         UserError: unknown format, or a source that cannot be read or is empty.
     """
+    preparation = crew.preparations[number]
     source = preparation.source
     converter(source.format, source.columns, source.roles)
     content = content_key(source, root)
@@ -387,7 +399,7 @@ def build_pool(preparation: Preparation, workers: int = 1, cache: Path | None = 
     if not (folder / "pool.json").exists():
         gc.freeze()  # rows make much garbage; what the libraries hold need not be searched each time (saves some 5 %)
         try:
-            _fill(folder, preparation, root, workers)
+            _fill(folder, crew, number, root)
         finally:
             gc.unfreeze()
     record = read_json(folder / "pool.json")
@@ -414,29 +426,29 @@ def require_usable(pool: Pool) -> None:
     )
 
 
-def _fill(folder: Path, preparation: Preparation, root: str | None, workers: int) -> None:
+def _fill(folder: Path, crew: Crew, number: int, root: str | None) -> None:
     """Write the shards that are not there yet, then ``pool.json``."""
     make_folder(folder, "PIPELINE_CACHE")
     _remove_abandoned(folder)
-    source, tally, read, number = preparation.source, Tally(), 0, 0
-    while (record_path := folder / f"{number:05d}" / "shard.json").exists():
+    source, tally, read, shard = crew.preparations[number].source, Tally(), 0, 0
+    while (record_path := folder / f"{shard:05d}" / "shard.json").exists():
         record = read_json(record_path)
         tally.add(Tally.of(record))
         read += record["read"]
-        number += 1
+        shard += 1
     rows = read_rows(source, root, skip=read)
-    ended = number > 0 and read < number * SHARD  # the last shard found was the source's last one
+    ended = shard > 0 and read < shard * SHARD  # the last shard found was the source's last one
     while not ended:
         shard_rows = list(islice(rows, 1))
         if not shard_rows:
             break
-        with _new_folder(folder / f"{number:05d}") as temporary:
+        with _new_folder(folder / f"{shard:05d}") as temporary:
             counted = _Counted(chain(shard_rows, islice(rows, SHARD - 1)))
-            tally.add(_write_shard(temporary, chunks(preparation, counted, read, workers)))
+            tally.add(_write_shard(temporary, crew.chunks(number, counted, read)))
         read += counted.count
-        number += 1
+        shard += 1
         ended = counted.count < SHARD
-        if number > 1 or not ended:
+        if shard > 1 or not ended:
             say(f"{source.name}: {read:,} rows")
     if not read:
         raise UserError(f"source {source.name!r} ({source.path}) is empty: it has no rows.")
@@ -479,14 +491,14 @@ def build_pools(
             )
     comparing, signing = compares_rows(recipe), near_duplicates(recipe)
 
-    def build(source: SourceSettings) -> Pool:
-        cleaning = recipe.cleaning(source)
-        preparation = Preparation(
-            source, form, max_seq_length, turns, cleaning, comparing, signing, decontaminator, too_long
+    preparations = [
+        Preparation(
+            source, form, max_seq_length, turns, recipe.cleaning(source), comparing, signing, decontaminator, too_long
         )
-        return build_pool(preparation, workers, cache, recipe.root)
-
-    return [build(source) for source in recipe.sources]
+        for source in recipe.sources
+    ]
+    with Crew(preparations, workers) as crew:
+        return [_build_pool(crew, number, cache, recipe.root) for number in range(len(preparations))]
 
 
 def require_sources(recipe: Recipe) -> None:

@@ -1,6 +1,6 @@
 """Raw rows of one source become chunks: token ids, masks, and what became of each row.
 
-In: rows as they were read. Out: ``Chunk``s in the order of the rows, made in this process or in several. A row passes these
+In: rows as they were read. Out: a ``Chunk``. (``pipeline.data.crew`` deals them out to processes.) A row passes these
 steps, in this order; the first that objects rejects it, with its name, a reason and what was seen: read → convert → the
 recipe's cleaning steps → decontaminate → tokenise and mask → length limit. What has to look at all sources together
 (duplicates, class balance) comes after, in ``pipeline.data.screen``.
@@ -9,21 +9,16 @@ recipe's cleaning steps → decontaminate → tokenise and mask → length limit
 from __future__ import annotations
 
 import hashlib
-import signal
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain, islice
-from multiprocessing import get_context
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
 import orjson
 
-from pipeline.core.errors import UserError
 from pipeline.core.modes import MODES
 from pipeline.data.augment import Augmenter
 from pipeline.data.chat_format import ChatFormat, RenderedAnswer, Turns
@@ -385,51 +380,3 @@ class Preparation:
         """All of it at once."""
         draft = self.draft(rows, first)
         return self.chunk(draft, self.form.encode_answers(draft.answers))
-
-
-_worker: Preparation | None = None
-
-
-def _start_worker(preparation: Preparation) -> None:
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that reads
-    _worker = preparation
-
-
-def _prepare_in_worker(rows: list[SourceRow], first: int) -> Chunk:
-    assert _worker is not None
-    return _worker(rows, first)
-
-
-def chunks(preparation: Preparation, rows: Iterator[SourceRow], first: int, workers: int) -> Iterator[Chunk]:
-    """Chunks in the order of their rows, a bounded number of them under way at a time."""
-    waiting: deque[tuple[_Draft | None, Future[Any]]] = deque()
-
-    def next_chunk() -> Chunk:
-        draft, future = waiting.popleft()
-        try:
-            result = future.result()
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"source {preparation.source.name!r}: a worker process was killed, most likely because memory ran out. Run "
-                f"again with fewer (data.workers, now {workers}); the build goes on behind its last whole shard."
-            ) from error
-        return result if draft is None else preparation.chunk(draft, result)
-
-    executor: Executor
-    if workers > 1:
-        executor = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (preparation,))
-    else:
-        executor = ThreadPoolExecutor(1)  # the tokenizer works outside Python's lock while the next rows are rendered
-    with executor:
-        while batch := list(islice(rows, CHUNK)):
-            if workers > 1:
-                waiting.append((None, executor.submit(_prepare_in_worker, batch, first)))
-            else:
-                draft = preparation.draft(batch, first)
-                waiting.append((draft, executor.submit(preparation.form.encode_answers, draft.answers)))
-            first += len(batch)
-            if len(waiting) > (2 * workers if workers > 1 else 1):
-                yield next_chunk()
-        while waiting:
-            yield next_chunk()

@@ -61,7 +61,7 @@ def test_shards_and_chunks_change_nothing(form: ChatFormat, monkeypatch: pytest.
     whole = build_pool(Preparation(generated(), form, 48, comparing=True))
     assert len(whole.shards) == 1 and whole.tally.rejected["length_limit"]["too_long"] > 0
     monkeypatch.setattr(pools, "SHARD", 70)
-    monkeypatch.setattr("pipeline.data.prepare.CHUNK", 16)
+    monkeypatch.setattr("pipeline.data.crew.CHUNK", 16)
     parts = build_pool(Preparation(generated(), form, 48, comparing=True))
     assert len(parts.shards) == 5
     assert contents(parts) == contents(whole)
@@ -184,7 +184,7 @@ def test_a_killed_worker_says_what_to_do(form: ChatFormat, tmp_path: Path, monke
             future.set_exception(BrokenProcessPool("killed"))
             return future
 
-    monkeypatch.setattr("pipeline.data.prepare.ProcessPoolExecutor", Broken)
+    monkeypatch.setattr("pipeline.data.crew.ProcessPoolExecutor", Broken)
     with pytest.raises(UserError, match="worker process was killed.*data.workers, now 2"):
         build_pool(Preparation(generated(), form, 256), workers=2, cache=tmp_path)
 

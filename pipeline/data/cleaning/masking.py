@@ -22,6 +22,14 @@ _WANTS_A_PASSWORD = re.compile(
     r"|(?:生成|创建|设计|推荐|起|想|编|给我|来|建议|需要|写)[^。？！\n]{0,20}(?:密码|口令|密钥|令牌)"
 )
 
+# One of these stands in what the pattern finds. To look for them first takes a hundredth of its time.
+_A_PASSWORD = ("password", "passphrase", "passcode", "token", " key", "密码", "口令", "密钥", "令牌")
+
+
+def _wants_a_password(text: str) -> bool:
+    lowered = text.lower()
+    return any(word in lowered for word in _A_PASSWORD) and _WANTS_A_PASSWORD.search(text) is not None
+
 
 def _masked(value: Any, kinds: tuple[str, ...], counts: Counter[str], cached: bool = False) -> Any:
     """A copy of plain data with every text masked, the same object where nothing was found; ``counts`` grows."""
@@ -35,7 +43,7 @@ def _masked(value: Any, kinds: tuple[str, ...], counts: Counter[str], cached: bo
     if isinstance(value, dict):
         fields = {key: _masked(item, kinds, counts, cached) for key, item in value.items()}
         for key in value:
-            if isinstance(key, str) and (inside := personal_data.find(key, kinds)):
+            if isinstance(key, str) and (inside := personal_data.find_cached(key, kinds)):
                 # A masked name could meet another one, and one of the two would be lost.
                 raise Rejected("personal_data", f"{inside[0][0]} in the name of a field")
         return value if all(fields[key] is value[key] for key in value) else fields
@@ -53,7 +61,7 @@ def _masked_messages(conversation: Conversation, kinds: tuple[str, ...], counts:
     result: list[Message] = []
     for message in conversation.messages:
         if message["role"] == "user":
-            asked = _WANTS_A_PASSWORD.search(message["content"]) is not None
+            asked = _wants_a_password(message["content"])
         invented = calls or (asked and message["role"] == "assistant")
         result.append(_masked(message, shapes if invented else kinds, counts))
     return result

@@ -67,6 +67,7 @@ def _emails(text: str) -> Iterator[Span]:
 _LONG_NUMBER = re.compile(
     r"(?:\d[ ().\-]{0,2}){7}"
 )  # what has no seven digits in a row holds none of the numbers below
+_MAY_BE_LONG_NUMBER = re.compile(r"\d[\d ().\-]{6}")  # in what the pattern finds; four times as fast
 _CALCULATION_BEFORE = re.compile(
     r"(?:[\d)\]}]\s*(?:=\s*-|[=+×÷^<>≈≥≤·]|\*{1,2}|\s-\s|\\(?:times|cdot|div|approx|leq?|geq?|pm)\b)|(?<!\d{10})[\d)]\s*/"
     r"|[×÷^≈≥≤]|(?<![A-Za-z])[A-Za-z]\s*=|\\[A-Za-z]+\{|[$€£¥])\s*$"
@@ -347,7 +348,7 @@ def find(text: str, kinds: Sequence[str] = KINDS) -> list[tuple[str, int, int]]:
         return []
     taken: list[tuple[str, int, int]] = []
     covered = bytearray(len(text))
-    has_number = _LONG_NUMBER.search(text) is not None
+    has_number = _MAY_BE_LONG_NUMBER.search(text) is not None and _LONG_NUMBER.search(text) is not None
     for kind, finder in _FINDERS.items():
         if kind not in kinds or (kind in _NUMBER_KINDS and not has_number):
             continue
@@ -356,6 +357,12 @@ def find(text: str, kinds: Sequence[str] = KINDS) -> list[tuple[str, int, int]]:
                 covered[start:end] = b"\1" * (end - start)
                 taken.append((_AS.get(kind, kind), start, end))
     return sorted(taken, key=lambda item: item[1])
+
+
+@lru_cache(maxsize=4096)
+def find_cached(text: str, kinds: tuple[str, ...]) -> list[tuple[str, int, int]]:
+    """``find`` for texts that come back row after row, such as names of fields."""
+    return find(text, kinds)
 
 
 def mask(text: str, kinds: Sequence[str] = KINDS) -> tuple[str, Counter[str]]:

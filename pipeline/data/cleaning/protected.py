@@ -20,12 +20,17 @@ _OPENING = re.compile(
 )
 
 
+_MAY_OPEN = ("`", "$", "\\", "<", "~~~")  # nothing is protected without one of these
+
+
 def protected_spans(text: str) -> list[tuple[int, int]]:
     r"""Code and mathematics: fences (an unclosed one reaches to the end), `` `code` ``, ``$…$``, ``$$…$$``, ``\(…\)``,
     ``\[…\]``, ``\begin{…}…\end{…}``, and HTML's pre, code, script, style. Spans in order, never overlapping.
 
     Linear in the text: a closing mark that was once looked for in vain is not looked for again.
     """
+    if not any(mark in text for mark in _MAY_OPEN):  # a tenth of the time that the pattern takes
+        return []
     spans: list[tuple[int, int]] = []
     absent: dict[str, int] = {}  # closing mark → up to where it is known to be missing
     position = 0
@@ -94,6 +99,7 @@ def _closing(text: str, match: re.Match[str], absent: dict[str, int]) -> int | N
     return None
 
 
+_MAY_ADDRESS = ("://", "www.", "\\", "@")  # what _URL finds holds one of these
 _URL = re.compile(r"https?://[!-~]+|www\.[!-~]+|\\[A-Za-z]+|[!-?A-~]{1,64}@[!-~]{1,255}")
 
 
@@ -108,4 +114,5 @@ def unprotected(text: str) -> str:
 
 def prose(text: str) -> str:
     """The text without code, mathematics, addresses and LaTeX commands, each replaced by a space."""
-    return _URL.sub(" ", unprotected(text))
+    plain = unprotected(text)
+    return _URL.sub(" ", plain) if any(mark in plain for mark in _MAY_ADDRESS) else plain

@@ -15,9 +15,13 @@ from pipeline.settings import RepetitionFilter
 
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
+_BETWEEN_WORDS = {
+    code: " " for code in range(128) if not (chr(code).isalnum() or chr(code) == "_")
+}  # as _WORD parts them
 _RUNNING_CHARACTER = re.compile(
     r"([^\s\d\-_=*#.·~─━═])\1{199}|(\d)\2{999}"
 )  # lines are drawn with those; digits are written out
+_SHORTEST_RUN = 200  # characters; what is repeated hundreds of times is no shorter
 _FEWEST_WORDS = 100  # below, a chorus or a list of options is no loop
 _SAME_LINES = 100
 ROUNDS = 4  # without a pause: three times is emphasis, or a refrain
@@ -30,11 +34,17 @@ def repeated_part(text: str, ngram: int) -> float:
 
     A measure of how varied a text is. It is high for songs and plans too, so cleaning goes by ``looping_part``.
     """
-    words = _WORD.findall(unprotected(text))
+    words = _words(text)
     if len(words) < max(_FEWEST_WORDS, ngram):
         return 0.0
     grams = list(zip(*(words[shift:] for shift in range(ngram)), strict=False))
     return 1 - len(set(grams)) / len(grams)
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text, code and mathematics left out; a CJK character is a word."""
+    text = unprotected(text)
+    return text.translate(_BETWEEN_WORDS).split() if text.isascii() else _WORD.findall(text)
 
 
 def looping_part(text: str, ngram: int) -> float:
@@ -44,7 +54,7 @@ def looping_part(text: str, ngram: int) -> float:
     times or more. A chorus, a plan with the same exercise each day, the code before and after a change come back too, but not
     so often, or not at once. Code is left out: it repeats by nature. 0 for a text of fewer than 100 words.
     """
-    words = _WORD.findall(unprotected(text))
+    words = _words(text)
     if len(words) < max(_FEWEST_WORDS, ngram):
         return 0.0
     grams = list(zip(*(words[shift:] for shift in range(ngram)), strict=False))
@@ -76,6 +86,8 @@ def looping_part(text: str, ngram: int) -> float:
 
 def _runs(text: str) -> str:
     """What is repeated hundreds of times without words; "" if nothing is."""
+    if len(text) < _SHORTEST_RUN:
+        return ""
     if match := _RUNNING_CHARACTER.search(text):
         return f"{match[0][0]!r} {len(match[0])} times in a row"
     if text.count("\n") >= _SAME_LINES:
