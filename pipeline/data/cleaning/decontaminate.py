@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any
 
 import numpy as np
@@ -317,7 +317,7 @@ class Decontaminator:
     def _hash(self, text: list[str]) -> Words:
         """Hashes of words, (len(text),)."""
         get = self._vocabulary.get
-        return self._hashes[np.array([get(word, 0) for word in text], np.int32)]
+        return self._hashes[np.fromiter(map(get, text, repeat(0)), np.int32, len(text))]
 
     def _joined(self, texts: list[str]) -> Words:
         """Hashes of the words of several texts, with an unknown word after each: no n-gram reaches from one to the next."""
