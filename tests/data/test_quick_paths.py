@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline.data.cleaning import decontaminate, duplicates, masking, normalise, personal_data, protected, repetition
 
 # Text in which marks, digits, words and line ends meet often, and text of any kind.
-WORDS = "` ``` ~~~ $ $$ \\( \\) <pre> </pre> \\begin{a} \\end{a} http://a.b www.a x@y.z _ 1 555-12 (7) . - * % a don't password token"
+WORDS = "` ``` ~~~ $ $$ \\( \\) <pre> </pre> \\begin{a} \\end{a} http://a.b www.a x@y.z _ 1 555-12 (7) . - * % a don't"
 OTHERS = [
     "\n",
     "\n\n\n\n",
@@ -22,6 +22,8 @@ OTHERS = [
     "12 34",
     "b c",
     "give me a ",
+    "password",
+    "token",
     "API key",
     "1,200",
     "，",
