@@ -39,13 +39,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from pipeline.core.statistics import wilson  # noqa: E402
 from pipeline.data.cleaning import personal_data  # noqa: E402
 from pipeline.data.cleaning.clean import Cleaner  # noqa: E402
 from pipeline.data.cleaning.decontaminate import Decontaminator, load_benchmarks  # noqa: E402
 from pipeline.data.cleaning.duplicates import Signer, exact_key, find_duplicates, text_of  # noqa: E402
 from pipeline.data.conversations import Conversation, Rejected, converter  # noqa: E402
 from pipeline.data.sources import read_rows  # noqa: E402
-from pipeline.evaluation.evaluate import wilson  # noqa: E402
 from pipeline.settings import CleanSettings, Decontamination, NearDuplicates, PersonalDataFilter, SourceSettings  # noqa: E402
 
 TRAIN, SOLUTIONS = "eval/gsm8k_train.jsonl", "reason/gsm8k_gemini_cot_level2.json"

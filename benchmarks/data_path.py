@@ -200,7 +200,8 @@ def build(args: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     from pipeline.data.chat_format import ChatFormat
-    from pipeline.data.mix import mix_from_recipe, save_mix
+    from pipeline.data.mix import mix_from_recipe
+    from pipeline.data.stored_mix import save_mix
 
     form = ChatFormat(AutoTokenizer.from_pretrained(args.tokenizer))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -241,7 +242,8 @@ def rebuild(args: argparse.Namespace) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     from pipeline.data.chat_format import ChatFormat
-    from pipeline.data.mix import mix_from_recipe, save_mix
+    from pipeline.data.mix import mix_from_recipe
+    from pipeline.data.stored_mix import save_mix
 
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     with tempfile.TemporaryDirectory() as name:

@@ -106,7 +106,7 @@ def _data(args: argparse.Namespace) -> int:
     profile = load(args)
     if args.action in ("inspect", "stats"):
         return _look(args, profile)
-    from pipeline.data.mix import save_mix
+    from pipeline.data.stored_mix import save_mix
 
     stored = None if args.dry_run else _stored_manifest(args.output_dir)
     if args.dry_run:
@@ -137,7 +137,7 @@ def _answers(profile: Profile) -> Iterator[Answers | None]:
 
 def _stored_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of the whole and undamaged mix in a folder; None where a mix may be written."""
-    from pipeline.data.mix import load_mix
+    from pipeline.data.stored_mix import load_mix
 
     if not folder.exists() or not any(folder.iterdir()):
         return None

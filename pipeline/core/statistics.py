@@ -63,6 +63,20 @@ def wilson(successes: float, n: float, z: float = Z95) -> list[float]:
     return [max(0.0, centre - half), min(1.0, centre + half)]
 
 
+def interval(scores: Sequence[float], z: float = Z95) -> list[float]:
+    """95 % interval of a mean: Wilson's where every score is 0 or 1, else the normal approximation.
+
+    Scores that all lie in 0..1 keep their interval in 0..1.
+    """
+    n, total = len(scores), sum(scores)
+    if all(score in (0.0, 1.0) for score in scores):
+        return wilson(total, n, z)
+    mean = total / n
+    half = z * math.sqrt(sum((score - mean) ** 2 for score in scores) / max(n - 1, 1) / n)
+    inside = all(0 <= score <= 1 for score in scores)
+    return [max(0.0, mean - half), min(1.0, mean + half)] if inside else [mean - half, mean + half]
+
+
 def rate_interval95(scores: np.ndarray, draws: np.ndarray) -> list[float]:
     """95 % interval of a mean of scores: where all are 0 or 1, Wilson's with the number of items that the bootstrap implies.
 

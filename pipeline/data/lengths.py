@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.core.modes import MODES
-from pipeline.data.mix import Mix, load_mix
+from pipeline.data.mix import Mix
 from pipeline.data.pools import Pool
+from pipeline.data.stored_mix import load_mix
 
 LIMITS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # tokens; what training is usually set to
 QUANTILES = (0.5, 0.9, 0.99, 1.0)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -23,18 +22,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import atomic_path, read_json, read_jsonl, write_json
-from pipeline.core.modes import MODES
-from pipeline.core.redact import masked, masked_text
+from pipeline.core.files import read_json
+from pipeline.core.redact import masked
+from pipeline.data.account import source_entry, warnings_of_rows, warnings_of_shares
 from pipeline.data.arrays import ranges, starts_of
 from pipeline.data.chat_format import ChatFormat, Turns
-from pipeline.data.conversations import NO_REASONING
-from pipeline.data.formats import EXPECTED, nearest_columns
 from pipeline.data.pools import Pool, build_pools, example_table, require_usable
-from pipeline.data.prepare import TooLong, json_line
+from pipeline.data.prepare import TooLong
 from pipeline.data.screen import Screened, screen
 from pipeline.data.taken import warnings_of_steps
-from pipeline.settings import UNITS, Recipe, SourceSettings
+from pipeline.settings import UNITS, Recipe
 
 if TYPE_CHECKING:
     import pyarrow
@@ -268,7 +265,7 @@ def build_mix(
 
     overall: dict[str, float] = {unit: sum(weights[unit] for weights in train.weights) for unit in UNITS}
     sources = [
-        _source_entry(source, pool, judged, entries, weights, overall)
+        source_entry(source, pool, judged, entries, weights, overall)
         for source, pool, judged, entries, weights in zip(
             recipe.sources, pools, screened, train.entries, train.weights, strict=True
         )
@@ -283,8 +280,8 @@ def build_mix(
         "sources": sources,
         "warnings": [
             *_warnings_of_split(recipe, screened, validation_fraction),
-            *_warnings_of_shares(recipe, sources),
-            *_warnings_of_rows(recipe, sources),
+            *warnings_of_shares(recipe, sources),
+            *warnings_of_rows(recipe, sources),
             *warnings_of_steps(sources),
         ],
     }
@@ -305,136 +302,6 @@ def _require_validation_rows(recipe: Recipe, sides: Sequence[_Rows]) -> None:
             f"recipe {recipe.name}: no row of {', '.join(map(repr, empty))} falls into the validation split; give it more rows, "
             "set data.validation_fraction=0, or, where all rows are alike or ask one question, group_near_duplicates: false."
         )
-
-
-def _source_entry(
-    source: SourceSettings,
-    pool: Pool,
-    judged: Screened,
-    entries: np.ndarray,
-    weights: dict[str, float],
-    overall: dict[str, float],
-) -> dict[str, Any]:
-    """What the manifest says of a source: what was drawn from it, and where its other rows went.
-
-    Args:
-        entries: the chosen entries of ``pool.rows``. weights: what they add up to. overall: what all sources add up to.
-    """
-    return {
-        "name": source.name,
-        "kind": source.kind,
-        "mode": mode_of(pool),
-        "licence": masked_text(source.licence),
-        "content": pool.content,
-        "requested": source.share,
-        "achieved": {unit: weights[unit] / overall[unit] if overall[unit] else 0.0 for unit in UNITS},
-        "rows": len(entries),
-        "rows_repeated": len(entries) - len(np.unique(entries)),
-        "rows_augmented": int(pool.rows["augmented"][entries].sum()),
-        "examples": int(pool.rows["examples"][entries].sum()),
-        "tokens": int(weights["tokens"]),
-        "loss_tokens": int(weights["loss_tokens"]),
-        **account(pool, judged),
-    }
-
-
-def _warnings_of_shares(recipe: Recipe, sources: Sequence[dict[str, Any]]) -> list[str]:
-    """Rows that are repeated, and shares that the rows are too few or too long to meet."""
-    result = []
-    for entry in sources:
-        achieved = entry["achieved"][recipe.unit]
-        if entry["rows_repeated"]:
-            result.append(
-                f"source {entry['name']!r} is too small for its share: rows are repeated, {entry['rows_repeated']} times in all"
-            )
-        if abs(achieved - entry["requested"]) > 0.01:
-            result.append(
-                f"source {entry['name']!r} has share {achieved:.3f} of {recipe.unit}, {entry['requested']:.3f} was asked for: "
-                "the mix is too small for a finer split"
-            )
-    return result
-
-
-def _warnings_of_rows(recipe: Recipe, sources: Sequence[dict[str, Any]]) -> list[str]:
-    """Rows that came out otherwise than their source's kind or its cleaning lets expect."""
-    result = []
-    for source, entry in zip(recipe.sources, sources, strict=True):
-        what, unread = f"source {source.name!r}", ", ".join(map(repr, entry["unread"]))
-        lost = sum(n for why, n in entry["modes"].get("non_thinking", {}).items() if why == NO_REASONING)
-        if source.kind == "reasoning" and lost:
-            hint = f" Columns that are not read: {unread}; is one of them the reasoning?" if unread else ""
-            result.append(
-                f"{what} is of kind reasoning, but {lost:,} of {entry['kept']:,} rows have no reasoning and are learnt as "
-                f"non-thinking ones.{hint} If a column holds it, name it (columns: {{reasoning: NAME}}); contradictions: reject "
-                "leaves such rows out."
-            )
-        missing = entry["notes"].get("no_expected_answer", 0)
-        near = nearest_columns(entry["unread"])
-        if recipe.cleaning(source).check_answer and missing and (near or source.kind == "reasoning"):
-            hint = f" Is it {near!r}? Then set columns: {{{EXPECTED}: {near}}}." if near else ""
-            result.append(
-                f"{what}: check_answer had nothing to compare with in {missing:,} rows: no {EXPECTED!r}.{hint}"
-            )
-    return result
-
-
-def mode_of(pool: Pool) -> str:
-    """The mode of all examples of a pool, or ``mixed``."""
-    modes = np.unique(pool.index["mode"])
-    return MODES[modes[0]] if len(modes) == 1 else "mixed"
-
-
-def account(pool: Pool, screened: Screened) -> dict[str, Any]:
-    """Where every row of a source went: read = kept + rejected, by reason and by step, with examples of each step.
-
-    ``over_limit``: what the length limit costs, as a part of the rows that came so far and of their loss-bearing tokens.
-    """
-    rejected = {step: Counter(reasons) for step, reasons in pool.tally.rejected.items()}
-    for step, entry in screened.steps.items():
-        rejected.setdefault(step, Counter()).update(entry["rejected"])
-    by_reason: Counter[str] = Counter()
-    for reasons in rejected.values():
-        by_reason.update(reasons)
-    steps = {
-        step: {
-            "rejected": dict(sorted(rejected.get(step, {}).items())),
-            "changed": pool.tally.changed.get(step, 0),
-            "examples": [*pool.tally.examples.get(step, []), *screened.steps.get(step, {}).get("examples", [])],
-        }
-        for step in sorted({*rejected, *pool.tally.changed})
-    }
-    notes = pool.tally.notes + Counter(augmented_copy_left_out=screened.copies_left_out)
-    # A row over the limit has an entry without examples; a row that was rejected before has none at all.
-    original = ~pool.rows["augmented"]
-    over = original & (pool.rows["examples"] == 0)
-    loss = pool.rows["loss_tokens"]
-    return {
-        "read": pool.read,
-        "kept": pool.read - by_reason.total(),
-        "over_limit": {
-            "rows": float(over.sum() / max(original.sum(), 1)),
-            "loss_tokens": float(loss[over].sum() / max(loss[original].sum(), 1)),
-        },
-        "rejected": dict(sorted(by_reason.items())),
-        "steps": steps,
-        "formats": {
-            name: {"rows": rows, "because": pool.tally.because[name]}
-            for name, rows in sorted(pool.tally.formats.items())
-        },
-        "modes": _by_mode(pool.tally.modes),
-        "unread": dict(sorted(pool.tally.unread.items())),
-        "notes": dict(sorted(notes.items())),
-        "augmented": dict(sorted(pool.tally.augmented.items())),
-    }
-
-
-def _by_mode(modes: Counter[str]) -> dict[str, dict[str, int]]:
-    """Mode (or ``both``, of a conversation with answers of each) → where its reasoning was found → rows."""
-    result: dict[str, dict[str, int]] = {}
-    for key, rows in sorted(modes.items()):
-        mode, _, why = key.partition(": ")
-        result.setdefault(mode, {})[why] = rows
-    return result
 
 
 def _warnings_of_split(recipe: Recipe, screened: Sequence[Screened], fraction: float) -> list[str]:
@@ -477,67 +344,3 @@ def mix_from_recipe(
     """All of the data path in one call: pools of every source, then the mix."""
     pools = build_pools(recipe, form, max_seq_length, turns, workers, cache, too_long)
     return build_mix(recipe, pools, seed, validation_fraction, cache)
-
-
-# --- on disk ------------------------------------------------------------------------------------------------------------
-
-
-def save_mix(mix: Mix, folder: Path) -> None:
-    """Write train.parquet, validation.parquet, rejected.jsonl and, last, manifest.json: its presence says "complete"."""
-    import pyarrow.parquet as parquet
-
-    for name, part in (("train", mix.train_part), ("validation", mix.validation_part)):
-        with atomic_path(folder / f"{name}.parquet") as temporary:
-            tables = iter(part.batches())
-            first = next(tables)
-            with parquet.ParquetWriter(temporary, first.schema) as writer:
-                writer.write_table(first)
-                for table in tables:
-                    writer.write_table(table)
-    with atomic_path(folder / "rejected.jsonl") as temporary, temporary.open("wb") as file:
-        file.writelines(map(json_line, mix.rejected_rows()))
-    write_json(folder / "manifest.json", mix.manifest)
-
-
-def _stored_tables(path: Path) -> Iterator[pyarrow.Table]:
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
-    file = parquet.ParquetFile(path)
-    if not file.metadata.num_rows:  # a validation split of few rows may be empty; its columns are needed all the same
-        yield file.read()
-    for batch in file.iter_batches(BATCH):
-        yield pa.Table.from_batches([batch])
-
-
-def load_mix(folder: Path) -> Mix:
-    """Read what ``save_mix`` wrote.
-
-    Raises:
-        UserError: there is no complete mix, a file of it is missing or damaged, or its data does not match its manifest.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
-    if not (folder / "manifest.json").exists():
-        raise UserError(f"{folder} holds no finished mix; make one with: python -m pipeline data build.")
-    manifest = read_json(folder / "manifest.json")
-    try:
-        train, validation = (
-            Part(parquet.ParquetFile(path).metadata.num_rows, partial(_stored_tables, path))
-            for path in (folder / "train.parquet", folder / "validation.parquet")
-        )
-        found = dataset_fingerprint(train, validation)
-        with (folder / "rejected.jsonl").open("rb") as file:
-            left_out = sum(1 for _ in file)
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
-        raise UserError(
-            f"The mix in {folder} is damaged ({str(error).splitlines()[0][:150]}). Build it again."
-        ) from error
-    if not isinstance(manifest, dict) or found != manifest.get("fingerprint"):
-        raise UserError(f"The data in {folder} does not match its manifest; it was changed. Build the mix again.")
-    if left_out != sum(n for source in manifest["sources"] for n in source["rejected"].values()):
-        raise UserError(
-            f"{folder / 'rejected.jsonl'} does not match the manifest; it was changed. Build the mix again."
-        )
-    return Mix(train, validation, partial(read_jsonl, folder / "rejected.jsonl"), manifest)

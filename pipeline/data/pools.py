@@ -308,7 +308,8 @@ def example_table(pools: Sequence[Pool], numbers: np.ndarray, examples: np.ndarr
 
 # --- building -----------------------------------------------------------------------------------------------------------
 
-AFTER_POOLS = ("describe", "lengths", "mix", "screen", "taken")  # modules of this wing that take pools, and make none
+# Modules of this wing that take pools, and make none.
+AFTER_POOLS = ("account", "describe", "lengths", "mix", "screen", "stored_mix", "taken")
 # What reads, cleans, augments, signs and tokenises a row, with the libraries that these rely on for it.
 _LIBRARIES = (
     *(

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.core.files import read_json, write_json
 from pipeline.core.modes import MODES, Mode
+from pipeline.core.statistics import interval, wilson
 
+if TYPE_CHECKING:
+    from pipeline.evaluation.evalscope.task import Row
+
+Cell = dict[str, Any]  # what one model did in one mode
 _MODES = "modes.json"
+_FORM = ("opened", "closed", "leaked", "truncated")
 
 
 def write_modes(folder: Path, modes: Sequence[Mode]) -> None:
@@ -36,3 +42,39 @@ def finished_cells(folder: Path) -> dict[Mode, dict[str, Any]] | None:
     if not paths or not all(path.exists() for path in paths.values()):
         return None
     return {mode: dict(read_json(path)) for mode, path in paths.items()}
+
+
+def shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A prediction as the report prints it."""
+    messages = row["messages"]
+    prompt = (
+        messages[-1]["content"] if len(messages) == 1 else "\n".join(f"{m['role']}: {m['content']}" for m in messages)
+    )
+    return {
+        "benchmark": row["benchmark"],
+        "prompt": prompt,
+        "reply": row["reply"],
+        "expected": str(row["reference"]),
+        "correct": row["score"] == 1.0,
+        "truncated": row["truncated"],
+    }
+
+
+def summarised(rows: Sequence[Row]) -> Cell:
+    """Scores with intervals by benchmark, and the form of the replies over all of them."""
+    by_name: dict[str, list[float]] = {}
+    for row in rows:
+        by_name.setdefault(row["benchmark"], []).append(row["score"])
+    faithful = sum(row["faithful"] for row in rows)
+    return {
+        "benchmarks": {
+            name: {"score": sum(scores) / len(scores), "n": len(scores), "ci95": interval(scores)}
+            for name, scores in by_name.items()
+        },
+        "n": len(rows),
+        "mode_fidelity": faithful / len(rows),
+        "mode_fidelity_ci95": wilson(faithful, len(rows)),
+        **{key: sum(row[key] for row in rows) / len(rows) for key in _FORM},
+        "mean_reasoning_tokens": sum(row["reasoning_tokens"] for row in rows) / len(rows),
+        "mean_answer_tokens": sum(row["answer_tokens"] for row in rows) / len(rows),
+    }

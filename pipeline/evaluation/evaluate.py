@@ -14,7 +14,6 @@ it has ended, so a kill loses those that were being written.
 from __future__ import annotations
 
 import importlib.metadata
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +22,12 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import UserError
 from pipeline.core.files import fingerprint, read_json, write_json, write_jsonl
 from pipeline.core.modes import MODES, Mode
-from pipeline.core.statistics import wilson
 from pipeline.data.chat_format import ChatFormat
 from pipeline.data.conversations import Message
-from pipeline.evaluation.cells import write_modes
+from pipeline.evaluation.cells import Cell, summarised, write_modes
 from pipeline.evaluation.evalscope.contain import contained
 from pipeline.evaluation.evalscope.items import data_identity, prepare
-from pipeline.evaluation.evalscope.task import Row, run_benchmark, work_dir_of
+from pipeline.evaluation.evalscope.task import run_benchmark, work_dir_of
 from pipeline.model.decode import Reply
 from pipeline.model.engines.base import Arrived, Conversation, Engine
 from pipeline.model.engines.local import local_engine
@@ -39,9 +37,7 @@ from pipeline.settings import EvaluationSettings, Sampling, budget_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Cell = dict[str, Any]
 ReplyTo = Callable[[list[list[Message]], Mode], list[Reply]]
-_FORM = ("opened", "closed", "leaked", "truncated")
 
 
 def evaluate_model(
@@ -144,7 +140,7 @@ def evaluate_engine(
     }
     cells: dict[str, Cell] = {}
     for mode in modes:
-        stored = _stored_cell(output_dir / mode, fingerprint(identities[mode]))
+        stored = _storedsummarised(output_dir / mode, fingerprint(identities[mode]))
         if stored is not None:
             cells[mode] = stored
     missing = [mode for mode in modes if mode not in cells]
@@ -160,7 +156,7 @@ def evaluate_engine(
                     folder = output_dir / mode / "evalscope" / benchmark.name
                     work_dir = work_dir_of(folder, identities[mode][benchmark.name])
                     rows += run_benchmark(benchmark, mode, model_id, settings, work_dir, engine, progress)
-                cells[mode] = _cell(rows)
+                cells[mode] = summarised(rows)
                 write_jsonl(output_dir / mode / "predictions.jsonl", rows)
                 record = {
                     "fingerprint": fingerprint(identities[mode]),
@@ -191,44 +187,8 @@ def _identity(name: str, mode: Mode, model_id: str, settings: EvaluationSettings
     }
 
 
-def _stored_cell(folder: Path, identity: str) -> Cell | None:
+def _storedsummarised(folder: Path, identity: str) -> Cell | None:
     if not (folder / "cell.json").exists() or not (folder / "predictions.jsonl").exists():
         return None
     record = read_json(folder / "cell.json")
     return record["cell"] if record["fingerprint"] == identity else None
-
-
-# --- cells ------------------------------------------------------------------------------------------------------------
-
-
-def interval(scores: Sequence[float], z: float = 1.959964) -> list[float]:
-    """95 % interval of a mean: Wilson's where every score is 0 or 1, else the normal approximation.
-
-    Scores that all lie in 0..1 keep their interval in 0..1.
-    """
-    n, total = len(scores), sum(scores)
-    if all(score in (0.0, 1.0) for score in scores):
-        return wilson(total, n, z)
-    mean = total / n
-    half = z * math.sqrt(sum((score - mean) ** 2 for score in scores) / max(n - 1, 1) / n)
-    inside = all(0 <= score <= 1 for score in scores)
-    return [max(0.0, mean - half), min(1.0, mean + half)] if inside else [mean - half, mean + half]
-
-
-def _cell(rows: list[Row]) -> Cell:
-    by_name: dict[str, list[float]] = {}
-    for row in rows:
-        by_name.setdefault(row["benchmark"], []).append(row["score"])
-    faithful = sum(row["faithful"] for row in rows)
-    return {
-        "benchmarks": {
-            name: {"score": sum(scores) / len(scores), "n": len(scores), "ci95": interval(scores)}
-            for name, scores in by_name.items()
-        },
-        "n": len(rows),
-        "mode_fidelity": faithful / len(rows),
-        "mode_fidelity_ci95": wilson(faithful, len(rows)),
-        **{key: sum(row[key] for row in rows) / len(rows) for key in _FORM},
-        "mean_reasoning_tokens": sum(row["reasoning_tokens"] for row in rows) / len(rows),
-        "mean_answer_tokens": sum(row["answer_tokens"] for row in rows) / len(rows),
-    }

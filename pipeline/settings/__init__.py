@@ -19,15 +19,11 @@ from pipeline.settings.data import ScoreFilter as ScoreFilter
 from pipeline.settings.data import ShapeSettings as ShapeSettings
 from pipeline.settings.data import SourceSettings as SourceSettings
 from pipeline.settings.data import Unit as Unit
-from pipeline.settings.evaluation import UNCONTINUED as UNCONTINUED
 from pipeline.settings.evaluation import EngineName as EngineName
 from pipeline.settings.evaluation import EvaluationSettings as EvaluationSettings
 from pipeline.settings.evaluation import Sampling as Sampling
 from pipeline.settings.evaluation import SamplingTable as SamplingTable
-from pipeline.settings.evaluation import ServerKind as ServerKind
-from pipeline.settings.evaluation import ServerSettings as ServerSettings
 from pipeline.settings.evaluation import SweepSettings as SweepSettings
-from pipeline.settings.evaluation import VllmSettings as VllmSettings
 from pipeline.settings.evaluation import budget_of as budget_of
 from pipeline.settings.hybrid import HybridSettings as HybridSettings
 from pipeline.settings.load import apply_overrides as apply_overrides
@@ -53,5 +49,9 @@ from pipeline.settings.second import PreferenceSettings as PreferenceSettings
 from pipeline.settings.second import SecondStageSettings as SecondStageSettings
 from pipeline.settings.section import PROFILES as PROFILES
 from pipeline.settings.section import Section as Section
+from pipeline.settings.servers import UNCONTINUED as UNCONTINUED
+from pipeline.settings.servers import ServerKind as ServerKind
+from pipeline.settings.servers import ServerSettings as ServerSettings
+from pipeline.settings.servers import VllmSettings as VllmSettings
 from pipeline.settings.training import EstimateSettings as EstimateSettings
 from pipeline.settings.training import TrainingSettings as TrainingSettings

@@ -101,7 +101,7 @@ def test_links(make_site: ModuleType, text: str, expected: str) -> None:
 
 
 def test_links_from_a_folder(make_site: ModuleType) -> None:
-    text = "[start](../README.md), [code](../pipeline/run.py), [ratio](ratio.md)"
+    text = "[start](../README.md), [code](../pipeline/run/__init__.py), [ratio](ratio.md)"
     assert make_site.relinked(text, ROOT / "docs" / "data.md", Path("docs/data.md")) == (
         "[start](../index.md), code, [ratio](ratio.md)"
     )

@@ -9,9 +9,10 @@ import pytest
 from pipeline.core.errors import UserError
 from pipeline.data.chat_format import ChatFormat
 from pipeline.data.lengths import difference, difference_text, lengths, lengths_text
-from pipeline.data.mix import mix_from_recipe, save_mix
+from pipeline.data.mix import mix_from_recipe
 from pipeline.data.pools import build_pool
 from pipeline.data.prepare import Preparation
+from pipeline.data.stored_mix import save_mix
 from pipeline.settings import Recipe, SourceSettings
 
 

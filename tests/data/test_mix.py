@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
 from pipeline.data.chat_format import ChatFormat
-from pipeline.data.mix import Mix, Pool, build_mix, dataset_fingerprint, load_mix, mix_from_recipe, save_mix
+from pipeline.data.mix import Mix, Pool, build_mix, dataset_fingerprint, mix_from_recipe
 from pipeline.data.pools import build_pool
 from pipeline.data.prepare import Preparation
+from pipeline.data.stored_mix import load_mix, save_mix
 from pipeline.settings import UNITS, Recipe, SourceSettings
 
 

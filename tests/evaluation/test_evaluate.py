@@ -16,12 +16,12 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, read_jsonl, write_jsonl
 from pipeline.core.hubs import reachable
 from pipeline.core.modes import MODES
-from pipeline.core.statistics import wilson
+from pipeline.core.statistics import interval, wilson
 from pipeline.data import corpora
 from pipeline.data.answers import score_answer
 from pipeline.evaluation.evalscope import contain
 from pipeline.evaluation.evalscope.items import prepare
-from pipeline.evaluation.evaluate import evaluate_model, evaluate_replies, interval
+from pipeline.evaluation.evaluate import evaluate_model, evaluate_replies
 from pipeline.model.decode import Reply
 from pipeline.run import Run
 from pipeline.settings import EvaluationSettings, load_profile

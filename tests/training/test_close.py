@@ -20,7 +20,7 @@ from pipeline.data.mix import Mix
 from pipeline.settings import load_profile
 from pipeline.training import close
 from pipeline.training.close import FLAG, WithFlags, losses
-from pipeline.training.train import held_to_base, reasoning_rows
+from pipeline.training.keeping import held_to_base, reasoning_rows
 from pipeline.training.trainer import LengthGroupedSampler
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
