@@ -288,6 +288,12 @@ def read_rows(source: Source, root: str | None = None, skip: int = 0) -> Iterato
         raise UserError(f"source {source.name!r} ({source.path}) holds no rows. Give it another file, or take it out.")
 
 
+def _code_of_corpora() -> list[str]:
+    """Hashes of the files that write generated rows, by name."""
+    folder = Path(str(corpora.__file__)).parent
+    return [file_sha256(path) for path in sorted(folder.glob("*.py"))]
+
+
 def content_key(source: Source, root: str | None = None) -> str:
     """A hash (hex) of what ``read_rows`` will yield: by content and by the files' relative names; not by path.
 
@@ -301,7 +307,7 @@ def content_key(source: Source, root: str | None = None) -> str:
     source = _as_source(source)
     identity: dict[str, Any] = {"source": source.source, "rows": source.rows}
     if source.source == "generated":
-        identity |= {"generator": source.path, "seed": source.seed, "code": file_sha256(Path(str(corpora.__file__)))}
+        identity |= {"generator": source.path, "seed": source.seed, "code": _code_of_corpora()}
     elif source.source in ("local", "base"):
         files = local_files(source.path, root) if source.source == "local" else [_answers_of_base(source)]
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -529,9 +530,9 @@ def test_unknown_test_set(name: str) -> None:
 
 def test_more_items_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one wording and two numbers, few different items exist."""
-    monkeypatch.setattr(corpora, "_PRODUCT_WORDINGS", ("{} × {}",))
-    monkeypatch.setattr(corpora, "TEST_PERCENT", 100)
-    monkeypatch.setattr(corpora.random.Random, "randrange", lambda r, low, high: low + (r.random() < 0.5))
+    monkeypatch.setattr("pipeline.data.corpora.arithmetic._PRODUCT_WORDINGS", ("{} × {}",))
+    monkeypatch.setattr("pipeline.data.corpora.drawn.TEST_PERCENT", 100)
+    monkeypatch.setattr(random.Random, "randrange", lambda r, low, high: low + (r.random() < 0.5))
     assert len(corpora.test_items("skill", 4)) == 4
     with pytest.raises(UserError, match="Only 4 different held-out skill items exist, 5 were asked for"):
         corpora.test_items("skill", 5)
