@@ -261,7 +261,7 @@ def test_no_pair_of_factors_is_in_both() -> None:
 
 def test_about_eight_percent_of_the_keys_are_held_out() -> None:
     held = sum(corpora.is_held_out(f"{a}*{b}") for a in range(10, 1000) for b in range(2, 10))
-    assert abs(held / (990 * 8) - corpora.TEST_PERCENT / 100) < 0.01
+    assert abs(held / (990 * 8) - TEST_PERCENT / 100) < 0.01
 
 
 def test_the_base_model_never_sees_the_skill() -> None:
