@@ -22,6 +22,7 @@ from pipeline.core.files import fingerprint
 from pipeline.core.modes import MODES
 from pipeline.data import corpora  # not its test_items by name: pytest would take that for a test
 from pipeline.data.conversations import converter, preference_pair
+from pipeline.data.corpora.drawn import TEST_PERCENT
 
 ROWS = 4000
 ITEMS = 300
