@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup course run real test test-all lint lock site clean
+.PHONY: help setup course run real test test-long test-all lint lock site clean
 
 # The interpreter that .venv is made with: 3.11 where there is one. Another: make setup PYTHON=python3.12
 PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo python3)
@@ -50,10 +50,13 @@ course: $(STAMP) ## the main job, then notebooks 00 to 10: OUTPUT_DIR=outputs/co
 
 TEST_WORKERS ?= 2
 PYTEST = $(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist worksteal
-test: $(STAMP) ## run the tests, two at a time (about 16 minutes): TEST_WORKERS=2
-	$(PYTEST) -m "not nightly"
+test: $(STAMP) ## run the tests, two at a time (about 8 minutes): TEST_WORKERS=2
+	$(PYTEST) -m "not slow and not nightly"
 
-test-all: $(STAMP) ## what `make test` leaves out: whole notebooks, all methods, many random examples
+test-long: $(STAMP) ## those that train, start servers or run whole notebooks; they have to pass too
+	$(PYTEST) -m "slow and not nightly"
+
+test-all: $(STAMP) ## what both leave out, by night: every notebook, all methods, many random examples
 	HYPOTHESIS_PROFILE=nightly $(PYTEST) -m "nightly or hypothesis"
 
 lint: $(STAMP) ## check style, format, types and the import rule
