@@ -61,6 +61,7 @@ OPTIMIZERS = {
     "adagrad": FLOAT32,
     "sgd": 0,
 }
+EXPERT = ("gate_proj", "up_proj", "down_proj")  # what each expert of a mixture has
 CPU_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "rmsprop", "adagrad", "sgd")
 
 
@@ -69,7 +70,11 @@ CPU_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "rmsprop", "adagrad", "sgd
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a decoder of Qwen3's kind: grouped-query attention with norms on queries and keys, a gated MLP, no biases."""
+    """Sizes of a decoder of Qwen3's kind: grouped-query attention with norms on queries and keys, a gated MLP, no biases.
+
+    In a mixture of experts each layer has ``experts`` such MLPs of ``intermediate_size`` and a router; a token passes
+    ``experts_per_token`` of them.
+    """
 
     hidden_size: int
     layers: int
@@ -79,6 +84,8 @@ class Sizes:
     intermediate_size: int
     vocab_size: int
     tied: bool
+    experts: int = 0  # 0: one MLP a layer
+    experts_per_token: int = 0
 
     @property
     def q(self) -> int:
@@ -103,10 +110,24 @@ class Sizes:
             }
         )
 
+    def times(self, module: str, active: bool = False) -> int:
+        """How often a layer has a module, or with ``active`` a token passes it: one of the MLP stands in each expert."""
+        return ((self.experts_per_token if active else self.experts) or 1) if module in EXPERT else 1
+
+    @property
+    def router(self) -> int:
+        """Parameters of all routers: hidden size × experts a layer. They are not quantised."""
+        return self.layers * self.hidden_size * self.experts
+
     @property
     def linear(self) -> int:
-        """Parameters of all linear modules in the layers."""
-        return self.layers * sum(a * b for a, b in self.matrices.values())
+        """Parameters of all linear modules in the layers, without the routers."""
+        return self.layers * sum(a * b * self.times(m) for m, (a, b) in self.matrices.items())
+
+    @property
+    def active(self) -> int:
+        """Those that a token passes, with the routers."""
+        return self.router + self.layers * sum(a * b * self.times(m, True) for m, (a, b) in self.matrices.items())
 
     @property
     def embedding(self) -> int:
@@ -121,11 +142,16 @@ class Sizes:
     @property
     def parameters(self) -> int:
         """All parameters; a tied output matrix counts once."""
-        return self.linear + self.norms + self.embedding * (1 if self.tied else 2)
+        return self.linear + self.router + self.norms + self.embedding * (1 if self.tied else 2)
 
-    def adapter(self, rank: int, modules: tuple[str, ...]) -> int:
-        """Parameters of LoRA: rank × (in + out) a module (Hu et al. 2022, section 4.1). Unknown modules count nothing."""
-        return self.layers * rank * sum(sum(self.matrices[m]) for m in modules if m in self.matrices)
+    def adapter(self, rank: int, modules: tuple[str, ...], active: bool = False) -> int:
+        """Parameters of LoRA: rank × (in + out) a module (Hu et al. 2022, section 4.1). Unknown modules count nothing.
+
+        Args:
+            active: only those that a token passes.
+        """
+        known = [m for m in modules if m in self.matrices]
+        return self.layers * rank * sum(sum(self.matrices[m]) * self.times(m, active) for m in known)
 
 
 def sizes_from_config(config: Mapping[str, Any]) -> Sizes:
@@ -141,6 +167,14 @@ def sizes_from_config(config: Mapping[str, Any]) -> Sizes:
         "intermediate_size": "intermediate_size",
         "vocab_size": "vocab_size",
     }
+    # transformers 5 writes num_local_experts where the published files have num_experts.
+    named = next((name for name in ("num_experts", "num_local_experts") if config.get(name)), None)
+    if named:  # intermediate_size is that of layers without experts, which published ones have not
+        names = {k: v for k, v in names.items() if v != "intermediate_size"} | {
+            "moe_intermediate_size": "intermediate_size",
+            named: "experts",
+            "num_experts_per_tok": "experts_per_token",
+        }
     bad = [name for name in names if not isinstance(config.get(name), int) or config[name] < 1]
     if bad:
         raise UserError(f"The model's config.json has no usable {', '.join(bad)}; its memory cannot be estimated.")
@@ -154,7 +188,7 @@ def sizes_from_config(config: Mapping[str, Any]) -> Sizes:
 
 
 def published_sizes() -> dict[str, Sizes]:
-    """The published dense Qwen3 models, by name (``"0.6B"`` … ``"32B"``), smallest first."""
+    """The published Qwen3 models, by name (``"0.6B"`` … ``"32B"``, the mixtures after them), smallest first."""
     data = read_yaml(PUBLISHED)
     return {name: Sizes(**{k: v for k, v in entry.items() if k != "card"}) for name, entry in data.items()}
 
@@ -172,7 +206,7 @@ def profile_sizes(profile: Profile) -> Sizes:
             return sizes_from_config(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}); give a model folder with model.name.") from error
-    found = re.search(r"qwen3-(\d+(?:\.\d+)?b)(?![\w.])", settings.name.lower())
+    found = re.search(r"qwen3-(\d+(?:\.\d+)?b(?:-a\d+b)?)(?![\w.])", settings.name.lower())
     known = published_sizes()
     if found is None or found[1].upper() not in known:
         raise UserError(
@@ -263,7 +297,7 @@ def weights_bytes(sizes: Sizes, job: Job) -> float:
     number = job.trainable_bytes if job.method == "full" else _compute(job)
     if job.method != "qlora":
         return sizes.parameters * number
-    matrices = sizes.layers * sum(_nf4(a * b) for a, b in sizes.matrices.values())
+    matrices = sizes.layers * sum(_nf4(a * b) * sizes.times(m) for m, (a, b) in sizes.matrices.items())
     return matrices + (sizes.parameters - sizes.linear) * number
 
 
@@ -280,10 +314,11 @@ def _optimizer(parameters: int, job: Job) -> float:
 
 def _layer(sizes: Sizes, job: Job) -> float:
     """Bytes a token that one layer keeps for the backward pass: each tensor that autograd saves, counted once."""
-    h, i, q, kv = sizes.hidden_size, sizes.intermediate_size, sizes.q, sizes.kv
+    h, q, kv = sizes.hidden_size, sizes.q, sizes.kv
+    i = sizes.intermediate_size * sizes.times("up_proj", active=True)
     c = _compute(job)
     wanted = [m for m in job.modules if m in sizes.matrices] if job.method != "full" else []
-    inside = sum(FLOAT32 * job.rank for _ in wanted)  # what lora_A gives to lora_B
+    inside = sum(FLOAT32 * job.rank * sizes.times(m, active=True) for m in wanted)  # what lora_A gives to lora_B
     inputs = {name: sizes.matrices[name][0] for name in wanted}
     masks = job.dropout and sum(inputs.values()) * (FLOAT32 if job.device == "cpu" else 1)
     # Attention by a fused kernel keeps its inputs, its output and one float32 a head, and no scores (Dao et al. 2022).
@@ -323,7 +358,7 @@ def _backward(sizes: Sizes, job: Job) -> float:
     """Bytes that the backward pass of one layer needs beside what is kept: gradients on their way through the MLP, its widest
     part (of down's input in the adapter's float32 and in the computing precision, of gate, silu and up), and in QLoRA one
     matrix as it is unpacked."""
-    c, i = _compute(job), sizes.intermediate_size
+    c, i = _compute(job), sizes.intermediate_size * sizes.times("up_proj", active=True)
     gradients = 3 * c * i + (
         FLOAT32 * i if job.method != "full" and job.device == "cpu" and "down_proj" in job.modules else 0
     )
@@ -420,10 +455,10 @@ def flops_per_token(sizes: Sizes, job: Job) -> float:
     their own gradients fall away, so 4 a weight (LoRA, Hu et al. 2022), and 6 for the adapter's. Gradient checkpointing runs the
     layers forward once more. Unpacking 4-bit weights is not counted.
     """
-    weights = 2 * (sizes.linear + sizes.embedding)
+    weights = 2 * (sizes.active + sizes.embedding)
     attention = 2 * job.length * sizes.q * sizes.layers
-    adapter = 0 if job.method == "full" else 2 * sizes.adapter(job.rank, job.modules)
-    layers = 2 * sizes.linear + attention + adapter
+    adapter = 0 if job.method == "full" else 2 * sizes.adapter(job.rank, job.modules, active=True)
+    layers = 2 * sizes.active + attention + adapter
     again = layers if job.gradient_checkpointing else 0
     return (3 if job.method == "full" else 2) * weights + 3 * (attention + adapter) + again
 
