@@ -71,6 +71,7 @@ class Arm(Section):
     profiles: dict[str, list[str]] = Field({})  # the same, for a profile; rates depend on the size of a model
     why: str = ""
     source: str = ""
+    dose: float | None = Field(None, ge=0)  # how much of a remedy it is; arms that have one are held against each other
 
 
 class Arms(Section):
@@ -107,6 +108,7 @@ class SweepCell:
     profile: Profile
     recipe: Recipe
     folder: Path
+    dose: float | None = None
 
     @property
     def report(self) -> Path:
@@ -182,7 +184,10 @@ def plan_arms(
             resolved.append((name, *resolve(profile, [*common, *overrides, *settings_for(arm, lineage)])))
         except UserError as error:
             raise UserError(f"arm {name!r}: {error}") from error
-    return _cells(resolved, seeds, folder, cells_folder)
+    cells = _cells(resolved, seeds, folder, cells_folder)
+    for cell in cells:
+        cell.dose = arms.arms[cell.value].dose
+    return cells
 
 
 def _cells(

@@ -22,6 +22,7 @@ from pipeline.core.statistics import (
 )
 from pipeline.evaluation.report.pictures import COLOURS
 from pipeline.studies.arms import SweepCell
+from pipeline.studies.dose import dose_response, dose_text
 from pipeline.studies.forgetting import distance_of, forgetting, forgetting_text
 from pipeline.studies.price import PRICE_HEADS, price_cells, price_of
 from pipeline.studies.results import BenchmarkRate, Estimate, Failure, Flips, ModeRates, Point, Sweep, SweepRate
@@ -207,6 +208,10 @@ def summarise_sweep(key: str, cells: Sequence[SweepCell], folder: Path, question
     runs = [cell.folder / "run" for cell in cells if cell.value in values]
     if (agreement := forgetting(runs, result["learnt"], result["known"])) is not None:
         result["forgetting"] = agreement
+    mean, drawn_mean = (score_of[TUNED][..., known.all(axis=1), :].mean(axis=-2) for score_of in (score.means, drawn))
+    doses = [next(cell.dose for cell in cells if cell.value == value) for value in values]
+    if known.any() and (response := dose_response(values, doses, mean, drawn_mean)) is not None:
+        result["dose"] = response
     write_json(folder / "sweep.json", result)
     draw_sweep(result, folder / "sweep.png")
     return result
@@ -334,6 +339,8 @@ def sweep_table(result: Sweep) -> str:
         lines += _lines([result["axis"], *PRICE_HEADS], [[str(p["value"]), *price_cells(p["price"])] for p in priced])
     if "forgetting" in result:
         lines += ["", forgetting_text(result["forgetting"])]
+    if "dose" in result:
+        lines += ["", dose_text(result["dose"])]
     lines += ["", recommendation(result)]
     lines += [f"failed: {f['value']} (seed {f['seed']}): {f['reason']}" for f in result["failed"]]
     return "\n".join(lines)

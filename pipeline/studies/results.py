@@ -123,6 +123,22 @@ class Forgetting(TypedDict):
     own_task: RankCorrelation  # distance on each known benchmark, against the loss there
 
 
+class Dose(TypedDict):
+    """One arm of a remedy."""
+
+    value: Any
+    dose: float
+    effect: Estimate  # rise of the mean score over what the base knew, above the arm of dose 0
+
+
+class DoseResponse(TypedDict):
+    """How much of the effect which dose has. See ``pipeline.studies.dose``."""
+
+    effects: list[Dose]  # by dose
+    wanted: float  # part of the largest dose's effect
+    enough: Estimate  # the smallest dose that has it
+
+
 class Sweep(TypedDict):
     """``sweep.json``."""
 
@@ -138,6 +154,7 @@ class Sweep(TypedDict):
     rule: str
     failed: list[Failure]
     forgetting: NotRequired[Forgetting]
+    dose: NotRequired[DoseResponse]
 
 
 # --- methods ------------------------------------------------------------------------------------------------------------
