@@ -2,8 +2,8 @@
 
     python benchmarks/ray_sweep.py --output-dir DIR [--output FILE]          # needs Ray: pip install "ray[client]"
 
-All nodes are on this machine (``ray.cluster_utils``): each a raylet of its own with one core, and a head without any, so a cell
-runs on a node. Parts, each into a folder of its own but from the same pools, which are made before anything is timed:
+All nodes are on this machine (``ray.cluster_utils``), each a raylet of its own with one core; the first is the head. Parts, each
+into a folder of its own but from the same pools, which are made before anything is timed:
 
 * ``local``: the local pool, one cell at a time;
 * ``one``, ``two``: one node, two nodes;
@@ -53,9 +53,9 @@ def nodes(number: int) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     small = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **small})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **small})
     try:
-        for _ in range(number):
+        for _ in range(number - 1):
             cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
         cluster.wait_for_nodes()
         yield cluster

@@ -375,11 +375,10 @@ def two_nodes() -> Iterator[Any]:
     memory = 100 * 2**20
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 0, "object_store_memory": memory, "include_dashboard": False},
+        head_node_args={"num_cpus": 1, "object_store_memory": memory, "include_dashboard": False},
     )
     try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1, object_store_memory=memory)
+        cluster.add_node(num_cpus=1, object_store_memory=memory)
         cluster.wait_for_nodes()
         with on_ray.cluster(cluster.address):
             yield ray, cluster
