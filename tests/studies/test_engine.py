@@ -370,25 +370,24 @@ def two_nodes() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(ROOT)  # the nodes inherit it
+    # What the nodes inherit: this checkout; no lower priority than the tests have, and patience, on a machine that is busy.
+    wanted = {"PYTHONPATH": str(ROOT), "RAY_worker_niceness": "0", "RAY_agent_register_timeout_ms": "120000"}
     memory = 100 * 2**20
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 1, "object_store_memory": memory, "include_dashboard": False},
-    )
-    try:
-        cluster.add_node(num_cpus=1, object_store_memory=memory)
-        cluster.wait_for_nodes()
-        with on_ray.cluster(cluster.address):
-            yield ray, cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in wanted.items():
+            patch.setenv(name, value)
+        cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 1, "object_store_memory": memory, "include_dashboard": False},
+        )
+        try:
+            cluster.add_node(num_cpus=1, object_store_memory=memory)
+            cluster.wait_for_nodes()
+            with on_ray.cluster(cluster.address):
+                yield ray, cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
 
 
 @pytest.mark.slow
