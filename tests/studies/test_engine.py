@@ -405,6 +405,7 @@ def test_cells_on_two_nodes_of_which_one_is_killed(two_nodes: Any, tmp_path: Pat
         while time.monotonic() < deadline and (not (tmp_path / "ran.txt").exists() or len(ran(tmp_path)) < 2):
             time.sleep(0.05)
         cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+        time.sleep(5)  # its workers notice, and the cell ends with them
         (tmp_path / "go").touch()
 
     watcher = threading.Thread(target=kill)
