@@ -33,6 +33,7 @@ def register(group: Any) -> None:
     sweep.add_argument(
         "--workers", type=positive, metavar="N", help="runs at a time (default: what the cores allow; 1 on a GPU)"
     )
+    _engine_arguments(sweep)
     sweep.set_defaults(do=_sweep)
 
     methods = command(group, "methods", "fine-tuning methods side by side: what each costs and what it reaches")
@@ -45,8 +46,9 @@ def register(group: Any) -> None:
     )
     methods.add_argument("--seeds", type=positive, default=1, help="runs a method, with successive seeds (default: 1)")
     methods.add_argument(
-        "--workers", type=positive, default=1, metavar="N", help="runs at a time; more than 1 blurs times (default: 1)"
+        "--workers", type=positive, metavar="N", help="runs at a time; more than 1 a machine blurs times (default: 1)"
     )
+    _engine_arguments(methods)
     methods.set_defaults(do=_methods)
 
     for name, help in (
@@ -74,6 +76,7 @@ def register(group: Any) -> None:
     )
     carry.add_argument("--seeds", type=positive, default=2, help="runs a value, two at least (default: 2)")
     carry.add_argument("--workers", type=positive, metavar="N", help="runs at a time (default: what the cores allow)")
+    _engine_arguments(carry)
     carry.set_defaults(do=_carry_over)
 
     search = command(group, "search", "hyper-parameters by an Optuna study, under a floor of mode fidelity")
@@ -101,13 +104,47 @@ def register(group: Any) -> None:
     search.set_defaults(do=_search)
 
 
+def _engine_arguments(sub: Any) -> None:
+    """Where the cells of a study run."""
+    sub.add_argument(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="local: processes on this machine; ray: tasks of a Ray cluster (default: local)",
+    )
+    sub.add_argument(
+        "--address",
+        type=word,
+        default="auto",
+        metavar="HOST:PORT",
+        help="of Ray's head (default: auto, this machine's)",
+    )
+    sub.add_argument(
+        "--store",
+        type=word,
+        metavar="URL",
+        help="where cells leave their results: a folder that all nodes see, s3://… (default: DIR)",
+    )
+    sub.add_argument("--cell-cpus", type=float, metavar="N", help="cores of a cell on Ray (default: its threads)")
+    sub.add_argument(
+        "--cell-gpus", type=float, metavar="X", help="GPUs of a cell on Ray (default: 1 where there are any)"
+    )
+    sub.add_argument("--resume", action="store_true", help="go on with what is there; a study always does")
+
+
+def _engine(args: argparse.Namespace) -> Any:
+    from pipeline.studies.engine import Engine
+
+    return Engine(args.engine, args.address, args.store, args.cell_cpus, args.cell_gpus)
+
+
 def _carry_over(args: argparse.Namespace) -> int:
     from pipeline.settings import load_profile
     from pipeline.studies.carry_over import carry_over_text, run_carry_over
 
     name, folder = profile_path(args), args.output_dir.resolve()
     model = load_profile(name, list(args.set)).model.name
-    result = run_carry_over(name, model, folder, list(args.set), args.seeds, args.workers)
+    result = run_carry_over(name, model, folder, list(args.set), args.seeds, args.workers, _engine(args))
     show(args, result, f"{carry_over_text(result)}\n\npage: {args.output_dir / 'carry_over.md'}")
     return 0
 
@@ -125,7 +162,17 @@ def _sweep(args: argparse.Namespace) -> int:
     cells = args.cells.resolve() if args.cells else None
     folder = args.output_dir.resolve()
     result = run_sweep(
-        name, args.axis, values, args.seeds, folder, list(args.set), args.workers, args.arms, cells, args.only or ()
+        name,
+        args.axis,
+        values,
+        args.seeds,
+        folder,
+        list(args.set),
+        args.workers,
+        args.arms,
+        cells,
+        args.only or (),
+        _engine(args),
     )
     show(args, result, f"{sweep_table(result)}\n\npicture: {args.output_dir / 'sweep.png'}")
     return 1 if result["failed"] else 0
@@ -142,9 +189,10 @@ def _methods(args: argparse.Namespace) -> int:
         args.methods or (),
         args.seeds,
         list(args.set),
-        args.workers,
+        args.workers or (1 if args.engine == "local" else None),
         args.arms or ARMS,
         args.cells.resolve() if args.cells else None,
+        _engine(args),
     )
     show(args, result, f"{methods_table(result)}\n\npicture: {args.output_dir / 'methods.png'}")
     return 1 if result["sweep"]["failed"] else 0

@@ -118,6 +118,12 @@ class SweepCell:
     def name(self) -> str:
         return f"{self.value} (seed {self.seed})"
 
+    @property
+    def base_key(self) -> str:
+        """Names the base evaluation that this cell shares with others: the same model, asked the same."""
+        same = {"model": self.profile.model.model_dump(), "evaluation": self.profile.evaluation.model_dump()}
+        return f"base/{fingerprint(same)[:16]}"
+
 
 def resolve(profile: str, overrides: list[str]) -> tuple[Profile, Recipe]:
     """Profile and recipe of a cell: as the profile's section ``sweep`` says, then ``overrides`` (also of the recipe)."""

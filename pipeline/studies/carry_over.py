@@ -19,11 +19,13 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import write_json, write_text
 from pipeline.core.versions import installed
 from pipeline.studies.curve import sweep_table
+from pipeline.studies.engine import LOCAL, Engine
 from pipeline.studies.results import Estimate, Point, Sweep
 from pipeline.studies.sweep import run_sweep
 
 SHARES = ["0", "0.1", "0.25", "0.5", "1"]
 MASKS, MASK_ARMS = "ablations/empty_think.yaml", ("masked", "trained")
+CURE = "ablations/cure.yaml"
 MIDDLE = ("0.25", "0.5")  # where the course says that both are kept
 Verdict = Literal["holds", "contrary", "not shown", "cannot be said"]
 
@@ -155,13 +157,20 @@ def _page(result: CarryOver) -> str:
 
 
 def run_carry_over(
-    profile: str, model: str, folder: Path, overrides: Sequence[str] = (), seeds: int = 2, workers: int | None = None
+    profile: str,
+    model: str,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    seeds: int = 2,
+    workers: int | None = None,
+    engine: Engine = LOCAL,
 ) -> CarryOver:
     """Run what is missing of the three studies, and write the verdicts.
 
     Args:
         profile: name or file. model: its model's name, for the page.
         seeds: runs of each value, at least two.
+        engine: where cells run.
 
     Raises:
         UserError: fewer than two seeds, or as ``run_sweep``.
@@ -172,9 +181,11 @@ def run_carry_over(
         )
     cells, own = folder / "cells", list(overrides)
     studies: dict[str, Sweep] = {
-        "mask": run_sweep(profile, "", [], seeds, folder / "mask", own, workers, MASKS, cells, MASK_ARMS),
-        "cure": run_sweep(profile, "", [], seeds, folder / "cure", own, workers, "ablations/cure.yaml", cells),
-        "ratio": run_sweep(profile, "chat_share", SHARES, seeds, folder / "ratio", own, workers, None, cells),
+        "mask": run_sweep(profile, "", [], seeds, folder / "mask", own, workers, MASKS, cells, MASK_ARMS, engine),
+        "cure": run_sweep(profile, "", [], seeds, folder / "cure", own, workers, CURE, cells, (), engine),
+        "ratio": run_sweep(
+            profile, "chat_share", SHARES, seeds, folder / "ratio", own, workers, None, cells, (), engine
+        ),
     }
     result: CarryOver = {
         "profile": profile,

@@ -31,6 +31,7 @@ from pipeline.model.memory import release
 from pipeline.model.methods import disk_bytes, load_adapter, weights_files
 from pipeline.studies.arms import SweepCell, load_arms, plan_arms
 from pipeline.studies.curve import sweep_table
+from pipeline.studies.engine import LOCAL, Engine
 from pipeline.studies.results import Latency, MethodCosts, Methods
 from pipeline.studies.sweep import run_sweep
 
@@ -55,12 +56,14 @@ def run_methods(
     workers: int | None = None,
     arms: str = ARMS,
     cells_folder: Path | None = None,
+    engine: Engine = LOCAL,
 ) -> Methods:
     """Run what is not done, measure, summarise; see the module's docstring.
 
     Args:
         methods: names of arms; none: all of the file.
         overrides: as ``--set``; an arm's own settings count more.
+        engine: where cells train; latency is measured on this machine.
 
     Returns:
         What ``methods.json`` holds; ``sweep.failed`` names cells without a result, with the reason.
@@ -76,7 +79,7 @@ def run_methods(
     chosen = list(dict.fromkeys(methods)) or list(compared.arms)
     compared.arms = {name: arm for name, arm in compared.arms.items() if name in chosen}
     cells = plan_arms(profile, overrides or [], compared, seeds, folder, cells_folder)
-    swept = run_sweep(profile, "", [], seeds, folder, overrides, workers, arms, cells_folder, chosen)
+    swept = run_sweep(profile, "", [], seeds, folder, overrides, workers, arms, cells_folder, chosen, engine)
     entries = []
     bases: dict[str, Any] = {}
     for point in swept["points"]:

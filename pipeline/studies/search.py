@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import make_folder, read_json
+from pipeline.studies.cells import write_inputs
 from pipeline.studies.curve import FIDELITY_FLOOR
 from pipeline.studies.results import SearchResult
 from pipeline.studies.search_result import measure_trial, summarise_search
 from pipeline.studies.search_space import Search, make_search
-from pipeline.studies.sweep import cell_failure, share_bases, start, write_inputs
+from pipeline.studies.sweep import cell_failure, share_bases, start
 
 if TYPE_CHECKING:
     import optuna

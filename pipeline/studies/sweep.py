@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
-import yaml
 
 from pipeline.core.console import say
 from pipeline.core.errors import UserError, nearest
@@ -34,11 +32,14 @@ from pipeline.settings import (
     load_profile,
 )
 from pipeline.studies.arms import SweepCell, load_arms, plan_arms, plan_axis
+from pipeline.studies.cells import note_failure, write_inputs
+from pipeline.studies.coordinator import only_coordinator
 from pipeline.studies.curve import summarise_sweep
+from pipeline.studies.engine import LOCAL, Engine, remembered_store
+from pipeline.studies.failures import reason_of
+from pipeline.studies.on_ray import fetch_done, run_on_ray
 from pipeline.studies.results import Sweep
-
-PROGRESS_BAR = re.compile(r"\d+%\|.*\| *\d+/\d+ \[")  # tqdm's
-
+from pipeline.studies.storage import Storage
 
 # --- running ------------------------------------------------------------------------------------------------------------
 
@@ -54,6 +55,7 @@ def run_sweep(
     arms: str | None = None,
     cells_folder: Path | None = None,
     only: Sequence[str] = (),
+    engine: Engine = LOCAL,
 ) -> Sweep:
     """Run all cells that are not done, then summarise_sweep; see the module's docstring.
 
@@ -62,12 +64,14 @@ def run_sweep(
         arms: a file of arms, instead of axis and values.
         cells_folder: see ``plan_axis``.
         only: names of arms to run; none: all.
+        engine: where cells run (``pipeline.studies.engine``); each takes up what another has left.
 
     Returns:
         What ``sweep.json`` holds; ``failed`` names cells without a result, with the reason.
 
     Raises:
-        UserError: see ``plan_axis``; or the directory belongs to another sweep; or every cell failed.
+        UserError: see ``plan_axis``; or the directory belongs to another sweep, or another coordinator works on it; or every
+            cell failed; or the engine or its storage cannot be used.
     """
     question = ""
     if arms:
@@ -91,11 +95,21 @@ def run_sweep(
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no sweep. Choose another --output-dir; nothing was changed.")
     write_json(record, {"axis": key, "values": [str(v) for v in values], "seeds": seeds, "cells": identity})
-    for cell in cells:
-        write_inputs(cell)
-    at_once = workers or runs_at_once(cells[0].profile)
-    _run_all([cell for cell in cells if not cell.report.exists()], at_once, cells_folder or folder)
-    return summarise_sweep(key, cells, folder, question)
+    with only_coordinator(Storage(str(folder))):
+        for cell in cells:
+            write_inputs(cell)
+        root = cells_folder or folder
+        store = remembered_store(folder, engine)
+        if store:
+            fetch_done([cell for cell in cells if not cell.report.exists()], root, Storage(store))
+        waiting = [cell for cell in cells if not cell.report.exists()]
+        if engine.name == "ray":
+            for cell in waiting:
+                _wait_for_orphan(cell)
+            run_on_ray(waiting, root, engine, store or str(root), folder, workers, None if cells_folder else identity)
+        else:
+            _run_all(waiting, workers or runs_at_once(cells[0].profile), root)
+        return summarise_sweep(key, cells, folder, question)
 
 
 def runs_at_once(profile: Profile) -> int:
@@ -108,18 +122,9 @@ def runs_at_once(profile: Profile) -> int:
     return max(1, cores // (profile.model.cpu_threads or cores))
 
 
-def write_inputs(cell: SweepCell) -> None:
-    """The cell's own profile and recipe as files, so that its run can be repeated by hand."""
-    recipe = cell.folder / "recipe.yaml"
-    data = cell.profile.model_dump() | {"recipe": str(recipe), "mix": {}, "sweep": {}}
-    for name, content in (("recipe.yaml", cell.recipe.model_dump()), ("profile.yaml", data)):
-        write_text(cell.folder / name, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-
-
 def _base_folder(cell: SweepCell, folder: Path) -> Path:
     """Where the base evaluation that this cell shares with others lies."""
-    same = {"model": cell.profile.model.model_dump(), "evaluation": cell.profile.evaluation.model_dump()}
-    return folder / "base" / fingerprint(same)[:16]
+    return folder / cell.base_key
 
 
 def _command(cell: SweepCell, *command: str) -> list[str]:
@@ -151,6 +156,12 @@ def _alive(cell: SweepCell) -> _Orphan | None:
         return _Orphan(process) if str(cell.folder / "run") in process.cmdline() else None
     except (FileNotFoundError, ValueError, psutil.Error):
         return None
+
+
+def _wait_for_orphan(cell: SweepCell) -> None:
+    if orphan := _alive(cell):
+        say(f"{cell.name} is still at work, started by a sweep that has ended: waiting for it")
+        orphan.wait()
 
 
 def start(cell: SweepCell, folder: Path) -> subprocess.Popen[bytes] | _Orphan:
@@ -221,25 +232,8 @@ def _copy_whole(source: Path, target: Path) -> None:
     os.replace(partial, target)
 
 
-def log_failure(text: str) -> str | None:
-    """The last ``error: …`` of a log, or its last line that is no progress bar; None: there is neither.
-
-    A progress bar that was never closed stands in front of the error on the same line, and may be drawn again after it.
-    """
-    errors = re.findall(r"(?<![\w.])error: ([^\r\n]+)", text)
-    if errors:
-        return str(errors[-1]).strip()
-    lines = [line.strip() for line in text.splitlines()]
-    return next((line for line in reversed(lines) if line and not PROGRESS_BAR.search(line)), None)
-
-
 def cell_failure(cell: SweepCell, code: int) -> str:
     """Why a cell has no result: the error that its run noted or printed, or the signal that ended it; in ``failed.json``."""
-    noted = cell.folder / "run" / "failure.json"
-    if noted.exists():
-        reason = str(read_json(noted)["error"])
-    else:
-        printed = log_failure((cell.folder / "log.txt").read_text(encoding="utf-8", errors="replace"))
-        reason = f"ended by signal {-code}" if code < 0 else printed or "no output"
-    write_json(cell.folder / "failed.json", {"value": cell.value, "seed": cell.seed, "code": code, "reason": reason})
+    reason = reason_of(cell.folder, code)
+    note_failure(cell, code, reason)
     return reason

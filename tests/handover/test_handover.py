@@ -230,3 +230,58 @@ def test_a_runner_that_dies_leaves_what_it_had(tmp_path: Path) -> None:
     found = run_framework(framework("trl"), tasks, tmp_path, 8, tmp_path / "work", fake)
     assert [made.error for made in found] == ["", "trl failed: KeyError: boom", ""]
     assert [len(made.rows) for made in found] == [1, 0, 1]
+
+
+@pytest.mark.parametrize("name", ["trl", "llama-factory"])
+def test_accelerate_reads_the_fsdp2_file(name: str, handed: Callable[[str], Path]) -> None:
+    """By its own parser, which refuses unknown keys; those of the section become its plugin's settings."""
+    from accelerate import FullyShardedDataParallelPlugin
+    from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    path = handed(name) / "fsdp2.yaml"
+    config = load_config_from_file(str(path))
+    assert isinstance(config, ClusterConfig) and config.num_processes == 4
+    known = {action.dest for action in launch_command_parser()._actions}
+    assert set(config.fsdp_config) <= known
+    section = config.fsdp_config
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=section["fsdp_version"],
+        reshard_after_forward=section["fsdp_reshard_after_forward"],
+        state_dict_type=section["fsdp_state_dict_type"],
+        auto_wrap_policy=section["fsdp_auto_wrap_policy"],
+        transformer_cls_names_to_wrap=[section["fsdp_transformer_layer_cls_to_wrap"]],
+        cpu_ram_efficient_loading=section["fsdp_cpu_ram_efficient_loading"],
+    )
+    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
+    broken = path.with_name("broken.yaml")
+    broken.write_text(path.read_text() + "number_of_processes: 2\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="unknown keys.*number_of_processes"):
+        load_config_from_file(str(broken))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_deepspeed_file_takes_its_values_from_the_training(
+    name: str, stage: int, handed: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """transformers' own reading of it: each "auto" is filled from the training's arguments, none is left, none disagrees."""
+    from transformers import TrainingArguments
+    from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
+
+    config = yaml.safe_load((handed(name) / "train.yaml").read_text())
+    size = config.get("per_device_train_batch_size", config.get("micro_batch_size"))
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=config["gradient_accumulation_steps"],
+        max_grad_norm=config["max_grad_norm"],
+    )
+    read = HfTrainerDeepSpeedConfig(str(handed(name) / f"zero{stage}.json"))
+    assert (read.is_zero2(), read.is_zero3()) == (stage == 2, stage == 3)
+    read.trainer_config_process(arguments)
+    read.trainer_config_finalize(arguments, None, 20)
+    assert '"auto"' not in json.dumps(read.config)
+    assert read.config["train_micro_batch_size_per_gpu"] == size
+    assert read.config["gradient_clipping"] == config["max_grad_norm"]

@@ -19,7 +19,8 @@ from pipeline.run import Run
 from pipeline.settings import load_profile
 from pipeline.studies.arms import Arm, Arms, SweepCell, axis_key, load_arms, plan_arms, plan_axis, settings_for
 from pipeline.studies.curve import balance, fidelity_table, pareto, summarise_sweep, sweep_table
-from pipeline.studies.sweep import cell_failure, log_failure, run_sweep, runs_at_once
+from pipeline.studies.failures import log_failure
+from pipeline.studies.sweep import cell_failure, run_sweep, runs_at_once
 
 ROOT = Path(__file__).resolve().parents[2]
 
