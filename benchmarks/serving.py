@@ -1,13 +1,16 @@
 """What a server of a run does with many clients: throughput, time to the first token, and whether every reply is its own.
 
     python benchmarks/serving.py --run RUN --output serving.json
-    python benchmarks/serving.py --url http://127.0.0.1:8000/v1 --model tuned --run RUN --output serving.json
+    python benchmarks/serving.py --url http://127.0.0.1:8000/v1 --model tuned --output serving.json
+    python benchmarks/serving.py --url http://127.0.0.1:8000/v1 --model A --also B --also BASE --output adapters.json
 
 ``serve`` starts the server (llama.cpp, q8_0, 16 places), or ``--url`` names one. First every question is asked by one client,
 greedy, in both modes: those replies are the reference. Then the same work by 4 and by 16 clients, and at last ``--requests``
 requests by 16 clients in a random order of questions and modes. A request is *lost* where no reply comes; *mixed up* where the
 reply is that of another question or mode, or has the other mode's form; *another* where it is nobody's: batches of other sizes
-round otherwise, and greedy decoding can then take another word.
+round otherwise, and greedy decoding can then take another word. With ``--also``, requests go to several models of one server, by
+name and in a random order, and *mixed up* is the reply of another model too; half of the questions are then products, which tell
+tuned models from their base.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ class Job(NamedTuple):
 
     question: str
     mode: Mode
+    model: str = "tuned"
 
 
 class Answer(NamedTuple):
@@ -58,14 +62,20 @@ def questions(count: int, seed: int = 0) -> list[str]:
     return [f"What is {a} + {b}?" for a, b in random.Random(seed).sample(pairs, count)]
 
 
-async def ask(client: Any, model: str, job: Job) -> Answer:
+def products(count: int, seed: int = 0) -> list[str]:
+    """Different products of a number of two digits and one of one."""
+    pairs = [(a, b) for a in range(12, 100) for b in range(3, 10)]
+    return [f"What is {a} times {b}?" for a, b in random.Random(seed).sample(pairs, count)]
+
+
+async def ask(client: Any, job: Job) -> Answer:
     """One streamed request."""
     import openai
 
     started, first, parts, pieces = time.perf_counter(), 0.0, {"reasoning_content": "", "content": ""}, 0
     try:
         stream = await client.chat.completions.create(
-            model=model,
+            model=job.model,
             messages=[{"role": "user", "content": job.question}],
             temperature=0,
             max_tokens=LIMIT,
@@ -85,7 +95,7 @@ async def ask(client: Any, model: str, job: Job) -> Answer:
     return Answer(parts["reasoning_content"].strip(), parts["content"].strip(), pieces, first, whole)
 
 
-async def round_of(url: str, model: str, jobs: Sequence[Job], clients: int) -> tuple[list[Answer], float]:
+async def round_of(url: str, jobs: Sequence[Job], clients: int) -> tuple[list[Answer], float]:
     """All jobs by so many clients, each with one request open; answers in the order of the jobs, and seconds."""
     import openai
 
@@ -94,7 +104,7 @@ async def round_of(url: str, model: str, jobs: Sequence[Job], clients: int) -> t
 
     async def work() -> None:
         for place, job in waiting:
-            answers[place] = await ask(client, model, job)
+            answers[place] = await ask(client, job)
 
     async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=600) as client:
         started = time.perf_counter()
@@ -164,23 +174,36 @@ def served(run: Path, places: int, folder: Path) -> Iterator[tuple[str, str]]:
         process.stdout.close()
 
 
-def measure(url: str, model: str, count: int, requests: int) -> dict[str, Any]:
+def measure(
+    url: str, models: Sequence[str], count: int, requests: int, clients: Sequence[int] = CLIENTS
+) -> dict[str, Any]:
     """All rounds; see the module's docstring."""
-    jobs = [Job(question, mode) for question in questions(count) for mode in MODES]
-    asyncio.run(round_of(url, model, jobs[:4], 1))  # warm
+    several = len(models) > 1
+    asked = [*questions(count // 2), *products(count - count // 2)] if several else questions(count)
+    jobs = [Job(question, mode, model) for question in asked for mode in MODES for model in models]
+    asyncio.run(round_of(url, jobs[: 4 * len(models)], 1))  # warm
     rows, reference = [], {}
-    for clients in CLIENTS:
-        answers, seconds = asyncio.run(round_of(url, model, jobs, clients))
-        rows.append(row_of(clients, answers, seconds))
-        if clients == 1:
+    for number in clients:
+        answers, seconds = asyncio.run(round_of(url, jobs, number))
+        rows.append(row_of(number, answers, seconds))
+        if number == 1:
             reference = {job: (answer.reasoning, answer.text) for job, answer in zip(jobs, answers, strict=True)}
             if lost := [answer.error for answer in answers if answer.error]:
                 raise SystemExit(f"{len(lost)} requests of one client failed: {lost[0]}")
     many = [jobs[place % len(jobs)] for place in range(requests)]
     random.Random(1).shuffle(many)
-    answers, seconds = asyncio.run(round_of(url, model, many, CLIENTS[-1]))
-    rows.append(row_of(CLIENTS[-1], answers, seconds))
-    return {"rows": rows, "replies": compared(many, answers, reference), "different": len(set(reference.values()))}
+    answers, seconds = asyncio.run(round_of(url, many, clients[-1]))
+    rows.append(row_of(clients[-1], answers, seconds))
+    result = {"rows": rows, "replies": compared(many, answers, reference), "different": len(set(reference.values()))}
+    return result | ({"models": len(models), "told_apart": told_apart(reference)} if several else {})
+
+
+def told_apart(reference: dict[Job, tuple[str, str]]) -> list[int]:
+    """Of so many questions in a mode (the second number), those that no two models answer with the same text (the first)."""
+    replies: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for job, reply in reference.items():
+        replies.setdefault((job.question, job.mode), []).append(reply)
+    return [sum(len(set(group)) == len(group) for group in replies.values()), len(replies)]
 
 
 def table(result: dict[str, Any]) -> str:
@@ -195,29 +218,38 @@ def table(result: dict[str, Any]) -> str:
     found = result["replies"]
     lines.append("")
     lines.append(
-        f"{found['requests']:,} requests by {CLIENTS[-1]} clients, {result['different']} different replies: "
+        f"{found['requests']:,} requests by {result['rows'][-1]['clients']} clients, {result['different']} different replies: "
         f"{found['own']:,} their own, {found['another']} another wording, {found['mixed_up']} mixed up, {found['lost']} lost"
     )
+    if "models" in result:
+        apart, all_of_them = result["told_apart"]
+        lines.append(f"{result['models']} models; no two give the same reply to {apart} of {all_of_them} questions")
     return "\n".join(lines)
 
 
 def main() -> int:
     """Measure, print the table; 1 where a reply was lost or mixed up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="directory of a finished run")
+    parser.add_argument("--run", type=Path, help="directory of a finished run, which is served")
     parser.add_argument("--url", help="of a server that runs already")
     parser.add_argument("--model", default="tuned", help="what that one calls the model")
+    parser.add_argument(
+        "--also", action="append", default=[], metavar="MODEL", help="another model of it; several times"
+    )
+    parser.add_argument("--clients", type=int, nargs="+", default=list(CLIENTS), help="from 1 on; 1 is the reference")
     parser.add_argument("--questions", type=int, default=60, help="each in both modes")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
+    if bool(args.url) == bool(args.run) or (args.also and not args.url) or args.clients[0] != 1:
+        parser.error("give --run, or --url of a server that runs; --also goes with --url; --clients begins with 1")
     with contextlib.ExitStack() as stack:
         if args.url:
             url, model = args.url, args.model
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            url, model = stack.enter_context(served(args.run, CLIENTS[-1], folder))
-        result = measure(url, model, args.questions, args.requests)
+            url, model = stack.enter_context(served(args.run, args.clients[-1], folder))
+        result = measure(url, [model, *args.also], args.questions, args.requests, args.clients)
     if args.output:
         args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(table(result))

@@ -26,7 +26,7 @@ CONFIG = ROOT / "docs" / "site" / "mkdocs.yml"
 SECTIONS = {
     "Data and training": "data templates profiles memory resume distributed trackers real_weights keep audit many_gpus",
     "Measured": "claims ratio methods preference evaluation statistics",
-    "Use it": "export serving",
+    "Use it": "export serving retrieval",
     "Teach it": "teaching platforms",
 }
 # A link, or code, in which nothing is a link.

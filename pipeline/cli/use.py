@@ -1,8 +1,9 @@
-"""What was trained, used: export, serve, chat."""
+"""What was trained, used: export, serve, chat, ask."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -70,6 +71,12 @@ def register(group: Any) -> None:
     )
     sub.add_argument("--parallel", type=positive, default=4, metavar="N", help="requests at a time (default: 4)")
     sub.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="llama.cpp: that compute (default: one for a small file, else all cores)",
+    )
+    sub.add_argument(
         "--export-dir", type=folder, metavar="DIR", help="where the run was exported (default: RUN/export)"
     )
     sub.set_defaults(do=_serve)
@@ -98,6 +105,30 @@ def register(group: Any) -> None:
     sub.add_argument("--web", action="store_true", help="a page on this machine: base and tuned side by side")
     sub.add_argument("--port", type=positive, metavar="N", help="of the page (default: 7860)")
     sub.set_defaults(do=_chat)
+
+    help = "answer a question with what stands in a folder: retrieval beside fine-tuning"
+    sub = group.add_parser("ask", help=help, description=help)
+    sub.add_argument("run", type=Path, metavar="RUN", help="directory of a finished run")
+    sub.add_argument("question", type=word, metavar="QUESTION")
+    sub.add_argument("--folder", type=folder, required=True, metavar="DIR", help="with text files (UTF-8)")
+    sub.add_argument("--passages", type=positive, metavar="N", help="in the prompt, at most (default: 3)")
+    sub.add_argument("--base", dest="which", action="store_const", const="base", default="tuned", help="ask the base")
+    sub.add_argument(
+        "--no-think",
+        dest="mode",
+        action="store_const",
+        const="non_thinking",
+        default="thinking",
+        help="in the non-thinking mode",
+    )
+    sub.add_argument(
+        "--compare",
+        action="store_true",
+        help="base and tuned, both modes, with the passages and without: eight replies",
+    )
+    sub.add_argument("--seed", type=positive, metavar="N", help="of the sampling (default: another each time)")
+    sub.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+    sub.set_defaults(do=_ask)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -151,7 +182,9 @@ def _serve(args: argparse.Namespace) -> int:
     also = tuple((name.strip(), Path(run)) for name, _, run in (text.partition("=") for text in args.also))
     if not all(name and str(run) != "." for name, run in also):
         raise UserError(f"--also needs NAME=RUN; given: {', '.join(args.also)}.")
-    serving = Serving(args.engine, args.host, args.port, args.gguf, args.context, args.parallel, also)
+    if args.threads and args.engine != "llama.cpp":
+        raise UserError(f"--threads is of llama.cpp; {args.engine} has settings of its own for that.")
+    serving = Serving(args.engine, args.host, args.port, args.gguf, args.context, args.parallel, args.threads, also)
 
     def ready(address: str, name: str) -> None:
         body: dict[str, Any] = {"model": name, "messages": [{"role": "user", "content": "What is 17 + 25?"}]}
@@ -187,4 +220,22 @@ def _chat(args: argparse.Namespace) -> int:
         serve_page(Server(Talker(source), args.port or PORT, args.mode, args.seed, budget), ready)
     else:
         Chat(source, args.output, args.which, args.mode, seed=args.seed, budget=budget).run(sys.stdin)
+    return 0
+
+
+def _ask(args: argparse.Namespace) -> int:
+    from pipeline.core.modes import MODES
+    from pipeline.export.ask import COUNT, ask, asked_data, asked_text, open_index
+    from pipeline.export.source import open_source
+    from pipeline.export.talk import WHICH, Talker
+
+    if args.compare and (args.which == "base" or args.mode == "non_thinking"):
+        raise UserError("--compare asks both models in both modes; leave --base and --no-think out.")
+    quiet()
+    talker = Talker(open_source(args.run))
+    with contextlib.closing(open_index(args.folder, talker.source, talker.count_tokens)) as index:
+        which, modes = (WHICH, MODES) if args.compare else ((args.which,), (args.mode,))
+        count = args.passages or COUNT
+        asked = ask(talker, index, args.question, which, modes, args.compare, count, args.seed)
+    show(args, asked_data(asked), asked_text(asked))
     return 0

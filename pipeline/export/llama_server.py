@@ -12,7 +12,10 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import Any
+
+SMALL = 64 * 2**20  # bytes of weights, below which one thread computes
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,12 +27,24 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--name", help="what the model is called")
     found.add_argument("--context", type=int, required=True, help="tokens of prompt and reply, for each request")
     found.add_argument("--parallel", type=int, default=4, help="requests at a time")
-    found.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    found.add_argument("--threads", type=int, help="that compute (default: one for a small file, else every core)")
     found.add_argument("--max-tokens", type=int, default=-1, help="of a reply whose request names no limit")
     found.add_argument("--key-env", help="environment variable with the key that requests have to show")
     found.add_argument("--raw", action="store_true", help="leave the reasoning in the text")
     found.add_argument("--follow", action="store_true", help="end with standard input")
     return found
+
+
+def threads_for(size: int) -> int:
+    """Threads for a file of so many bytes.
+
+    llama.cpp's threads meet at every operation and wait for each other by spinning. With a small model an operation takes
+    microseconds, so a second thread gains nothing, and where another program has its core, every step waits for it: a token of
+    the embedded model then takes 20 times as long (docs/serving.md).
+    """
+    return (
+        1 if size < SMALL else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
 
 
 def settings(args: argparse.Namespace) -> Any:
@@ -41,7 +56,8 @@ def settings(args: argparse.Namespace) -> Any:
     params.model_alias = {args.name or "model"}
     params.hostnames, params.port = [args.host], args.port
     params.n_parallel, params.n_ctx = args.parallel, args.context * args.parallel
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = args.threads
+    threads = args.threads or threads_for(Path(args.file).stat().st_size)
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.n_predict = args.max_tokens
     params.use_jinja, params.warmup, params.ui, params.fit_params = True, False, False, False
     params.ctx_shift = False  # a prompt beyond the context is an error, not a prompt without its beginning

@@ -43,6 +43,7 @@ class Serving:
     gguf: str = "q8_0"
     context: int | None = None
     parallel: int = 4
+    threads: int | None = None  # that compute, in llama.cpp; None: as llama_server chooses
     also: tuple[tuple[str, Path], ...] = ()  # name and run of further adapters on the same base
 
 
@@ -147,7 +148,8 @@ def command(serving: Serving, source: Source, name: str, weights: Path | None) -
     if serving.engine == "llama.cpp":
         module = [sys.executable, "-m", "pipeline.export.llama_server", str(weights), "--name", name]
         key = ["--key-env", KEY] if os.environ.get(KEY, "").strip() else []
-        return [*module, *host, *port, "--context", context, "--parallel", str(serving.parallel), *key]
+        threads = [] if serving.threads is None else ["--threads", str(serving.threads)]
+        return [*module, *host, *port, "--context", context, "--parallel", str(serving.parallel), *threads, *key]
     if serving.engine == "vllm":
         module = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"]
         if weights is None:

@@ -117,6 +117,10 @@ class Talker:
         self.models = Models(source)
         self.decoding = decoding_of(source.profile.evaluation.sampling)
 
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text by itself."""
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def _room(self, ids: Sequence[int], which: str) -> int:
         with self.models.model(which) as model:
             return int(getattr(model.config, "max_position_embeddings", 0) or 2**31) - len(ids)

@@ -36,6 +36,8 @@ class Echo(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         question = body["messages"][0]["content"]
         question = self.swapped.get(question, question)
+        model = self.swapped.get(body["model"], body["model"])
+        question += "" if model == "tuned" else f" ({model})"
         if question == "refuse":
             self.send_error(500)
             return
@@ -73,7 +75,7 @@ def address() -> Iterator[str]:
 
 
 def test_a_good_server_loses_and_mixes_nothing(serving: ModuleType, address: str) -> None:
-    result = serving.measure(address, "tuned", 6, 40)
+    result = serving.measure(address, ["tuned"], 6, 40)
     assert result["replies"] == {"requests": 40, "own": 40, "another": 0, "mixed_up": 0, "lost": 0}
     assert result["different"] == 12 and [row["clients"] for row in result["rows"]] == [1, 4, 16, 16]
     for row in result["rows"]:
@@ -84,16 +86,30 @@ def test_a_good_server_loses_and_mixes_nothing(serving: ModuleType, address: str
 def test_what_is_mixed_up_or_lost_is_found(serving: ModuleType, address: str) -> None:
     a, b, c = serving.questions(3)
     jobs = [serving.Job(question, mode) for question in (a, b, c) for mode in ("thinking", "non_thinking")]
-    good, _ = asyncio.run(serving.round_of(address, "tuned", jobs, 2))
+    good, _ = asyncio.run(serving.round_of(address, jobs, 2))
     reference = {job: (answer.reasoning, answer.text) for job, answer in zip(jobs, good, strict=True)}
     Echo.swapped = {a: b, b: "refuse", c: "something else"}
-    bad, _ = asyncio.run(serving.round_of(address, "tuned", jobs, 2))
+    bad, _ = asyncio.run(serving.round_of(address, jobs, 2))
     found = serving.compared(jobs, bad, reference)
     assert found == {"requests": 6, "own": 0, "another": 2, "mixed_up": 2, "lost": 2}
     other_mode = [good[1], good[0], *good[2:]]
     assert serving.compared(jobs, other_mode, reference)["mixed_up"] == 2
 
 
+def test_a_model_that_answers_for_another_is_found(serving: ModuleType, address: str) -> None:
+    result = serving.measure(address, ["tuned", "maths", "base"], 4, 60, (1, 8))
+    assert result["replies"] == {"requests": 60, "own": 60, "another": 0, "mixed_up": 0, "lost": 0}
+    assert result["models"] == 3 and result["told_apart"] == [8, 8] and result["different"] == 24
+    assert "3 models; no two give the same reply to 8 of 8 questions" in serving.table(result)
+    jobs = [serving.Job(question, "thinking", model) for question in serving.products(2) for model in ("maths", "base")]
+    good, _ = asyncio.run(serving.round_of(address, jobs, 2))
+    reference = {job: (answer.reasoning, answer.text) for job, answer in zip(jobs, good, strict=True)}
+    Echo.swapped = {"maths": "base"}
+    bad, _ = asyncio.run(serving.round_of(address, jobs, 2))
+    assert serving.compared(jobs, bad, reference) == {"requests": 4, "own": 2, "another": 0, "mixed_up": 2, "lost": 0}
+
+
 def test_questions_and_percentiles(serving: ModuleType) -> None:
+    assert len(set(serving.products(300))) == 300
     assert len(set(serving.questions(300))) == 300 and serving.questions(5) == serving.questions(5)
     assert [serving.percentile([3, 1, 2, 4], part) for part in (0.25, 0.5, 0.95, 1)] == [1, 2, 4, 4]
