@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from pipeline.cli.shared import cells_text, command, load, positive, profile_path, quiet, show, word
+from pipeline.cli.shared import cells_text, command, folder, load, positive, profile_path, quiet, show, word
 from pipeline.core.language import LANGUAGES, language
 
 
@@ -17,6 +17,24 @@ def register(group: Any) -> None:
     course.add_argument("--chat-share", type=float, metavar="X", help="passed to the notebooks")
     course.add_argument("--lang", choices=LANGUAGES, help="language of the notebooks (default: that of the messages)")
     course.set_defaults(do=_course)
+
+    bundle = command(
+        group, "bundle", "pack the course into one file for machines without network", output=False, profile=False
+    )
+    bundle.add_argument(
+        "--output", dest="file", type=folder, required=True, metavar="FILE", help="the file to write, e.g. course.tar"
+    )
+    bundle.add_argument(
+        "--wheels", type=folder, metavar="DIR", help="take the packages from this folder; nothing is downloaded"
+    )
+    bundle.add_argument("--prepared", type=folder, metavar="DIR", help="the --output-dir of a course, to pack along")
+    bundle.add_argument(
+        "--requirements",
+        type=folder,
+        metavar="FILE",
+        help="another complete list of packages than requirements-cpu.txt",
+    )
+    bundle.set_defaults(do=_bundle)
 
     embedded = group.add_parser("embedded", help="the small model that this project ships").add_subparsers(
         dest="action", required=True, metavar="ACTION"
@@ -54,6 +72,20 @@ def _course(args: argparse.Namespace) -> int:
     )
     show(args, result, "\n".join(f"{n['name']}: {n['status']} ({n['seconds']:.0f} s)" for n in result["notebooks"]))
     return 0 if result["ok"] else 1
+
+
+def _bundle(args: argparse.Namespace) -> int:
+    from pipeline.core.place import ROOT
+    from pipeline.course.bundle import pack
+
+    made = pack(args.file, args.requirements or ROOT / "requirements-cpu.txt", args.wheels, args.prepared)
+    show(
+        args,
+        made,
+        f"{args.file}: {made['bytes'] / 2**20:,.0f} MiB, {made['wheels']} packages, {made['files']} files, for Python "
+        f"{made['python']} on {made['system']} ({made['machine']}). There: tar xf, then python3 install.py",
+    )
+    return 0
 
 
 def _embedded(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.core.errors import UserError
 from pipeline.course import exercises
-from pipeline.course.exercises import check, nb00, nb01, nb02
+from pipeline.course.exercises import check, nb00, nb01, nb02, nb02b
 from pipeline.data.chat_format import EMPTY_THINK
 from pipeline.data.cleaning.decontaminate import Decontaminator, load_benchmarks
 from pipeline.data.conversations import Conversation, Rejected, converter
@@ -105,11 +105,14 @@ RIGHT: dict[str, Any] = {
     "02.1": _from_scratchpad,
     "02.2": CLEAN,
     "02.3": _limit,
-    "02.4": [2, 4, 7, 9],
     "00.4": (458, 367),
     "01.4": f"<|im_start|>user\nWhat is 58 + 67?<|im_end|>\n<|im_start|>assistant\n{EMPTY_THINK}",
     "01.5": lambda ids, labels: _without_loss(labels, 4),
-    "02.5": lambda rows: [row for row in rows if row["labels"][-1] == rows[1]["labels"][-1]],
+    "02.4": lambda rows: [row for row in rows if row["labels"][-1] == rows[1]["labels"][-1]],
+    "02b.1": lambda a, b: len(a & b) / len(a | b) if a | b else 1,
+    "02b.2": 400,
+    "02b.3": [2, 4, 7, 9],
+    "02b.4": (1.0, 0.0),
 }
 # What a learner may well write first.
 WRONG: dict[str, list[Any]] = {
@@ -209,7 +212,7 @@ WRONG: dict[str, list[Any]] = {
         lambda ids, labels: [-100] * len(labels),
         lambda ids, labels: labels[4:],
     ],
-    "02.5": [
+    "02.4": [
         30,
         lambda rows: rows,
         lambda rows: [],
@@ -217,10 +220,21 @@ WRONG: dict[str, list[Any]] = {
         lambda rows: [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in rows],
         lambda rows: [row for row in rows if len(row["labels"]) > 40],
     ],
-    "02.4": [4, [], [0, 2, 4, 7, 9], [2, 4, 9], [2, 4, 7, 9, 10], [1, 2], ["2", "4", "7", "9"], list(range(1, 11))],
+    "02b.1": [
+        0.9,
+        lambda a, b: 0.5,
+        lambda a, b: len(a & b) / len(a | b),  # divides by zero
+        lambda a, b: len(a & b) / len(a | b) if a | b else 0,
+        lambda a, b: len(a & b) / max(len(a), 1),
+        lambda a, b: len(a & b) / (len(a) + len(b)) if a | b else 1,
+        lambda a, b: a & b,
+    ],
+    "02b.2": [128, 20, 401, 400.0, 0, -400],
+    "02b.4": [0.9, (0.0, 0.0), (1.0, 1.0), (2, 0), ("all", "none")],
+    "02b.3": [4, [], [0, 2, 4, 7, 9], [2, 4, 9], [2, 4, 7, 9, 10], [1, 2], ["2", "4", "7", "9"], list(range(1, 11))],
 }
 NAMES = sorted(RIGHT)
-TRAIN = ("00.4", "01.4", "01.5", "02.5")  # their checks ask or train a model
+TRAIN = ("00.4", "01.4", "01.5", "02.4", "02b.4")  # their checks ask or train a model
 NIGHTLY = [pytest.mark.slow, pytest.mark.nightly]  # by day the solutions try the right answers
 
 
@@ -231,7 +245,8 @@ def _case(*values: Any) -> Any:
 def test_every_exercise_of_these_notebooks_is_tried() -> None:
     registered = {name for name in exercises._CHECKS if name[:2] in ("00", "01", "02")}
     assert registered == set(RIGHT) == set(WRONG)
-    assert {nb00.__name__, nb01.__name__, nb02.__name__} == {f"pipeline.course.exercises.nb{n[:2]}" for n in registered}
+    modules = {f"pipeline.course.exercises.nb{n.partition('.')[0]}" for n in registered}
+    assert {nb00.__name__, nb01.__name__, nb02.__name__, nb02b.__name__} == modules
 
 
 @pytest.mark.parametrize("name", [_case(name) for name in NAMES])
@@ -283,14 +298,14 @@ def test_more_steps_than_needed_are_right_too() -> None:
 
 
 def test_hints_about_contamination_do_not_name_a_missing_line() -> None:
-    assert re.findall(r"\d+", _hint("02.4", [2, 4, 9])) == ["1"]
+    assert re.findall(r"\d+", _hint("02b.3", [2, 4, 9])) == ["1"]
 
 
 @pytest.mark.parametrize(("ngram", "overlap", "lines"), [(8, 0.5, [2, 4, 9]), (5, 0.35, [2, 4, 7, 9])])
 def test_contaminated_lines_are_those_that_the_module_finds(
     tmp_path: Path, ngram: int, overlap: float, lines: list[int]
 ) -> None:
-    benchmark, training = nb02.contamination_files(tmp_path)
+    benchmark, training = nb02b.contamination_files(tmp_path)
     settings = BenchmarkSettings(name="b", source="local", path=str(benchmark))  # type: ignore[call-arg]
     decontamination = Decontamination(benchmarks=[settings], ngram=ngram, overlap=overlap)
     decontaminate = Decontaminator(load_benchmarks(decontamination), decontamination)
@@ -343,7 +358,7 @@ def _ids(paths: list[Path]) -> Any:
 
 def test_every_lesson_has_its_solutions_and_names_them() -> None:
     numbers = [path.stem.partition("_")[0] for path in COURSE]
-    assert numbers == sorted([*(f"{number:02}" for number in range(11)), "03b", "06b"])
+    assert numbers == sorted([*(f"{number:02}" for number in range(11)), "02b", "03b", "06b"])
     assert [path.name for path in SOLUTIONS] == [path.name for path in COURSE]
     for path in COURSE:
         assert any(f"`solutions/{path.name}`" in cell.source for cell in _read(path).cells), path.name

@@ -1,4 +1,4 @@
-"""Exercises of notebook 02: a converter, a cleaning that takes the dirt and nothing else, a length limit, contaminated rows."""
+"""Exercises of notebook 02: a converter, a cleaning that takes the dirt and nothing else, a length limit, whole rows."""
 
 from __future__ import annotations
 
@@ -160,48 +160,6 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
-# --- 02.4: a benchmark and rows that hold some of it --------------------------------------------------------------------
-
-_BENCHMARK = (
-    "Nora has 14 apples and gives 5 of them to her brother. Then she buys twice as many as she has left. How many apples does "
-    "she have now?",
-    "A train leaves the harbour at 9:40 and reaches the airport 75 minutes later. At what time does it arrive at the airport?",
-    "The garden of the school is 12 metres long and 7 metres wide. How many metres of fence are needed to go all around it?",
-    "Write a letter of exactly three paragraphs to a museum that has lost your umbrella, without using the letter q.",
-    "小明有二十四颗糖，他把其中的三分之一分给了妹妹，又吃掉了四颗，请问小明最后还剩下多少颗糖？",
-)
-# (whether an item of the benchmark stands in it, question, answer)
-_TRAINING = (
-    (False, "Tom has 8 marbles and finds 3 more on his way to school. How many marbles does he have now?", "11"),
-    (True, _BENCHMARK[1], "At 10:55."),
-    (False, "A bus leaves the station at 8:15 and needs 40 minutes to the zoo. At what time is it there?", "At 8:55."),
-    (
-        True,
-        f"Here is a little puzzle for you! Please think step by step.\n\n**Question:** {_BENCHMARK[0]}\n\nPut the final "
-        "answer in \\boxed{}.",
-        "\\boxed{27}",
-    ),
-    (False, "The room is 5 metres long and 4 metres wide. How large is its floor?", "20 square metres."),
-    (False, "小红有十五支铅笔，送给同桌六支，她还有多少支铅笔？", "九支。"),
-    (
-        True,
-        "The garden of the school is 15 metres long and 9 metres wide. How many metres of fence are needed to go all around it?",
-        "48 metres.",
-    ),
-    (False, "Write a letter to a friend who has moved to another town, in two paragraphs.", "Dear Kim, how are you? …"),
-    (True, "Can you give me an example of a hard word problem in Chinese?", f"Gladly. {_BENCHMARK[4]} The answer is 12."),
-    (False, "How many apples does she have now, if Ida had 6 apples and has eaten 2?", "4"),
-)  # fmt: skip
-
-
-def contamination_files(folder: Path) -> tuple[Path, Path]:
-    """Write ``benchmark.jsonl`` (column question) and ``training.jsonl`` (question, answer); returns both paths."""
-    benchmark, training = folder / "benchmark.jsonl", folder / "training.jsonl"
-    write_jsonl(benchmark, ({"question": item} for item in _BENCHMARK))
-    write_jsonl(training, ({"question": question, "answer": answer} for _, question, answer in _TRAINING))
-    return benchmark, training
-
-
 # --- the checks ---------------------------------------------------------------------------------------------------------
 
 
@@ -272,27 +230,7 @@ def smallest_limit(answer: Any) -> None:
         assert isinstance(given, int), f"It returned {given!r}; a limit is a whole number of tokens."
 
 
-@exercise("02.4")
-def contaminated_rows(answer: Any) -> None:
-    """``answer``: numbers, from 1, of the lines of training.jsonl that hold an item of benchmark.jsonl."""
-    assert isinstance(answer, list | tuple | set) and all(type(line) is int for line in answer), (
-        "The answer should be a list of line numbers, counted from 1."
-    )
-    outside = [line for line in answer if not 1 <= line <= len(_TRAINING)]
-    assert not outside, f"There is no line {outside[0]} in training.jsonl; lines count from 1."
-    truth = {line for line, (contaminated, *_) in enumerate(_TRAINING, 1) if contaminated}
-    style = sorted(set(answer) - truth)
-    assert not style, (
-        f"Line {style[0]} is of the same style as the benchmark, but it is another task. A lower overlap finds such rows too."
-    )
-    missing = len(truth - set(answer))
-    assert not missing, (
-        f"{missing} more line(s) hold an item. Items may be wrapped in other text, stand in an answer, or have other numbers: "
-        "shorter n-grams survive such a change."
-    )
-
-
-# --- 02.5: rows that never end ------------------------------------------------------------------------------------------
+# --- 02.4: rows that never end ------------------------------------------------------------------------------------------
 
 
 def broken_rows() -> list[lab.Row]:
@@ -306,7 +244,7 @@ def broken_rows() -> list[lab.Row]:
     return rows
 
 
-@exercise("02.5")
+@exercise("02.4")
 def whole_rows(answer: Any) -> None:
     """``answer(rows)``: those rows that end with the end of the turn."""
     assert callable(answer), "The answer should be a function that takes the rows and gives back those to train on."
