@@ -164,6 +164,13 @@ def test_an_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, engine
     assert f"-m pip install {package}" in str(error.value)
 
 
+def test_a_small_model_is_computed_by_one_thread() -> None:
+    from pipeline.export.llama_server import SMALL, threads_for
+
+    assert threads_for(4 * 2**20) == threads_for(SMALL - 1) == 1
+    assert threads_for(SMALL) >= 1
+
+
 def test_several_adapters_on_one_base(tiny_run: Path, tmp_path: Path) -> None:
     from pipeline.export.source import open_source
 
@@ -204,5 +211,7 @@ def test_a_key_is_on_no_command_line(monkeypatch: pytest.MonkeyPatch, tiny_run: 
     for engine in serve.ENGINES:
         words = serve.command(Serving(engine, context=64), source, "tuned", tmp_path)
         assert not [word for word in words if "a-key-for-the-test" in word]
-        assert str(tmp_path) in words and "8000" in words
+        assert str(tmp_path) in words and "8000" in words and "--threads" not in words
+    words = serve.command(Serving("llama.cpp", context=64, threads=2), source, "tuned", tmp_path)
+    assert words[words.index("--threads") + 1] == "2"
     assert "qwen3" in serve.command(Serving("vllm"), source, "tuned", tmp_path)
