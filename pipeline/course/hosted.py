@@ -150,7 +150,7 @@ def with_cell(notebook: dict[str, Any], number: str, text: str) -> dict[str, Any
     """The notebook with the cell behind its parameters, in these words."""
     cells = [cell for cell in notebook["cells"] if not is_hosted_cell(cell)]
     at = next(i for i, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", [])) + 1
-    own = {
+    own: dict[str, Any] = {
         "cell_type": "code",
         "execution_count": None,
         "id": f"nb{number}-hosted",
