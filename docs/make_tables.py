@@ -107,7 +107,16 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
     from pipeline.studies.search_result import search_table
     from pipeline.studies.switches import switches_text
 
-    scripts = ("cleaning_quality", "estimate", "length_grouping", "processes", "resume", "serving", "unsloth_cpu")
+    scripts = (
+        "cleaning_quality",
+        "estimate",
+        "length_grouping",
+        "processes",
+        "resume",
+        "schedules",
+        "serving",
+        "unsloth_cpu",
+    )
     return {
         **{name: _benchmark(f"{name}.py") for name in scripts},
         **{name: _benchmark("sweep.py") for name in ("sweep_cells", "workers")},
