@@ -27,7 +27,7 @@ SECTIONS = {
     "Data and training": "data templates profiles memory resume distributed trackers real_weights keep audit many_gpus",
     "Measured": "claims ratio methods preference evaluation statistics",
     "Use it": "export serving retrieval",
-    "Teach it": "teaching platforms",
+    "Teach it": "teaching platforms choosing",
 }
 # A link, or code, in which nothing is a link.
 LINK = re.compile(r"```.*?```|(!?)\[([^\]\n]*)\]\(([^)\s]+)\)|`[^`\n]+`", flags=re.DOTALL)

@@ -107,9 +107,7 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
     from pipeline.studies.search_result import search_table
     from pipeline.studies.switches import switches_text
 
-    scripts = (
-        "cleaning_quality estimate length_grouping perf processes resume retrieval server serving unsloth_cpu".split()
-    )
+    scripts = "cleaning_quality estimate length_grouping perf processes resume retrieval schedules server serving unsloth_cpu".split()
     return {
         **{name: _benchmark(f"{name}.py") for name in scripts},
         **{name: _benchmark("sweep.py") for name in ("sweep_cells", "workers")},

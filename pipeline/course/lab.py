@@ -17,7 +17,7 @@ import logging
 import math
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from pipeline.core.errors import UserError
@@ -36,6 +36,13 @@ if TYPE_CHECKING:
 
 MOST_STEPS = 400
 BATCH = 4  # rows a step
+# Name → the part of the peak rate after a part of all steps, both from 0 to 1.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "linear": lambda done: 1 - done,
+    "constant": lambda done: 1.0,
+    "exponential": lambda done: 0.01**done,
+}
 
 
 class Row(TypedDict):
@@ -123,11 +130,17 @@ def teach(
     rate: float = 5e-3,
     rank: int = 16,
     seed: int = 1,
+    schedule: str = "cosine",
+    weight_decay: float = 0.01,
+    dropout: float = 0.0,
 ) -> Taught:
     """Train a new adapter on ``rows`` for ``steps`` steps of four rows, then ask. 0 steps: ask the base.
 
     Args:
         rank: of the LoRA matrices.
+        schedule: of the learning rate, one of ``SCHEDULES``.
+        weight_decay: AdamW's, a part of the weight that each step takes away, times the rate.
+        dropout: part of the adapters' inputs that is set to zero at random, 0 or more and below 1.
 
     Returns:
         The mean loss of each step in nats a token, and the replies in the order of ``ask``.
@@ -137,6 +150,7 @@ def teach(
     """
     job: dict[str, Any] = {"rows": [dict(row) for row in rows], "ask": [dict(one) for one in ask], "steps": steps}
     job |= {"rate": float(rate), "rank": rank, "seed": seed}
+    job |= {"schedule": schedule, "weight_decay": float(weight_decay), "dropout": float(dropout)}
     _require(job)
     if "unsloth" not in sys.modules:
         return work(job)
@@ -156,6 +170,12 @@ def _require(job: Mapping[str, Any]) -> None:
         raise UserError(f"The learning rate has to be a number above 0, not {job['rate']!r}.")
     if not isinstance(job["rank"], int) or not 1 <= job["rank"] <= 128:
         raise UserError(f"The rank has to be a whole number from 1 to 128, not {job['rank']!r}.")
+    if job["schedule"] not in SCHEDULES:
+        raise UserError(f"A schedule is one of {', '.join(SCHEDULES)}, not {job['schedule']!r}.")
+    if not (math.isfinite(job["weight_decay"]) and job["weight_decay"] >= 0):
+        raise UserError(f"Weight decay has to be a number from 0 on, not {job['weight_decay']!r}.")
+    if not 0 <= job["dropout"] < 1:
+        raise UserError(f"Dropout has to be a number from 0 to below 1, not {job['dropout']!r}.")
     if job["steps"] and not job["rows"]:
         raise UserError("There are no rows to train on.")
     for number, row in enumerate(job["rows"]):
@@ -183,10 +203,14 @@ def work(job: Mapping[str, Any]) -> Taught:
     loss: list[float] = []
     if job["steps"]:
         config = LoraConfig(
-            task_type="CAUSAL_LM", r=job["rank"], lora_alpha=2 * job["rank"], target_modules="all-linear"
+            task_type="CAUSAL_LM",
+            r=job["rank"],
+            lora_alpha=2 * job["rank"],
+            lora_dropout=job["dropout"],
+            target_modules="all-linear",
         )
         adapted: Any = get_peft_model(copy.deepcopy(model), config)
-        loss = _train(adapted, job["rows"], job["steps"], job["rate"], job["seed"])
+        loss = _train(adapted, job)
         model = adapted.eval()
     return {"loss": loss, "replies": _ask(model, tokenizer, job["ask"])}
 
@@ -231,15 +255,17 @@ def base() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-def _train(model: Any, rows: Sequence[Mapping[str, Any]], steps: int, rate: float, seed: int) -> list[float]:
-    """Mean loss of each step. The rate falls to zero along a cosine; gradients are clipped to norm 1."""
+def _train(model: Any, job: Mapping[str, Any]) -> list[float]:
+    """Mean loss of each step. The rate follows the schedule; gradients are clipped to norm 1."""
     import numpy as np
     import torch
 
-    draw = np.random.default_rng(seed)
+    rows, steps = job["rows"], job["steps"]
+    draw = np.random.default_rng(job["seed"])
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
+    optimiser = torch.optim.AdamW(parameters, lr=job["rate"], weight_decay=job["weight_decay"])
+    shape = SCHEDULES[job["schedule"]]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: shape(step / steps))
     losses = []
     model.train()
     for _ in range(steps):

@@ -68,7 +68,9 @@ def test_the_style_check_itself(text: str, problems: int) -> None:
 ROOT = NOTEBOOKS.parent
 
 
-@pytest.mark.parametrize("name", ["README.zh-CN.md", "docs/glossary.md", "docs/complaints.zh.md"])
+@pytest.mark.parametrize(
+    "name", ["README.zh-CN.md", "docs/glossary.md", "docs/complaints.zh.md", "docs/choosing.zh.md"]
+)
 def test_chinese_pages_are_set_as_in_print(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     assert not style_problems(re.sub(r"<!-- results:.*?<!-- end -->", "", text, flags=re.DOTALL))

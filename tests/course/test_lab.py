@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from typing import Any
@@ -49,12 +50,23 @@ ROW = {"input_ids": [5, 6], "labels": [-100, 6]}
         ({"rate": 0.0}, "learning rate"),
         ({"rate": float("nan")}, "learning rate"),
         ({"rank": 0}, "rank"),
+        ({"schedule": "zigzag"}, "cosine, linear, constant, exponential, not 'zigzag'"),
+        ({"weight_decay": -0.1}, "Weight decay"),
+        ({"weight_decay": float("inf")}, "Weight decay"),
+        ({"dropout": 1.0}, "Dropout"),
         ({"ask": [{"messages": [], "mode": "fast", "answer": ""}]}, "mode"),
     ],
 )
 def test_a_job_that_cannot_work_is_refused_before_it_begins(change: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         lab.teach(**({"rows": [ROW], "steps": 1} | change))
+
+
+def test_a_schedule_begins_at_the_peak_and_never_rises() -> None:
+    for name, shape in lab.SCHEDULES.items():
+        rates = [shape(step / 40) for step in range(41)]
+        assert rates[0] == 1 and all(a >= b for a, b in itertools.pairwise(rates)), name
+        assert rates[-1] == (1 if name == "constant" else pytest.approx(0, abs=0.011)), name
 
 
 @pytest.mark.slow
