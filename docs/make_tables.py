@@ -107,9 +107,11 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
     from pipeline.studies.search_result import search_table
     from pipeline.studies.switches import switches_text
 
-    scripts = "cleaning_quality estimate length_grouping perf processes resume retrieval schedules server serving unsloth_cpu".split()
+    scripts = (
+        "cleaning_quality estimate length_grouping perf processes resume retrieval schedules server serving".split()
+    )
     return {
-        **{name: _benchmark(f"{name}.py") for name in scripts},
+        **{name: _benchmark(f"{name}.py") for name in [*scripts, "unsloth_cpu"]},
         **{name: _benchmark("sweep.py") for name in ("sweep_cells", "workers")},
         "audit": audit_table,
         "handover": handover_table,
