@@ -62,4 +62,12 @@ def test_too_few_doses_or_none_without_the_remedy(doses: list[float | None]) -> 
 def test_the_doses_of_the_study_are_the_shares_that_its_arms_set() -> None:
     arms = load_arms("keep").arms
     doses = {name: arm.dose for name, arm in arms.items() if arm.dose is not None}
-    assert doses == {"chat_50": 0, **{f"rehearsal_{n:02d}": n / 100 for n in (1, 5, 10, 20, 40)}}
+    assert doses == {"chat_50": 0, "recipe": 0.3, **{f"rehearsal_{n:02d}": n / 100 for n in (1, 5, 10, 20, 40)}}
+    for name, dose in doses.items():
+        shares = arms[name].set[0].partition("=")[2].strip("{}").split(", ")
+        own = {key: float(value) for key, value in (text.split(": ") for text in shares) if key.startswith("own_")}
+        assert sum(own.values()) == pytest.approx(dose, abs=1e-3)
+        if dose:  # of each dose, half is chat, a third sums with thinking, a sixth sums without
+            assert [own[k] / dose for k in ("own_chat", "own_sums", "own_sums_direct")] == pytest.approx(
+                [1 / 2, 1 / 3, 1 / 6], abs=5e-3
+            )
