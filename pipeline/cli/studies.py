@@ -129,7 +129,9 @@ def _engine_arguments(sub: Any) -> None:
     sub.add_argument(
         "--cell-gpus", type=float, metavar="X", help="GPUs of a cell on Ray (default: 1 where there are any)"
     )
-    sub.add_argument("--resume", action="store_true", help="go on with what is there; a study always does")
+    sub.add_argument(
+        "--resume", dest="goes_on", action="store_true", help="go on with what is there; a study always does"
+    )
 
 
 def _engine(args: argparse.Namespace) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.statistics import wilson
+from pipeline.data.chat_format import coloured
 from pipeline.evaluation.report.pictures import COLOURS
 
 LEFT, RIGHT, TIE = "left", "right", "tie"
@@ -114,8 +115,6 @@ def mask_viewer(tokenizer: Any, examples: Mapping[str, Sequence[Mapping[str, Any
 
     def page(source: str, row: int) -> Any:
         from IPython.display import HTML
-
-        from pipeline.data.chat_format import coloured
 
         own = examples[source]
         example = dict(own[min(row, len(own) - 1)])

@@ -29,6 +29,7 @@ from pipeline.export.talk import Parts, Talker
 HOST = "127.0.0.1"
 PORT = 7860
 LARGEST = 2**20  # bytes of a request
+LARGEST_DISCARDED = 16 * 2**20  # bytes of a request that is refused for its length
 SECONDS = 30.0  # for a request to arrive
 PAGE = Path(__file__).parent / "templates" / "chat.html"
 # The page loads nothing from elsewhere and is shown in no other page.
@@ -176,6 +177,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not length.isdecimal():
             raise _Refused(411, "say the length")
         if int(length) > LARGEST:
+            self._discard(int(length))
             self.close_connection = True
             raise _Refused(413, f"a request has at most {LARGEST:,} bytes")
         try:
@@ -184,6 +186,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise _Refused(400, f"{where}: {first['msg']}" if where else str(first["msg"])) from error
+
+    def _discard(self, length: int) -> None:
+        """Read what comes of a body that is too long, up to a bound: who is still sending does not see the answer."""
+        left = min(length, LARGEST_DISCARDED)
+        while left > 0 and (read := self.rfile.read(min(left, 2**16))):
+            left -= len(read)
 
     def _line(self, data: dict[str, Any]) -> None:
         self.wfile.write(json.dumps(data, ensure_ascii=False).encode("utf-8", "replace") + b"\n")

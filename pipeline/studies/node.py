@@ -31,6 +31,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.place import PACKAGE, ROOT
 from pipeline.core.versions import installed
 from pipeline.model.engines import guard
+from pipeline.settings import load_profile
 from pipeline.studies.failures import reason_of
 from pipeline.studies.storage import Storage
 
@@ -130,7 +131,6 @@ def _run(order: Order, storage: Storage, folder: Path) -> int:
 def begin_with_base(folder: Path, run: Path, storage: Storage, key: str) -> None:
     """A run directory that holds the base evaluation which cells share."""
     from pipeline.run import Run
-    from pipeline.settings import load_profile
 
     try:
         Run.open(load_profile(str(folder / "profile.yaml")), run, resume=True)

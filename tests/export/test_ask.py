@@ -160,7 +160,7 @@ def test_the_command(pipeline_command: Callable[..., Any], tiny_run: Path, tmp_p
     assert len(kinds) == len(set(kinds)) == 8
     replies = dict(zip(kinds, (reply["text"] for reply in result["replies"]), strict=True))
     assert "Nova" in replies["base", "non_thinking", True] and "Nova" not in replies["base", "non_thinking", False]
-    done = pipeline_command("ask", *common, "--compare", "--base", code=1)
+    done = pipeline_command("ask", *common, "--compare", "--base", code=2)
     assert "leave --base and --no-think out" in done.stderr
-    done = pipeline_command("ask", str(tiny_run), "Hi", "--folder", str(tmp_path / "none"), code=1)
+    done = pipeline_command("ask", str(tiny_run), "Hi", "--folder", str(tmp_path / "none"), code=2)
     assert "is no folder" in done.stderr
