@@ -65,7 +65,7 @@ def test_it_works_away_from_the_checkout(installed: Path, tmp_path: Path) -> Non
     )
     assert Path(where.stdout.strip()).is_relative_to(installed), where.stdout
     doctor = call(installed, tmp_path, "doctor", "--json", "--no-network")
-    assert doctor.returncode == 0, doctor.stderr
+    assert doctor.returncode == 0, doctor.stderr + doctor.stdout
     checks = {check["name"]: check["ok"] for check in json.loads(doctor.stdout)["checks"]}
     assert checks["versions"] and checks["embedded_model"]
     assert (installed / "pipeline" / "assets" / "notebooks" / "zh" / "01_chat_format.ipynb").is_file()

@@ -51,6 +51,7 @@ def test_it_is_a_fork_unless_the_program_must_not_be_one(warm_python: str, envir
         assert done.stdout == f"{forked}\n", (changes, options, done.stderr)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_program(warm_python: str, number: signal.Signals, tmp_path: Path) -> None:
     code = "import sys, time\nfor i in range(10000): open(sys.argv[1], 'w').write(str(i)); time.sleep(0.01)"

@@ -54,7 +54,8 @@ def pinned() -> dict[str, str]:
     """
     try:
         if not IN_CHECKOUT:  # an installed package carries them in its metadata
-            return dict(_pins(importlib.metadata.requires(DISTRIBUTION) or [], DISTRIBUTION))
+            needed = importlib.metadata.requires(DISTRIBUTION) or []
+            return dict(_pins((line for line in needed if "extra ==" not in line), DISTRIBUTION))
         lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
         raise UserError(

@@ -102,6 +102,7 @@ def test_sweep_takes_its_values_with_or_without_spaces(tmp_path: Path, monkeypat
     assert taken == [["0", "0.5", "1"]] * 4
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_ends_it_quietly() -> None:
     command = [sys.executable, "-m", "pipeline", "data", "inspect", "--rows", "900"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

@@ -65,6 +65,7 @@ def test_two_at_a_time_in_the_order_of_their_needs(folder: Path, monkeypatch: py
     assert {n["status"] for n in again["notebooks"]} == {"done before"}
 
 
+@pytest.mark.slow
 def test_a_failure_stops_what_has_not_begun(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = folder / "notebooks" / "03_x.ipynb"
     book = json.loads(path.read_text())

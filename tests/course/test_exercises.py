@@ -431,6 +431,7 @@ def test_exercises_at_the_end_are_left_open(path: Path) -> None:
     assert asked[-1].id == _code(path)[-1].id
 
 
+@pytest.mark.slow
 @_ids(SOLUTIONS)
 def test_solutions_run_alone_and_solve_every_exercise(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

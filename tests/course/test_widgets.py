@@ -169,6 +169,7 @@ def test_a_click_goes_on_to_the_next_pair_and_ends_with_the_result(screen: Scree
     assert len(screen.updates) == 2 and rating.result()["rated"] == 2
 
 
+@pytest.mark.slow
 def test_in_batch_the_first_picture_is_an_ordinary_output(tmp_path: Path) -> None:
     """As papermill runs it: no browser, and the page holds what the slider would show first."""
     from nbclient import NotebookClient

@@ -130,6 +130,7 @@ def test_what_counts_as_a_number(answer: str, number: bool) -> None:
     assert is_number(answer) is number
 
 
+@pytest.mark.slow
 def test_long_odd_answers_do_not_hang() -> None:
     for text in (
         "1 " * 200,

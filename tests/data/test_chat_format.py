@@ -882,6 +882,7 @@ def test_the_sandbox_keeps_its_verdicts(embedded_tokenizer: PreTrainedTokenizerB
     assert environment.from_string("{{ 'a b'.split(' ')[1] }}").render() == "b"
 
 
+@pytest.mark.slow
 def test_the_sandbox_keeps_its_verdicts_in_a_worker_process(embedded_tokenizer: PreTrainedTokenizerBase) -> None:
     code = (
         "import pickle, sys\n"

@@ -121,6 +121,7 @@ def test_true_means_the_defaults_of_a_step(tmp_path: Path) -> None:
     assert cleaning.near_duplicates is not None and cleaning.personal_data is not None and cleaning.length is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["build", "inspect"])
 def test_a_data_command_loads_neither_torch_nor_transformers(command: str, tmp_path: Path) -> None:
     """Ten rows: what is not loaded costs nothing."""

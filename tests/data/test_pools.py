@@ -71,6 +71,7 @@ def test_shards_and_chunks_change_nothing(form: ChatFormat, monkeypatch: pytest.
     assert len(keys[0]) == len(set(whole.examples["row"])) and (keys[0] == keys[1]).all()
 
 
+@pytest.mark.slow
 def test_same_bytes_on_one_and_on_two_processes(form: ChatFormat, tmp_path: Path) -> None:
     clean = CleanSettings.model_validate({"normalise": True, "length": {"min_answer": 2}})
     more = {"cleaning": clean, "comparing": True, "signing": pools.NearDuplicates()}
@@ -353,6 +354,7 @@ def test_augmented_copies_are_marked_and_share_the_key(form: ChatFormat, tmp_pat
     assert all(len(found) == 1 for found in keys.values()) and len(keys) == 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_copies_that_cannot_be_rendered_are_counted(form: ChatFormat, tmp_path: Path, workers: int) -> None:
     # The other word holds half a surrogate pair: the original becomes an example, its copy cannot.

@@ -95,6 +95,7 @@ def gold(limit, seed=42):
 EMBEDDED = ("embedded_chat", "embedded_arithmetic", "embedded_skill")
 
 
+@pytest.mark.slow
 def test_gold_replies_score_one_and_are_faithful(tmp_path):
     answer = gold(12)
     calls = []
@@ -277,6 +278,7 @@ def gsm8k_score(tmp_path, gsm8k, form, mode="thinking", **arguments):
     return evaluate_replies(replay, "m", config, tmp_path / "run", [mode], False)[mode]["benchmarks"]["gsm8k"]
 
 
+@pytest.mark.slow
 @needs_shared
 @pytest.mark.parametrize(
     ("form", "score"),
@@ -523,6 +525,7 @@ def test_replies_that_cannot_fit_are_refused_before_the_mix_is_built(tmp_path, s
         plan(profile)
 
 
+@pytest.mark.slow
 def test_a_prompt_without_room_for_its_reply_is_found_before_the_mix_is_built(tmp_path, monkeypatch):
     def never(*_):
         raise AssertionError("the mix was built")

@@ -24,6 +24,7 @@ def test_a_token_that_the_server_leaves_out_has_no_probability() -> None:
     assert aligned([6, 5], known) == [None, -1.0] and aligned([6], []) == [None]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in requirements.PACKAGES),
     reason="llama.cpp is not installed (requirements-export.txt)",

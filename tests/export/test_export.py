@@ -210,6 +210,7 @@ def test_the_splitting_of_text_is_known(tokenizer: Any) -> None:
     assert split_name(tokenizer) == "qwen2"
 
 
+@pytest.mark.slow
 @needs_llama_cpp
 def test_what_llama_cpp_does_not_know_is_said(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()

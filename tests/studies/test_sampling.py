@@ -70,6 +70,7 @@ def test_a_study_of_a_run(tiny_run: Path, tmp_path: Path, capsys: pytest.Capture
         run_sampling(tiny_run, folder, [0.1], "base", 3)
 
 
+@pytest.mark.slow
 def test_bad_runs(tmp_path: Path, tiny_run: Path) -> None:
     with pytest.raises(UserError, match="is no run directory"):
         run_sampling(tmp_path / "none", tmp_path / "out")

@@ -34,6 +34,7 @@ ONE = [f"{name}={value}" for name, value in (
 # --- the file of ranges -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_setting_of_the_space_exists_and_every_value_fits() -> None:
     space = load_space()
     for profile in (path.stem for path in PROFILES.glob("*.yaml")):
@@ -143,6 +144,7 @@ def summarised(search: Search, study: optuna.Study) -> Any:
     return summarise_search(study, search.space, search.floor, search.folder)
 
 
+@pytest.mark.slow
 def test_the_best_trial_keeps_both_modes(tmp_path: Path) -> None:
     outcomes = [(0.6, [0.99, 1.0]), (0.9, [0.5, 1.0]), (0.7, [0.96, 0.95]), (0.8, [1, 0.94])]
     search, study = fabricated(tmp_path, outcomes)

@@ -123,6 +123,7 @@ def test_an_error_ends_both_and_nothing_is_written(tmp_path: Path) -> None:
     assert "works in one process" in torchrun("-m", "pipeline", "power", "--difference", "0.1").stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [64, 61, 7])
 def test_processes_get_other_rows_and_together_those_of_one(rows: int) -> None:
     """accelerate's own sharding over our sampler, without processes."""

@@ -125,6 +125,7 @@ def near(found: list[tuple[int, float]], wanted: list[tuple[int, float]]) -> boo
     )
 
 
+@pytest.mark.slow
 def test_what_is_logged_is_read_back_and_a_resumed_run_goes_on_in_the_same_one(tmp_path: Path, elsewhere: Path) -> None:
     notes: list[str] = []
     trackers = Trackers(ALL, tmp_path / "run" / "trackers", notes.append)

@@ -109,6 +109,7 @@ def trainer_of(mix_and_profile: tuple[Any, Any], folder: Path) -> Any:
     return make_sft_trainer(model, tokenizer, profile, mix, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_bad_loss_stops_at_its_step_and_leaves_the_checkpoint_before(
     value: float, mix_and_profile: tuple[Any, Any], tmp_path: Path
@@ -145,6 +146,7 @@ def test_no_checkpoint_of_bad_weights_is_written(mix_and_profile: tuple[Any, Any
     assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
 
 
+@pytest.mark.slow
 def test_the_exponential_schedule_reaches_the_optimiser(mix_and_profile: tuple[Any, Any], tmp_path: Path) -> None:
     mix, profile = mix_and_profile
     changed = profile.model_copy(deep=True)
@@ -175,6 +177,7 @@ def test_a_gradient_that_is_not_finite_stops_at_its_step(mix_and_profile: tuple[
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
 
 
+@pytest.mark.slow
 def test_what_was_seen_on_a_gpu_is_looked_at_together(mix_and_profile: tuple[Any, Any], tmp_path: Path) -> None:
     """A device that computes on its own is asked only where a step is logged or saved; the step is named all the same."""
     mix, profile = mix_and_profile
@@ -293,6 +296,7 @@ def test_a_validation_loss_that_is_not_finite_stops(mix_and_profile: tuple[Any, 
     assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]  # the one at 4 would have come after it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_a_batch_that_does_not_fit_says_what_to_lower(
     training: bool, mix_and_profile: tuple[Any, Any], tmp_path: Path
@@ -335,6 +339,7 @@ def test_which_errors_mean_memory_and_which_a_full_disk() -> None:
     assert disk_full(OSError(28, "No space left on device")) and not disk_full(OSError(13, "Permission denied"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "trainer_state.json"])
 def test_a_disk_that_fills_up_keeps_the_checkpoint_before(
