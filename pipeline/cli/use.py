@@ -84,17 +84,7 @@ def register(group: Any) -> None:
     help = "talk to what a run trained, or to its base, in either mode"
     sub = group.add_parser("chat", help=help, description=help)
     sub.add_argument("run", type=Path, metavar="RUN", help="directory of a finished run")
-    sub.add_argument(
-        "--base", dest="which", action="store_const", const="base", default="tuned", help="begin with the base"
-    )
-    sub.add_argument(
-        "--no-think",
-        dest="mode",
-        action="store_const",
-        const="non_thinking",
-        default="thinking",
-        help="begin in the non-thinking mode",
-    )
+    _add_which_and_mode(sub, "begin with the base", "begin in the non-thinking mode")
     sub.add_argument("--seed", type=positive, metavar="N", help="of the sampling (default: another each time)")
     sub.add_argument(
         "--thinking-budget",
@@ -112,15 +102,7 @@ def register(group: Any) -> None:
     sub.add_argument("question", type=word, metavar="QUESTION")
     sub.add_argument("--folder", type=folder, required=True, metavar="DIR", help="with text files (UTF-8)")
     sub.add_argument("--passages", type=positive, metavar="N", help="in the prompt, at most (default: 3)")
-    sub.add_argument("--base", dest="which", action="store_const", const="base", default="tuned", help="ask the base")
-    sub.add_argument(
-        "--no-think",
-        dest="mode",
-        action="store_const",
-        const="non_thinking",
-        default="thinking",
-        help="in the non-thinking mode",
-    )
+    _add_which_and_mode(sub, "ask the base", "in the non-thinking mode")
     sub.add_argument(
         "--compare",
         action="store_true",
@@ -195,6 +177,14 @@ def _serve(args: argparse.Namespace) -> int:
         print(text, file=args.output, flush=True)
 
     return serve(args.run, serving, args.export_dir or args.run / "export", ready)
+
+
+def _add_which_and_mode(sub: argparse.ArgumentParser, base: str, direct: str) -> None:
+    """Which model answers, and in which mode. ``base``, ``direct``: what the options are said to do."""
+    sub.add_argument("--base", dest="which", action="store_const", const="base", default="tuned", help=base)
+    sub.add_argument(
+        "--no-think", dest="mode", action="store_const", const="non_thinking", default="thinking", help=direct
+    )
 
 
 def _chat(args: argparse.Namespace) -> int:
