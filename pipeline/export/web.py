@@ -216,6 +216,6 @@ def serve_page(server: Server, ready: Callable[[str], object]) -> None:
     with server:
         with server.talker.models.model("tuned"):
             pass  # the first question does not wait for it
-        ready(server.address)
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt):  # whoever has read the address may press Ctrl-C at once
+            ready(server.address)
             server.serve_forever()
