@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +20,10 @@ from pipeline.core.errors import UserError
 from pipeline.data.prepare import CHUNK, Chunk, Preparation
 from pipeline.data.sources import SourceRow
 
+UNGUARDED = (
+    "data.workers starts processes, and each of them reads the script that started it from its first line. Put what the script does "
+    'behind `if __name__ == "__main__":`, or set data.workers=1.'
+)
 _preparations: Sequence[Preparation] = ()  # in a worker process: those of all sources
 
 
@@ -52,6 +56,8 @@ class Crew:
     def _started(self) -> ProcessPoolExecutor | ThreadPoolExecutor:
         if self._executor is None:
             if self.workers > 1:
+                if getattr(current_process(), "_inheriting", False):
+                    raise UserError(UNGUARDED)  # the pool would wait for ever, and the process that started this one with it
                 spawn = get_context("spawn")
                 self._executor = ProcessPoolExecutor(self.workers, spawn, _start_worker, (self.preparations,))
             else:
@@ -66,7 +72,7 @@ class Crew:
             first: number of the first row in the source, from 0.
 
         Raises:
-            UserError: a worker process was killed.
+            UserError: a worker process was killed; or this is one that a script without a main guard has started.
         """
         preparation = self.preparations[number]
         waiting: deque[tuple[Any, Future[Any]]] = deque()  # the rendered rows that wait for their tokens, if any
@@ -78,7 +84,8 @@ class Crew:
             except BrokenProcessPool as error:
                 raise UserError(
                     f"source {preparation.source.name!r}: a worker process was killed, most likely because memory ran out. Run "
-                    f"again with fewer (data.workers, now {self.workers}); the build goes on behind its last whole shard."
+                    f"again with fewer (data.workers, now {self.workers}); the build goes on behind its last whole shard. If "
+                    "it said a UserError of its own above, that is the reason."
                 ) from error
             return result if draft is None else preparation.chunk(draft, result)
 

@@ -190,6 +190,20 @@ def test_a_killed_worker_says_what_to_do(form: ChatFormat, tmp_path: Path, monke
         build_pool(Preparation(generated(), form, 256), workers=2, cache=tmp_path)
 
 
+def test_a_script_without_a_main_guard_says_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pipeline.data.describe import build_profile_mix\n"
+        "from pipeline.settings.load import load_profile\n"
+        'build_profile_mix(load_profile("embedded", ["recipe=data_recipes/embedded.yaml", "data.workers=2"]))\n'
+    )
+    environment = os.environ | {"PIPELINE_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode and "__main__" in done.stderr and "data.workers=1" in done.stderr
+
+
 # --- the account --------------------------------------------------------------------------------------------------------
 
 
