@@ -95,15 +95,10 @@ def _to_html(executed: Path) -> None:
     write_text(executed.with_suffix(".html"), body)
 
 
-def ready(waiting: Sequence[Path], finished: Collection[str]) -> list[Path]:
-    """The notebooks whose needs are met: finished, or not among those that are asked for.
-
-    Args:
-        finished: names (stems) of notebooks.
-    """
-    open_ = {number_of(notebook.name) for notebook in waiting}
-    done = {number_of(name) for name in finished}
-    return [notebook for notebook in waiting if not (NEEDS.get(number_of(notebook.name), set()) & open_ - done)]
+def ready(waiting: Sequence[Path], running: Collection[Path] = ()) -> list[Path]:
+    """The notebooks whose needs are met: not among those that wait or run, so finished, or not asked for."""
+    unfinished = {number_of(notebook.name) for notebook in (*waiting, *running)}
+    return [notebook for notebook in waiting if not NEEDS.get(number_of(notebook.name), set()) & unfinished]
 
 
 def _execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +204,7 @@ def execute_course(
         warnings.filterwarnings("ignore", "The specified file .* does not end in")
         failed = False
         while running or (waiting and not failed):
-            free = [] if failed else ready(waiting, [n for n, e in entries.items() if e["status"] != "failed"])
+            free = [] if failed else ready(waiting, running.values())
             for notebook in free[: workers - len(running)]:
                 waiting.remove(notebook)
                 say(f"executing {notebook.name} ({len(entries) + len(running) + 1} of {len(notebooks)})")

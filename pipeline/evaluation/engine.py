@@ -86,7 +86,7 @@ def _nothing_to_load() -> NoReturn:
 
 @contextmanager
 def _served(profile: Profile, which: str) -> Iterator[Engine]:
-    server = profile.evaluation.server
+    server = profile.evaluation.server.told(profile.model.chat_template_kwargs)
     name = server.base_model if which == "base" else server.tuned_model
     if name is None:
         raise UserError(

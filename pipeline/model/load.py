@@ -12,6 +12,7 @@ from pipeline.core.hubs import require_hub
 from pipeline.core.versions import import_unsloth
 from pipeline.model.config import model_config
 from pipeline.model.dtype import computing_dtype, precision
+from pipeline.model.template_defaults import with_defaults
 from pipeline.model.tokenizer import FastTokenizer, reads
 from pipeline.settings import Method, ModelSettings, locate
 
@@ -66,7 +67,11 @@ def base_identity(settings: ModelSettings) -> str:
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """The model's tokenizer alone; a folder that holds nothing else will do."""
+    """The model's tokenizer alone; a folder that holds nothing else will do.
+
+    Raises:
+        UserError: as ``model_location`` and ``with_defaults``.
+    """
     location = model_location(settings, weights=False)
     if settings.source == "modelscope":
         from modelscope import snapshot_download
@@ -76,7 +81,8 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
         )
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(location, revision=settings.revision)
+    tokenizer = AutoTokenizer.from_pretrained(location, revision=settings.revision)
+    return with_defaults(tokenizer, settings.chat_template_kwargs)
 
 
 def load_data_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
@@ -86,7 +92,7 @@ def load_data_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
 
         folder = Path(model_location(settings, weights=False))
         if reads(folder):
-            return FastTokenizer(folder)
+            return with_defaults(FastTokenizer(folder), settings.chat_template_kwargs)  # type: ignore[arg-type]
     return load_tokenizer(settings)
 
 
@@ -119,7 +125,7 @@ def load_model(
         model, tokenizer = _through_unsloth(settings, location, seed, method == "full")
     if settings.load_in_4bit and model.device.type == "cpu":
         let_go_of_file(model)
-    return model, tokenizer
+    return model, with_defaults(tokenizer, settings.chat_template_kwargs)
 
 
 def _through_unsloth(settings: ModelSettings, location: str, seed: int, full: bool) -> Any:

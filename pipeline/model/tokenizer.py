@@ -19,6 +19,7 @@ from pipeline.core.files import read_json
 
 if TYPE_CHECKING:
     from jinja2 import Template
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
     from tokenizers import Tokenizer
 
 # Classes that add nothing of their own to what tokenizer.json says.
@@ -41,6 +42,37 @@ def reads(folder: Path) -> bool:
 def _written(token: Any) -> str | None:
     """A special token of tokenizer_config.json: text, or an ``AddedToken`` as an object."""
     return token.get("content") if isinstance(token, dict) else token
+
+
+def template_environment() -> ImmutableSandboxedEnvironment:
+    """The sandbox that transformers gives a chat template, with the same filters, tags and functions."""
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """``{% generation %}`` marks what the assistant says; what is in it is rendered as it stands."""
+
+        tags = {"generation"}  # noqa: RUF012  as Extension declares it
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body).set_lineno(line)
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
 
 
 class FastTokenizer:
@@ -91,34 +123,8 @@ class FastTokenizer:
 
     @cached_property
     def compiled_template(self) -> Template:
-        """The chat template in the sandbox that transformers gives it, with the same filters."""
-        from jinja2 import TemplateError, nodes
-        from jinja2.ext import Extension, loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        class Generation(Extension):
-            """``{% generation %}`` marks what the assistant says; what is in it is rendered as it stands."""
-
-            tags = {"generation"}  # noqa: RUF012  as Extension declares it
-
-            def parse(self, parser: Any) -> Any:
-                line = next(parser.stream).lineno
-                body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-                return nodes.Scope(body).set_lineno(line)
-
-        def raise_exception(message: str) -> None:
-            raise TemplateError(message)
-
-        def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-            return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-        )
-        environment.filters["tojson"] = tojson
-        environment.globals["raise_exception"] = raise_exception
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        return environment.from_string(str(self.chat_template))
+        """The chat template, ready to be rendered."""
+        return template_environment().from_string(str(self.chat_template))
 
     def apply_chat_template(
         self,

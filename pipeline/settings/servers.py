@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -32,6 +33,19 @@ class ServerSettings(Section):
     thinking: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": True}}
     non_thinking: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}}
     check_prompts: bool = True  # see that the server builds the prompts that training used; once a run
+
+    def told(self, kwargs: Mapping[str, Any]) -> ServerSettings:
+        """The same, with these keywords for the chat template in each request (``model.chat_template_kwargs``).
+
+        What the settings say themselves stays.
+        """
+        if not kwargs:
+            return self
+        key, changed = "chat_template_kwargs", {}
+        for mode in ("thinking", "non_thinking"):
+            fields: dict[str, Any] = getattr(self, mode)
+            changed[mode] = fields | {key: {**kwargs, **fields.get(key, {})}}
+        return self.model_copy(update=changed)
 
     @model_validator(mode="after")
     def _check(self) -> ServerSettings:

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import nbformat
@@ -38,9 +39,10 @@ def test_the_needs_name_notebooks_of_the_course() -> None:
 def test_what_is_ready(folder: Path) -> None:
     names = lambda found: [number_of(notebook.name) for notebook in found]  # noqa: E731
     every = course_notebooks()
-    assert names(ready(every, [])) == ["00", "01", "03"]
-    assert names(ready(every[3:], ["03_x"])) == ["04"]
-    assert names(ready(every[5:], [])) == ["06"]  # asked for alone: what it needs is on disk, or it makes it
+    assert names(ready(every)) == ["00", "01", "03"]
+    assert names(ready(every[3:])) == ["04"]
+    assert names(ready(every[4:], running=every[3:4])) == []  # 05 needs 04, which has not ended
+    assert names(ready(every[5:])) == ["06"]  # asked for alone: what it needs is on disk, or it makes it
 
 
 def test_two_at_a_time_in_the_order_of_their_needs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,6 +56,8 @@ def test_two_at_a_time_in_the_order_of_their_needs(folder: Path, monkeypatch: py
         began.append(notebook.stem)
         if notebook.stem in ("00_x", "01_x"):
             both.wait()  # neither ends before the other has begun
+        if notebook.stem in ("03_x", "04_x"):
+            time.sleep(0.3)  # while the other lane is free
         ended.append(notebook.stem)
         return {"name": notebook.stem, "status": "done", "seconds": 1.0}
 

@@ -121,7 +121,8 @@ def vllm_engine(
     command += ["--host", "127.0.0.1", "--port", str(port)]
     name = BASE if adapter is None else TUNED
     url = f"http://127.0.0.1:{port}"
-    server = profile.evaluation.server.model_copy(update={"url": f"{url}/v1", "kind": "vllm"})
+    told = profile.evaluation.server.told(profile.model.chat_template_kwargs)
+    server = told.model_copy(update={"url": f"{url}/v1", "kind": "vllm"})
     with _running(command, key, log) as process:
         say(f"starting vLLM for the {name} model; its log is {log}")
         _wait_until_ready(process, f"{url}/health", profile.evaluation.vllm.startup_s, log)
