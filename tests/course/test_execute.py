@@ -22,7 +22,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Notebooks of one cell that need no pipeline."""
     books = tmp_path / "notebooks"
     books.mkdir()
-    for number in ("00", "01", "03", "04", "05", "06"):
+    for number in ("00", "01", "02", "03", "04", "05", "06"):
         cell = nbformat.v4.new_code_cell("output_dir = ''", metadata={"tags": ["parameters"]})
         kernel = {"kernelspec": {"name": "python3", "display_name": "Python", "language": "python"}}
         book = nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell("1 + 1")], metadata=kernel)
@@ -39,10 +39,10 @@ def test_the_needs_name_notebooks_of_the_course() -> None:
 def test_what_is_ready(folder: Path) -> None:
     names = lambda found: [number_of(notebook.name) for notebook in found]  # noqa: E731
     every = course_notebooks()
-    assert names(ready(every)) == ["00", "01", "03"]
-    assert names(ready(every[3:])) == ["04"]
-    assert names(ready(every[4:], running=every[3:4])) == []  # 05 needs 04, which has not ended
-    assert names(ready(every[5:])) == ["06"]  # asked for alone: what it needs is on disk, or it makes it
+    assert names(ready(every)) == ["00", "01", "02", "03"]
+    assert names(ready(every[4:])) == ["04"]
+    assert names(ready(every[5:], running=every[4:5])) == []  # 05 needs 04, which has not ended
+    assert names(ready(every[6:])) == ["06"]  # asked for alone: what it needs is on disk, or it makes it
 
 
 def test_two_at_a_time_in_the_order_of_their_needs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,15 +56,15 @@ def test_two_at_a_time_in_the_order_of_their_needs(folder: Path, monkeypatch: py
         began.append(notebook.stem)
         if notebook.stem in ("00_x", "01_x"):
             both.wait()  # neither ends before the other has begun
-        if notebook.stem in ("03_x", "04_x"):
-            time.sleep(0.3)  # while the other lane is free
+        # 02 ends while 04 runs: the lane is free, and 05 has to wait all the same.
+        time.sleep({"02_x": 0.6, "03_x": 0.1, "04_x": 1.2}.get(notebook.stem, 0))
         ended.append(notebook.stem)
         return {"name": notebook.stem, "status": "done", "seconds": 1.0}
 
     monkeypatch.setattr(execute, "_execute", run)
     result = execute_course("embedded", folder / "out")
-    assert result["ok"] and [n["name"][:2] for n in result["notebooks"]] == ["00", "01", "03", "04", "05", "06"]
-    assert len(began) == 6
+    assert result["ok"] and [n["name"][:2] for n in result["notebooks"]] == ["00", "01", "02", "03", "04", "05", "06"]
+    assert len(began) == 7
     again = execute_course("embedded", folder / "out")
     assert {n["status"] for n in again["notebooks"]} == {"done before"}
 
@@ -77,10 +77,11 @@ def test_a_failure_stops_what_has_not_begun(folder: Path, capfd: pytest.CaptureF
     path.write_text(json.dumps(book))
     result = execute_course("embedded", folder / "out", workers=1)
     status = {n["name"][:2]: n["status"] for n in result["notebooks"]}
+    del status["02"]
     assert status == {"00": "done", "01": "done", "03": "failed", "04": "not run", "05": "not run", "06": "not run"}
     said = capfd.readouterr().err
     assert "ZeroDivisionError" in said and "without encryption" not in said  # nothing of the kernels' own
-    assert set(read_json(folder / "out" / "course.json")["finished"]) == {"00_x", "01_x"}
+    assert set(read_json(folder / "out" / "course.json")["finished"]) == {"00_x", "01_x", "02_x"}
     book["cells"][1]["source"] = "1 / 1"
     path.write_text(json.dumps(book))
     assert execute_course("embedded", folder / "out")["ok"]
