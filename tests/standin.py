@@ -63,7 +63,7 @@ def make_model(folder: Path, tokenizer: Path, seed: int = 0, **changes: Any) -> 
 
 def make_trained(folder: Path) -> None:
     """The embedded model with the context of the real ones: it keeps to both modes, as a random one cannot."""
-    shutil.copytree(ROOT / "models" / "embedded", folder)
+    shutil.copytree(ROOT / "models" / "embedded", folder, dirs_exist_ok=True)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": CONTEXT}), encoding="utf-8")
 

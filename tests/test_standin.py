@@ -125,6 +125,31 @@ def test_grpo(pipeline_command: Command, folder: Path, finished: Path, tmp_path:
     assert (tmp_path / "grpo" / "grpo.json").exists()
 
 
+NOTEBOOKS = {
+    "run": pytest.param(["03", "04", "05"], id="run"),  # mix, training, evaluation
+    "others": pytest.param(["00", "01", "02", "02b", "03b", "06", "06b", "07", "08", "09", "10"], id="others",
+                           marks=pytest.mark.nightly),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("notebooks", NOTEBOOKS.values())
+@pytest.mark.parametrize(
+    "profile", ["qwen3-0.6b", *(pytest.param(name, marks=pytest.mark.nightly) for name in REAL if name != "qwen3-0.6b")]
+)
+def test_notebooks(
+    once: Any, pipeline_command: Command, folder: Path, tmp_path: Path, profile: str, notebooks: list[str]
+) -> None:
+    """Every notebook with every real profile; on a model that keeps to its modes, as the notebooks look at replies."""
+    model = once("standin-trained", standin.make_trained)
+    own = ("model.name", "mix.rehearsal")
+    sets = [text for text in standin.settings(folder, profile) if not text.startswith(own)]
+    only = [word for number in notebooks for word in ("--only", number)]
+    pipeline_command("course", "--profile", profile, "--output-dir", str(tmp_path / "course"), *only,
+                     sets=[*sets, f"model.name={model}"])  # fmt: skip
+    record = json.loads((tmp_path / "course" / "course.json").read_text(encoding="utf-8"))
+    assert len(record["finished"]) == len(notebooks)
+
+
 STUDIES = {
     "sweep": ["--axis", "chat_share", "--values", "0,0.5"],
     "search": ["--trials", "1", "--fidelity-floor", "0"],  # random weights keep to no mode

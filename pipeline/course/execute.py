@@ -117,9 +117,9 @@ def _execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> dict
                 kernel_name="python3",
                 progress_bar=False,
                 autosave_cell_every=0,
-                extra_arguments=[
-                    "--IPKernelApp.log_level=ERROR"
-                ],  # it warns that it talks without encryption, on this machine
+                # It warns that it talks without encryption, on this machine, and calls it an error to be told to end. What goes
+                # wrong in a cell comes as papermill's exception.
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             )
         except PapermillExecutionError as error:
             entry |= {"status": "failed", "error": failure_text(notebook, error)}
