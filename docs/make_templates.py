@@ -168,9 +168,10 @@ rule for every template, with tools and over several turns.
 - **Earlier reasoning** is what a later question still sees of earlier answers; each answer is an example of its own, with the
   history as the template shows it.
 - **Effort** and **earlier reasoning** are the template's defaults unless `model.chat_template_kwargs` says otherwise, for example
-  `--set "model.chat_template_kwargs={{reasoning_effort: low}}"` or `{{preserve_thinking: true}}`. It is written into the tokenizer's
-  template as its default, so rows, evaluation, adapter folder and exports have the same, and an evaluation by a server sends it with
-  each request. A name that the template does not read is refused, and so is the keyword that switches the mode.
+  `--set "model.chat_template_kwargs={{reasoning_effort: low}}"` or `{{preserve_thinking: true}}`. It is written into the
+  tokenizer's template as its default, so rows, evaluation, adapter folder and exports have the same, and an evaluation by a
+  server sends it with each request. A name that the template does not read is refused, and so is the keyword that switches the
+  mode.
 - **Tools**: whether calls, and answers to a tool's result, can be trained. Where not, such rows are rejected with the reason:
   DiffusionGemma's template opens a turn before such an answer that its prompt does not open.
 - gpt-oss and LFM2.5 leave it to the model whether it thinks; there is no prompt of the other mode to train or to measure.

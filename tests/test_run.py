@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from tiny import SETTINGS
 
+from pipeline.training.records import TrainingRecord, read_record
+
 ROOT = Path(__file__).parents[1]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 OVERRIDES = [part for text in SETTINGS for part in ("--set", text)]
@@ -213,6 +215,9 @@ def test_notebooks_give_what_the_modules_give(pipeline_command: Command, finishe
     report = json.loads((finished / "report.json").read_text(encoding="utf-8"))
     assert manifest["fingerprint"] == report["run"]["data_fingerprint"]
     assert adapter_bytes(folder / "main") == adapter_bytes(finished)
+    # What the next notebook, and every command, reads: a record of the same form.
+    own = read_record(folder / "main" / "training.json", TrainingRecord)
+    assert {*own, "memory_above_base_bytes"} == set(read_record(finished / "training.json", TrainingRecord))
     assert sorted(p.name for p in (folder / "notebooks").glob("*.html")) == ["03_mix.html", "04_finetune.html"]
     again = pipeline_command(*arguments, "--json")
     assert {entry["status"] for entry in json.loads(again.stdout)["notebooks"]} == {"done before"}

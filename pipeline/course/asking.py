@@ -22,6 +22,6 @@ def with_questions(profile: str, overrides: Sequence[str]) -> list[str]:
         if any(source.source == "base" for source in load_recipe(settings.recipe, settings.mix).sources):
             return [*overrides, *more]
     raise UserError(
-        f"Neither the recipe of this course nor {own} asks the base (a source with `source: base`). Set recipe= to one that does, "
-        "such as data_recipes/embedded_rehearsal.yaml or data_recipes/finetome_openmath_rehearsal.yaml."
+        f"Neither the recipe of this course nor {own} asks the base (a source with `source: base`). Set recipe= to one that "
+        "does, such as data_recipes/embedded_rehearsal.yaml or data_recipes/finetome_openmath_rehearsal.yaml."
     )

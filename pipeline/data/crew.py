@@ -21,8 +21,8 @@ from pipeline.data.prepare import CHUNK, Chunk, Preparation
 from pipeline.data.sources import SourceRow
 
 UNGUARDED = (
-    "data.workers starts processes, and each of them reads the script that started it from its first line. Put what the script does "
-    'behind `if __name__ == "__main__":`, or set data.workers=1.'
+    "data.workers starts processes, and each of them reads the script that started it from its first line. Put what the "
+    'script does behind `if __name__ == "__main__":`, or set data.workers=1.'
 )
 _preparations: Sequence[Preparation] = ()  # in a worker process: those of all sources
 
@@ -57,7 +57,9 @@ class Crew:
         if self._executor is None:
             if self.workers > 1:
                 if getattr(current_process(), "_inheriting", False):
-                    raise UserError(UNGUARDED)  # the pool would wait for ever, and the process that started this one with it
+                    raise UserError(
+                        UNGUARDED
+                    )  # the pool would wait for ever, and the process that started this one with it
                 spawn = get_context("spawn")
                 self._executor = ProcessPoolExecutor(self.workers, spawn, _start_worker, (self.preparations,))
             else:

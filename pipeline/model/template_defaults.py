@@ -1,8 +1,8 @@
-"""What a chat template is told beside the mode: an effort of reasoning, whether earlier thoughts are kept (``model.chat_template_kwargs``).
+"""What a chat template is told beside the mode (``model.chat_template_kwargs``): an effort of reasoning, to keep earlier thoughts.
 
-In: a tokenizer and those keywords. Out: the tokenizer, whose template has them as its defaults. So they hold wherever the template
-does: in the rows that are trained on, in the evaluation, in what is exported, and in a server that loads what was exported. A caller
-who gives such a keyword is still heard.
+In: a tokenizer and those keywords. Out: the tokenizer, whose template has them as its defaults. So they hold wherever the
+template does: in the rows that are trained on, in the evaluation, in what is exported, and in a server that loads what was
+exported. A caller who gives such a keyword is still heard.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def with_defaults(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Value
         return tokenizer
     template = tokenizer.chat_template
     if not isinstance(template, str):
-        raise UserError("model.chat_template_kwargs needs a tokenizer with one chat template, and this one has none or several.")
+        raise UserError(
+            "model.chat_template_kwargs needs a tokenizer with one chat template, and this one has none or several."
+        )
     added = "".join(map(_default, kwargs, kwargs.values()))
     if not template.startswith(added):
         known = read_by(template)
@@ -45,7 +47,9 @@ def with_defaults(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Value
     style = style_or_none(tokenizer)
     for name in kwargs:
         if style is not None and name in style.kwargs("thinking"):
-            raise UserError(f"model.chat_template_kwargs: {name!r} switches this model's mode; each row and reply has its own.")
+            raise UserError(
+                f"model.chat_template_kwargs: {name!r} switches this model's mode; each row and reply has its own."
+            )
     return tokenizer
 
 

@@ -33,7 +33,9 @@ class ModelSettings(Section):
     cpu_threads: int | None = Field(None, gt=0)  # of torch on a CPU; null: as many as there are cores
     # What the chat template is told beside the mode, in every step: {reasoning_effort: low}, {preserve_thinking: true}. Which it
     # reads: docs/templates.md. Left out of records where it is empty.
-    chat_template_kwargs: Annotated[dict[str, bool | int | str], _AND_MIX] = Field({}, exclude_if=lambda value: not value)
+    chat_template_kwargs: Annotated[dict[str, bool | int | str], _AND_MIX] = Field(
+        {}, exclude_if=lambda value: not value
+    )
 
     @field_validator("chat_template_kwargs")
     @classmethod
