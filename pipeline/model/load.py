@@ -92,7 +92,7 @@ def load_data_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
 
         folder = Path(model_location(settings, weights=False))
         if reads(folder):
-            return with_defaults(FastTokenizer(folder), settings.chat_template_kwargs)  # type: ignore[arg-type]
+            return with_defaults(FastTokenizer(folder), settings.chat_template_kwargs)
     return load_tokenizer(settings)
 
 

@@ -1,4 +1,4 @@
-"""What a chat template is told beside the mode (``model.chat_template_kwargs``): an effort of reasoning, to keep earlier thoughts.
+"""What a chat template is told beside the mode (``model.chat_template_kwargs``): effort of reasoning, kept thoughts.
 
 In: a tokenizer and those keywords. Out: the tokenizer, whose template has them as its defaults. So they hold wherever the
 template does: in the rows that are trained on, in the evaluation, in what is exported, and in a server that loads what was
