@@ -114,4 +114,5 @@ else
 endif
 	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --no-index --editable .
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c "import $(COMPILED)" >/dev/null 2>&1 || true
+	@$(BIN)/python -m compileall -q pipeline
 	@touch $(STAMP)
