@@ -143,6 +143,8 @@ def test_notebooks(
     model = once("standin-trained", standin.make_trained)
     own = ("model.name", "mix.rehearsal")
     sets = [text for text in standin.settings(folder, profile) if not text.startswith(own)]
+    sets.append(f"preference.pairs={{source: local, path: {folder / 'pairs'}}}")
+    sets += ["preference.held_out=null", f"grpo.prompts={{source: local, path: {folder / 'openmath'}}}"]
     only = [word for number in notebooks for word in ("--only", number)]
     pipeline_command("course", "--profile", profile, "--output-dir", str(tmp_path / "course"), *only,
                      sets=[*sets, f"model.name={model}"])  # fmt: skip

@@ -407,7 +407,7 @@ def training_arguments(
         "save_strategy": "steps",
         "save_steps": settings.save_steps,
         "save_total_limit": None,  # pipeline.training.callbacks.CheckpointKeeper keeps some
-        "logging_steps": settings.logging_steps,
+        "logging_steps": min(settings.logging_steps, settings.max_steps),  # else there is no curve
         "report_to": "none",  # pipeline.training.trackers reports
         "seed": profile.seed,
         "data_seed": profile.seed,
