@@ -57,9 +57,8 @@ class Crew:
         if self._executor is None:
             if self.workers > 1:
                 if getattr(current_process(), "_inheriting", False):
-                    raise UserError(
-                        UNGUARDED
-                    )  # the pool would wait for ever, and the process that started this one with it
+                    # The pool would wait for ever, and the process that started this one with it.
+                    raise UserError(UNGUARDED)
                 spawn = get_context("spawn")
                 self._executor = ProcessPoolExecutor(self.workers, spawn, _start_worker, (self.preparations,))
             else:

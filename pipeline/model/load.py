@@ -67,29 +67,22 @@ def base_identity(settings: ModelSettings) -> str:
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """The model's tokenizer alone; a folder that holds nothing else will do.
-
-    Raises:
-        UserError: as ``model_location`` and ``with_defaults``.
-    """
+    """The model's tokenizer alone; a folder that holds nothing else will do."""
     location = model_location(settings, weights=False)
     if settings.source == "modelscope":
         from modelscope import snapshot_download
 
-        location = snapshot_download(
-            settings.name, revision=settings.revision, ignore_patterns=["*.safetensors", "*.bin"]
-        )
+        no_weights = ["*.safetensors", "*.bin"]
+        location = snapshot_download(settings.name, revision=settings.revision, ignore_patterns=no_weights)
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(location, revision=settings.revision)
-    return with_defaults(tokenizer, settings.chat_template_kwargs)
+    found = AutoTokenizer.from_pretrained(location, revision=settings.revision)
+    return with_defaults(found, settings.chat_template_kwargs)
 
 
 def load_data_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     """The tokenizer for data alone, of a local folder without loading transformers where that can be: same ids, same text."""
     if settings.source == "local":
-        from pathlib import Path
-
         folder = Path(model_location(settings, weights=False))
         if reads(folder):
             return with_defaults(FastTokenizer(folder), settings.chat_template_kwargs)
@@ -176,9 +169,8 @@ def _through_transformers(settings: ModelSettings, location: str, method: Method
     )
     model.max_seq_length = settings.max_seq_length
     for module in model.modules():
-        if hasattr(
-            module, "support_avx512bf16_for_cpu"
-        ):  # bitsandbytes would repack the weights, and they could not be saved
+        # bitsandbytes would repack the weights, and they could not be saved.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     tokenizer = AutoTokenizer.from_pretrained(location, revision=settings.revision)
     return model, tokenizer

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Value = bool | int | str
+IS_THE_MODE = (
+    "model.chat_template_kwargs: {!r} switches the mode; each row, and each part of the evaluation, has its own."
+)
 GIVEN = {"messages", "tools", "documents", "add_generation_prompt", "enable_thinking"}
 
 
@@ -39,6 +42,8 @@ def with_defaults(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Value
     if not template.startswith(added):
         known = read_by(template)
         for name in kwargs:
+            if name == "enable_thinking":
+                raise UserError(IS_THE_MODE.format(name))
             if name not in known:
                 raise UserError(
                     f"model.chat_template_kwargs: the chat template reads no {name!r}. It reads {', '.join(known) or 'nothing'}."
@@ -47,9 +52,7 @@ def with_defaults(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Value
     style = style_or_none(tokenizer)
     for name in kwargs:
         if style is not None and name in style.kwargs("thinking"):
-            raise UserError(
-                f"model.chat_template_kwargs: {name!r} switches this model's mode; each row and reply has its own."
-            )
+            raise UserError(IS_THE_MODE.format(name))
     return tokenizer
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.settings.section import Affects, Section
 
@@ -31,20 +31,10 @@ class ModelSettings(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     max_seq_length: Annotated[int, _AND_MIX] = Field(gt=0)  # tokens; longer rows are dropped and counted, never cut
     cpu_threads: int | None = Field(None, gt=0)  # of torch on a CPU; null: as many as there are cores
-    # What the chat template is told beside the mode, in every step: {reasoning_effort: low}, {preserve_thinking: true}. Which it
-    # reads: docs/templates.md. Left out of records where it is empty.
+    # What the chat template is told beside the mode, e.g. {reasoning_effort: low} (docs/templates.md); empty: not recorded
     chat_template_kwargs: Annotated[dict[str, bool | int | str], _AND_MIX] = Field(
         {}, exclude_if=lambda value: not value
     )
-
-    @field_validator("chat_template_kwargs")
-    @classmethod
-    def _not_the_mode(cls, value: dict[str, bool | int | str]) -> dict[str, bool | int | str]:
-        if "enable_thinking" in value:
-            raise ValueError("enable_thinking is the mode; each row and each part of the evaluation has its own")
-        if wrong := [name for name in value if not name.isidentifier()]:
-            raise ValueError(f"{wrong[0]!r} is no name of a keyword")
-        return value
 
 
 class LoraSettings(Section):

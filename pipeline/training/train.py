@@ -70,7 +70,6 @@ def sft_config(profile: Profile, output_dir: Path, has_validation: bool) -> SFTC
         load_best_model_at_end=bool(patience),
         metric_for_best_model="eval_loss" if patience else None,
         greater_is_better=False if patience else None,
-        # A run of fewer steps than that would have no loss to show.
         logging_steps=min(t.logging_steps, t.max_steps) if t.max_steps > 0 else t.logging_steps,
         neftune_noise_alpha=t.neftune_noise_alpha,
         report_to="none",  # pipeline.training.trackers reports

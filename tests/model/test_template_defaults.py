@@ -107,7 +107,7 @@ def test_the_switch_itself(embedded_tokenizer: Any) -> None:
     """Some templates switch by another keyword than enable_thinking."""
     tokenizer = copy.deepcopy(embedded_tokenizer)
     tokenizer.chat_template = tokenizer.chat_template.replace("enable_thinking", "thinking")
-    with pytest.raises(UserError, match="'thinking' switches this model's mode"):
+    with pytest.raises(UserError, match="'thinking' switches the mode"):
         with_defaults(tokenizer, {"thinking": True})
 
 
@@ -121,10 +121,25 @@ def test_no_template() -> None:
         read_by("{% if %}")
 
 
-@pytest.mark.parametrize(("kwargs", "words"), [({"enable_thinking": True}, "is the mode"), ({"a b": 1}, "no name")])
-def test_settings(kwargs: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
-        ModelSettings(name="m", max_seq_length=8, chat_template_kwargs=kwargs)
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [({"enable_thinking": True}, "'enable_thinking' switches the mode"), ({"a b": 1}, "reads no 'a b'")],
+)
+def test_names_that_are_none(told: Any, kwargs: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        told("qwen3_8", **kwargs)
+
+
+def test_values_that_are_none() -> None:
+    with pytest.raises(ValidationError, match="chat_template_kwargs"):
+        ModelSettings(name="m", max_seq_length=8, chat_template_kwargs={"a": [1]})
+
+
+@pytest.mark.parametrize("value", ['"quoted"', "%} {{ 7 * 7 }} {%", "back\\slash", "思考"])
+def test_any_text_is_text(embedded_tokenizer: Any, value: str) -> None:
+    tokenizer = copy.deepcopy(embedded_tokenizer)
+    tokenizer.chat_template = "{{ effort }}" + tokenizer.chat_template
+    assert prompt(with_defaults(tokenizer, {"effort": value}), ASK).startswith(value)
 
 
 def test_without_it_nothing_is_recorded() -> None:
