@@ -54,7 +54,11 @@ def test_it_is_a_fork_unless_the_program_must_not_be_one(warm_python: str, envir
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_program(warm_python: str, number: signal.Signals, tmp_path: Path) -> None:
-    code = "import sys, time\nfor i in range(10000): open(sys.argv[1], 'w').write(str(i)); time.sleep(0.01)"
+    # The file is closed each time: an interrupt while an open one is taken down would be swallowed, as any error there.
+    code = (
+        "import pathlib, sys, time\n"
+        "for i in range(10000): pathlib.Path(sys.argv[1]).write_text(str(i)); time.sleep(0.01)"
+    )
     process = subprocess.Popen([warm_python, "-c", code, str(tmp_path / "beat")], stderr=subprocess.DEVNULL)
     while not (tmp_path / "beat").exists():
         time.sleep(0.01)
