@@ -107,6 +107,11 @@ def not_carried(training: Plan) -> list[str]:
         )
     if training.profile.training.early_stopping_patience:
         found.append("Early stopping (training.early_stopping_patience).")
+    if told := training.profile.model.chat_template_kwargs:
+        found.append(
+            f"The rows are rendered with model.chat_template_kwargs={told}; the model's own chat template there does not know "
+            "it. Give it with each request when you serve what was trained."
+        )
     if training.profile.lora.plus_lr_ratio:
         found.append("LoRA+ (lora.plus_lr_ratio), which TRL's command line does not have.")
     return found
