@@ -24,6 +24,9 @@ def register(group: Any) -> None:
     rehearse.add_argument(
         "--samples", type=positive, metavar="N", help="with --questions: replies a question (default: 1)"
     )
+    rehearse.add_argument(
+        "--plan", action="store_true", help="also ask for plans: chat with reasoning from a model without thinking mode"
+    )
     rehearse.set_defaults(do=_rehearse)
 
     scale = command(
@@ -51,6 +54,28 @@ def _recipe_of_questions(args: argparse.Namespace) -> Any:
     return parse(Recipe, {"name": name, "sources": [source]}, "--questions")
 
 
+def _plans(args: argparse.Namespace, rehearsal: Any, source: Any) -> dict[str, Any]:
+    """Ask for a plan of each answer; write ``NAME.plan`` and, with answer and plan, ``NAME.thinking``; the plans' account."""
+    from pipeline.data.rehearsal.plan import plan_questions, rows_of, with_plans, write
+    from pipeline.data.rehearsal.rehearse import copy_to
+
+    answers = rows_of(args.output_dir / source.name / "rows.jsonl")
+    name = f"{source.name}.plan"
+    asked = args.output_dir / f"{name}.questions.jsonl"
+    write(asked, plan_questions(answers))
+    own = source.model_copy(
+        update={
+            "name": name,
+            "questions": source.questions.model_copy(update={"path": str(asked.resolve()), "rows": None}),
+        }
+    )
+    rows, record = rehearsal.source(own)
+    copy_to(args.output_dir / name, rows)
+    made = with_plans(answers, rows_of(args.output_dir / name / "rows.jsonl"))
+    write(args.output_dir / f"{source.name}.thinking" / "rows.jsonl", made)
+    return {**record, "source": name, "with_plan": len(made)}
+
+
 def _rehearse(args: argparse.Namespace) -> int:
     from pipeline.core.place import cache_dir
     from pipeline.data.describe import loader
@@ -62,6 +87,10 @@ def _rehearse(args: argparse.Namespace) -> int:
 
     if not args.questions and (args.mode or args.samples):
         raise UserError("--mode and --samples belong to --questions; a recipe says them for each of its sources.")
+    if args.plan and (args.mode != "non_thinking" or (args.samples or 1) > 1):
+        raise UserError(
+            "--plan takes --questions with --mode non_thinking and one sample: the plan is the thought of it."
+        )
     profile = load(args)
     recipe = _recipe_of_questions(args) if args.questions else load_recipe(profile.recipe, profile.mix)
     sources = chosen(recipe, args.source)
@@ -75,6 +104,8 @@ def _rehearse(args: argparse.Namespace) -> int:
         for source in sources:
             rows, records[source.name] = rehearsal.source(source)
             copy_to(args.output_dir / source.name, rows)
+            if args.plan:
+                records[f"{source.name}.plan"] = _plans(args, rehearsal, source)
     show(args, records, f"{describe(records)}\n\nrows: {args.output_dir}/*/rows.jsonl")
     return 0
 

@@ -1,0 +1,68 @@
+"""Chat with reasoning from a model that has no thinking mode: its plan for an answer becomes the thought before it.
+
+The model is asked twice, both times in the mode that it has: for its answer, and for a plan of it. In: the rows of both
+rehearsals. Out: rows with the plan as ``reasoning_content``, for ``hybridise``. The plan was not followed when the answer was
+written; such rows teach the form of a thought, not how to think.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.errors import UserError
+from pipeline.core.files import atomic_path, make_folder
+from pipeline.data.prepare import json_line
+
+REQUEST = "\n\nDo not answer yet. In one or two sentences, say what is asked for and what a good answer has to contain."
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows that a rehearsal wrote."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def plan_questions(answers: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """To each answered question, the same with a request for a plan, as ``{"messages": […]}`` without an answer."""
+    return [{"messages": _with_request(row["messages"][:-1])} for row in answers]
+
+
+def with_plans(answers: Iterable[dict[str, Any]], plans: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The answered questions that have a plan, in order, with it as the thought before the answer.
+
+    Raises:
+        UserError: no question has one.
+    """
+    by_question = {_key(row["messages"][:-1]): row for row in plans}
+    made = []
+    for row in answers:
+        *before, answer = row["messages"]
+        plan = by_question.get(_key(_with_request(before)))
+        if plan is not None:
+            thought = {**answer, "reasoning_content": plan["messages"][-1]["content"]}
+            made.append({**row, "messages": [*before, thought], "plan": plan["rehearsal"]})
+    if not made:
+        raise UserError(
+            "no question has both an answer and a plan that could be kept, so there is no chat with reasoning to write. "
+            "left_out.jsonl in both folders says why; a larger max_new_tokens of the profile's sampling may do."
+        )
+    return made
+
+
+def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSON lines, whole or not at all."""
+    make_folder(path.parent)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.writelines(map(json_line, rows))
+
+
+def _with_request(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    *before, last = messages
+    return [*before, {**last, "content": f"{last['content']}{REQUEST}"}]
+
+
+def _key(messages: list[dict[str, Any]]) -> str:
+    return json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False)

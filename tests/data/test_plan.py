@@ -1,0 +1,62 @@
+"""Chat with reasoning from a model without thinking mode: answers and plans, joined by their question."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.core.errors import UserError
+from pipeline.data.rehearsal.plan import REQUEST, plan_questions, rows_of, with_plans, write
+
+
+def row(question: str, reply: str, *before: dict[str, Any]) -> dict[str, Any]:
+    messages = [*before, {"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+    return {"messages": messages, "rehearsal": {"model": "m", "seed": 0}}
+
+
+def plans_for(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    said = {"role": "assistant"}
+    return [
+        {"messages": [*asked["messages"], said | {"content": f"plan {i}"}], "rehearsal": {"plan": i}}
+        for i, asked in enumerate(plan_questions(answers))
+    ]
+
+
+def test_the_last_question_gets_the_request_and_the_rest_stays() -> None:
+    system = {"role": "system", "content": "Be brief."}
+    (asked,) = plan_questions([row("Why?", "Because.", system)])
+    assert asked == {"messages": [system, {"role": "user", "content": f"Why?{REQUEST}"}]}
+
+
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=8, unique=True), st.data())
+def test_each_answer_gets_the_plan_of_its_own_question(questions: list[str], data: st.DataObject) -> None:
+    answers = [row(question, f"answer {i}") for i, question in enumerate(questions)]
+    plans = plans_for(answers)
+    kept = data.draw(st.lists(st.sampled_from(plans), min_size=1, unique_by=lambda p: p["rehearsal"]["plan"]))
+    made = with_plans(answers, kept)
+    numbers = sorted(plan["rehearsal"]["plan"] for plan in kept)
+    assert [m["messages"][-1]["reasoning_content"] for m in made] == [f"plan {i}" for i in numbers]
+    assert [m["messages"][-1]["content"] for m in made] == [f"answer {i}" for i in numbers]
+    assert all(REQUEST not in m["messages"][0]["content"] for m in made)
+    assert [m["plan"] for m in made] == [{"plan": i} for i in numbers]
+
+
+def test_the_same_question_under_another_system_prompt_is_another() -> None:
+    answers = [row("Why?", "a", {"role": "system", "content": s}) for s in "xy"]
+    (made,) = with_plans(answers, plans_for(answers)[1:])
+    assert made["messages"][0]["content"] == "y"
+
+
+def test_no_plan_at_all_is_said() -> None:
+    with pytest.raises(UserError, match="both an answer and a plan"):
+        with_plans([row("Why?", "a")], [])
+
+
+def test_rows_are_read_as_written(tmp_path: Path) -> None:
+    rows = [row("为什么？", "因为。")]
+    write(tmp_path / "new" / "rows.jsonl", rows)
+    assert rows_of(tmp_path / "new" / "rows.jsonl") == rows
