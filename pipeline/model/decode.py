@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.allocator import keeping_freed_memory
 from pipeline.core.console import say
 from pipeline.core.errors import UserError
 from pipeline.core.modes import THINK, Tags
@@ -82,7 +83,7 @@ def inference_mode_of(model: PreTrainedModel) -> Iterator[None]:
     if model.device.type == "cpu" and sum(p.numel() for p in model.parameters()) < _ONE_THREAD_BELOW:
         torch.set_num_threads(1)
     try:
-        with written_out_attention(model):
+        with written_out_attention(model), keeping_freed_memory():
             yield
     finally:
         torch.set_num_threads(threads)
