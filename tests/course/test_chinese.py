@@ -68,12 +68,27 @@ def test_the_style_check_itself(text: str, problems: int) -> None:
 ROOT = NOTEBOOKS.parent
 
 
-@pytest.mark.parametrize(
-    "name", ["README.zh-CN.md", "docs/glossary.md", "docs/complaints.zh.md", "docs/choosing.zh.md"]
-)
+RESULTS = re.compile(r"<!-- results:.*?<!-- end -->", re.DOTALL)
+PAGES = sorted(path.name.removesuffix(".zh.md") for path in (ROOT / "docs").glob("*.zh.md"))
+
+
+@pytest.mark.parametrize("name", ["README.zh-CN.md", "docs/glossary.md", *(f"docs/{name}.zh.md" for name in PAGES)])
 def test_chinese_pages_are_set_as_in_print(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
-    assert not style_problems(re.sub(r"<!-- results:.*?<!-- end -->", "", text, flags=re.DOTALL))
+    assert not style_problems(RESULTS.sub("", text))
+
+
+# These two are shorter in Chinese, written for readers there; all others say what the English page says.
+@pytest.mark.parametrize("name", [name for name in PAGES if name not in ("choosing", "complaints")])
+def test_a_chinese_page_says_what_the_english_one_says(name: str) -> None:
+    """The same headings, table rows, code, names in code and numbers: who changes one page has to change the other."""
+    english, chinese = ((ROOT / "docs" / f"{name}{end}").read_text(encoding="utf-8") for end in (".md", ".zh.md"))
+    assert RESULTS.findall(chinese) == RESULTS.findall(english)
+    english, chinese = RESULTS.sub("", english), RESULTS.sub("", chinese)
+    for pattern in (r"(?m)^#+ ", r"(?m)^\| ", "(?m)^```", r"\]\("):
+        assert len(re.findall(pattern, chinese)) == len(re.findall(pattern, english)), pattern
+    for pattern in (r"`([^`\n]+)`", r"(?m)^    (.+)$", r"\d+(?:[.,]\d+)*"):
+        assert not set(re.findall(pattern, english)) - set(re.findall(pattern, chinese)), pattern
 
 
 def test_the_chinese_readme_leaves_nothing_out() -> None:
