@@ -25,6 +25,9 @@ def register(group: Any) -> None:
         "--samples", type=positive, metavar="N", help="with --questions: replies a question (default: 1)"
     )
     rehearse.add_argument(
+        "--rows", type=positive, metavar="N", help="with --questions: only the first N questions (default: all)"
+    )
+    rehearse.add_argument(
         "--plan", action="store_true", help="also ask for plans: chat with reasoning from a model without thinking mode"
     )
     rehearse.set_defaults(do=_rehearse)
@@ -50,7 +53,7 @@ def _recipe_of_questions(args: argparse.Namespace) -> Any:
         raise UserError("--questions stands instead of a recipe; leave --recipe and --source out.")
     name = Path(args.questions).stem
     source = {"name": name, "source": "base", "mode": args.mode, "samples": args.samples, "share": 1.0}
-    source["questions"] = {"source": "local", "path": args.questions}
+    source["questions"] = {"source": "local", "path": args.questions, "rows": args.rows}
     return parse(Recipe, {"name": name, "sources": [source]}, "--questions")
 
 
@@ -85,8 +88,10 @@ def _rehearse(args: argparse.Namespace) -> int:
     from pipeline.model.load import load_tokenizer
     from pipeline.settings import load_recipe
 
-    if not args.questions and (args.mode or args.samples):
-        raise UserError("--mode and --samples belong to --questions; a recipe says them for each of its sources.")
+    if not args.questions and (args.mode or args.samples or args.rows):
+        raise UserError(
+            "--mode, --samples and --rows belong to --questions; a recipe says them for each of its sources."
+        )
     if args.plan and (args.mode != "non_thinking" or (args.samples or 1) > 1):
         raise UserError(
             "--plan takes --questions with --mode non_thinking and one sample: the plan is the thought of it."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.core.errors import UserError
+from pipeline.core.files import read_jsonl, write_jsonl
 from pipeline.data.chat_format import ChatFormat
 from pipeline.hybrid.accept import failures
 from pipeline.hybrid.hybridise import hybridise, settings_of, training_profile
@@ -176,3 +178,41 @@ def test_too_little_memory_is_said_before(profile: Path, tmp_path: Path, monkeyp
     with pytest.raises(UserError, match="hybridise needs about .* MB of memory, and 1 MB are available"):
         hybridise(str(profile), [], tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+def test_answers_and_plans_become_chat_with_reasoning(
+    pipeline_command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """``rehearse --plan``: answers, plans, and both in one row; the second time nothing is asked."""
+    questions = [{"prompt": f"What is {a} + {a + 1}?"} for a in range(2, 14)]
+    write_jsonl(tmp_path / "sums.jsonl", questions)
+    arguments = [
+        "rehearse",
+        "--questions",
+        str(tmp_path / "sums.jsonl"),
+        "--mode",
+        "non_thinking",
+        "--plan",
+        "--rows",
+        "10",
+    ]
+    arguments += ["--output-dir", str(tmp_path / "own"), "--json"]
+    sets = [
+        "evaluation.workers=1",
+        "evaluation.batch_size=10",
+    ]  # the embedded model, in the mode that an instruct model has
+    environment = {"PIPELINE_CACHE": str(tmp_path / "cache")}
+    record = json.loads(pipeline_command(*arguments, sets=sets, environment=environment).stdout)
+    assert record["sums"]["replies"] == 10 and record["sums.plan"]["replies"] == record["sums"]["kept"]
+    answers, plans, made = (
+        read_jsonl(tmp_path / "own" / f"sums{end}" / "rows.jsonl") for end in ("", ".plan", ".thinking")
+    )
+    assert len(made) == record["sums.plan"]["with_plan"] == len(plans) > 0
+    by_question = {row["messages"][0]["content"]: row for row in answers}
+    for row, plan in zip(made, plans, strict=True):
+        question, answer = row["messages"]
+        assert answer["content"] == by_question[question["content"]]["messages"][-1]["content"]
+        assert answer["reasoning_content"] == plan["messages"][-1]["content"]
+    again = pipeline_command(*arguments, sets=sets, environment=environment)
+    assert json.loads(again.stdout) == record and "loading" not in again.stderr
