@@ -323,8 +323,10 @@ def sweep_table(result: Sweep) -> str:
     if len(result["points"]) > 1:
         lines += ["", f"difference from {result['points'][0]['value']}; * the interval leaves out 0"]
         others = result["points"][1:]
-        lines[-1] += "; (+ items that became right, − items that became wrong, over all seeds)"
-        lines += _lines(heads, [[str(p["value"]), *map(_difference, entries(p["modes"]))] for p in others])
+        differences = [[str(p["value"]), *map(_difference, entries(p["modes"]))] for p in others]
+        if any("(+" in text for row in differences for text in row):  # older sweeps did not count them
+            lines[-1] += "; (+ items that became right, − items that became wrong, over all seeds)"
+        lines += _lines(heads, differences)
     if any("distance" in p for p in result["points"]):
         lines += ["", "distance: KL(base ‖ tuned), nats a token of the base's own replies"]
         far = [
