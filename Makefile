@@ -39,7 +39,6 @@ REAL_ROWS = $(if $(DATA),$(foreach name,$(1),--set "mix.local.$(name)=$(DATA)/$(
 REAL_CHAT = $(if $(REAL_ASKS),--set "mix.local.chat=$(REAL_OWN)/chat/rows.jsonl" \
 	--set "mix.local.thinking_chat=$(REAL_OWN)/chat.thinking/rows.jsonl",$(call REAL_ROWS,chat thinking_chat))
 real: OUTPUT_DIR ?= outputs/real
-real: export MALLOC_MMAP_THRESHOLD_ ?= 65536  # glibc gives back what was freed
 real: $(STAMP) ## a real pretrained model on a CPU: fetched, made hybrid, fine-tuned, measured: DATA=FOLDER
 	$(BIN)/python -m pipeline models fetch smollm2-135m
 	$(if $(REAL_ASKS),$(BIN)/python -m pipeline rehearse --profile smollm2-135m --set model.name=outputs/models/smollm2-135m \

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.allocator import keeping_freed_memory
 from pipeline.core.console import say
 from pipeline.core.errors import UserError
 from pipeline.core.modes import THINK, Tags
@@ -83,7 +82,7 @@ def inference_mode_of(model: PreTrainedModel) -> Iterator[None]:
     if model.device.type == "cpu" and sum(p.numel() for p in model.parameters()) < _ONE_THREAD_BELOW:
         torch.set_num_threads(1)
     try:
-        with written_out_attention(model), keeping_freed_memory():
+        with written_out_attention(model):
             yield
     finally:
         torch.set_num_threads(threads)
