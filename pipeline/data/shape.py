@@ -4,7 +4,8 @@ In: the converter of a source's rows. Out: the same, followed by these steps, in
 
 * ``drop``: what it matches is taken out of the answers (GSM8K's ``<<48/2=24>>``);
 * ``answer_after``: an answer that is worked out step by step ("… The answer is 24") is parted at the last place that matches:
-  what stands before it becomes reasoning, what stands behind it the answer, in the words of ``answer_as``;
+  what stands before it becomes reasoning, what stands behind it the answer, in the words of ``answer_as``; with ``direct`` the
+  steps stay in the answer and the row is one without thinking, as a hybrid works a problem out in its non-thinking mode;
 * ``soft_switch``: of so many rows the last question gets Qwen3's ``/think`` or ``/no_think`` behind it. Of rows with reasoning
   half get ``/think``, half ``/no_think``, and these lose their reasoning; rows without any get ``/no_think``. What has
   ``/no_think`` stands in the thinking prompt, and its answer begins with an empty think block.
@@ -45,14 +46,14 @@ def shaped(convert: Convert, shape: ShapeSettings | None) -> Convert:
             ]
             conversation = dataclasses.replace(conversation, messages=messages)
         if mark:
-            conversation = part(conversation, mark, settings.answer_as)
+            conversation = part(conversation, mark, settings.answer_as, settings.direct)
         return switched(conversation, settings.soft_switch)
 
     return convert_and_shape
 
 
-def part(conversation: Conversation, mark: re.Pattern[str], answer_as: str) -> Conversation:
-    """The last answer as reasoning and answer, parted at the last match of ``mark``.
+def part(conversation: Conversation, mark: re.Pattern[str], answer_as: str, direct: bool = False) -> Conversation:
+    """The last answer as reasoning and answer, parted at the last match of ``mark``; with ``direct``, both as the answer.
 
     Raises:
         Rejected: it has no such place, nothing before it or nothing behind it; or it comes with reasoning already.
@@ -68,6 +69,9 @@ def part(conversation: Conversation, mark: re.Pattern[str], answer_as: str) -> C
     if not reasoning or not final:
         raise Rejected("no_reasoning" if final else "no_answer", f"parted at {places[-1][0]!r}: {text[-80:]}", "shape")
     content = answer_as.replace("{answer}", final.rstrip("."))
+    if direct:
+        shown: Message = {**answer, "content": f"{reasoning}\n\n{content}"}
+        return dataclasses.replace(conversation, messages=[*before, shown], mode="non_thinking")
     parted: Message = {**answer, "content": content, "reasoning_content": reasoning}
     return dataclasses.replace(conversation, messages=[*before, parted], mode="thinking")
 

@@ -322,14 +322,15 @@ def load_recipe(path: str, mix: MixSettings | None = None) -> Recipe:
 
 
 def _set_local(recipe: Recipe, mix: MixSettings, path: str) -> None:
-    """Local files in the place of hubs' sets, by ``mix.local``; everything else of the source stays as it is."""
+    """Local files in the place of hubs' sets (for ``source: base``, of its questions), by ``mix.local``; the rest stays as it is."""
     names = [source.name for source in recipe.sources]
     for name, place in mix.local.items():
         if name not in names:
             raise UserError(f"mix.local: recipe {path} has no source {name!r}.{nearest(name, names)}")
         source = recipe.sources[names.index(name)]
-        source.source, source.path = "local", place
-        source.subset, source.revision, source.streaming = None, None, False
+        read = source.questions or source
+        read.source, read.path = "local", place
+        read.subset, read.revision, read.streaming = None, None, False
 
 
 def _leave_out(recipe: Recipe, mix: MixSettings, path: str) -> None:

@@ -180,11 +180,12 @@ def run_carry_over(
             f"--seeds {seeds}: a claim about a method needs two seeds at least; one run says what one run did."
         )
     cells, own = folder / "cells", list(overrides)
+    plain = [*own, "mix.rehearsal=false"]  # what the claims of the first two were made on
     studies: dict[str, Sweep] = {
-        "mask": run_sweep(profile, "", [], seeds, folder / "mask", own, workers, MASKS, cells, MASK_ARMS, engine),
+        "mask": run_sweep(profile, "", [], seeds, folder / "mask", plain, workers, MASKS, cells, MASK_ARMS, engine),
         "cure": run_sweep(profile, "", [], seeds, folder / "cure", own, workers, CURE, cells, (), engine),
         "ratio": run_sweep(
-            profile, "chat_share", SHARES, seeds, folder / "ratio", own, workers, None, cells, (), engine
+            profile, "chat_share", SHARES, seeds, folder / "ratio", plain, workers, None, cells, (), engine
         ),
     }
     result: CarryOver = {

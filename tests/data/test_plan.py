@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
-from pipeline.data.rehearsal.plan import REQUEST, plan_questions, rows_of, with_plans, write
+from pipeline.data.rehearsal.plan import REQUEST, first_sentences, plan_questions, rows_of, with_plans, write
 
 
 def row(question: str, reply: str, *before: dict[str, Any]) -> dict[str, Any]:
@@ -49,6 +49,32 @@ def test_the_same_question_under_another_system_prompt_is_another() -> None:
     answers = [row("Why?", "a", {"role": "system", "content": s}) for s in "xy"]
     (made,) = with_plans(answers, plans_for(answers)[1:])
     assert made["messages"][0]["content"] == "y"
+
+
+@pytest.mark.parametrize(
+    ("plan", "kept"),
+    [
+        ("It asks for a name. A good answer is short. Here it is: Tom.", "It asks for a name. A good answer is short."),
+        ("It asks for 4 ways:\n\n1. Bags\n2. Bottles", "It asks for 4 ways"),
+        ("问的是原因。答案要短。答案：因为。", "问的是原因。 答案要短。"),
+        ("No end", "No end"),
+    ],
+)
+def test_a_plan_is_two_sentences_at_most(plan: str, kept: str) -> None:
+    assert first_sentences(plan) == kept
+
+
+@given(st.text())
+def test_a_plan_is_never_made_longer_and_has_no_line_break(plan: str) -> None:
+    kept = first_sentences(plan)
+    assert len(kept.split()) <= len(plan.split()) + 1 and "\n" not in kept
+
+
+def test_a_plan_without_words_is_none() -> None:
+    answers = [row("Why?", "a"), row("How?", "b")]
+    plans = plans_for(answers)
+    plans[0]["messages"][-1]["content"] = ":"
+    assert [m["messages"][0]["content"] for m in with_plans(answers, plans)] == ["How?"]
 
 
 def test_no_plan_at_all_is_said() -> None:

@@ -31,6 +31,16 @@ def test_an_answer_is_parted_at_the_last_mark() -> None:
     assert found.messages[-1]["content"] == "It is \\boxed{4}."
 
 
+def test_direct_rows_show_their_steps_in_the_answer(chat_format: ChatFormat) -> None:
+    convert = shaped(CONVERT, shape(answer_after="####", answer_as="It is {answer}.", direct=True))
+    found = convert({"question": "How many?", "answer": "2 + 2 = 4 clips.\n#### 4"})
+    assert found.mode == "non_thinking" and "reasoning_content" not in found.messages[-1]
+    assert found.messages[-1]["content"] == "2 + 2 = 4 clips.\n\nIt is 4."
+    (example,) = chat_format.example(found)
+    learnt = [i for i, label in zip(example.input_ids, example.labels, strict=True) if label != -100]
+    assert "think>" not in chat_format.tokenizer.decode(learnt)  # the empty block belongs to the prompt
+
+
 def test_what_is_dropped_is_gone_before_it_is_parted() -> None:
     convert = shaped(CONVERT, shape(drop="<<[^>]*>>", answer_after="####"))
     found = convert({"question": "How many?", "answer": "48/2 = <<48/2=24>>24 clips.\n#### 24"})
@@ -97,7 +107,11 @@ def test_half_of_many_questions_get_it() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"drop": "("}, "drop is no regular expression"), ({"answer_as": "x"}, "has to hold {answer}")],
+    [
+        ({"drop": "("}, "drop is no regular expression"),
+        ({"answer_as": "x"}, "has to hold {answer}"),
+        ({"direct": True}, "answer_after where they end"),
+    ],
 )
 def test_settings_that_are_none(settings: dict[str, str], words: str) -> None:
     with pytest.raises(UserError, match=words):
@@ -112,6 +126,12 @@ def test_local_files_in_the_place_of_a_hub() -> None:
     math = next(source for source in recipe.sources if source.name == "math")
     assert (math.source, math.path, math.streaming, math.format) == ("local", "here.jsonl", False, "openmathreasoning")
     assert isinstance(recipe, Recipe)
+    own = load_recipe(
+        "data_recipes/finetome_openmath_rehearsal.yaml",
+        MixSettings(local={"own_chat": "here.jsonl"}),  # type: ignore[call-arg]
+    ).sources[1]
+    assert own.source == "base" and own.questions is not None
+    assert (own.questions.source, own.questions.path, own.questions.rows) == ("local", "here.jsonl", 6000)
     alone = load_recipe(path, MixSettings(without=["math"]))  # type: ignore[call-arg]
     assert [(source.name, source.share) for source in alone.sources] == [("chat", 1.0)]
     for without, words in (

@@ -2,12 +2,14 @@
 
 The model is asked twice, both times in the mode that it has: for its answer, and for a plan of it. In: the rows of both
 rehearsals. Out: rows with the plan as ``reasoning_content``, for ``hybridise``. The plan was not followed when the answer was
-written; such rows teach the form of a thought, not how to think.
+written; such rows teach the form of a thought, not how to think. A small model asked for two sentences often goes on, into the
+answer itself; what lies behind them is cut off, so that a thought is short and ends.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,9 @@ from pipeline.core.files import atomic_path, make_folder
 from pipeline.data.prepare import json_line
 
 REQUEST = "\n\nDo not answer yet. In one or two sentences, say what is asked for and what a good answer has to contain."
+
+SENTENCES = 2  # as REQUEST says
+_BOUNDARY = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -41,8 +46,9 @@ def with_plans(answers: Iterable[dict[str, Any]], plans: Iterable[dict[str, Any]
     for row in answers:
         *before, answer = row["messages"]
         plan = by_question.get(_key(_with_request(before)))
-        if plan is not None:
-            thought = {**answer, "reasoning_content": plan["messages"][-1]["content"]}
+        said = first_sentences(plan["messages"][-1]["content"]) if plan is not None else ""
+        if plan is not None and said:
+            thought = {**answer, "reasoning_content": said}
             made.append({**row, "messages": [*before, thought], "plan": plan["rehearsal"]})
     if not made:
         raise UserError(
@@ -50,6 +56,12 @@ def with_plans(answers: Iterable[dict[str, Any]], plans: Iterable[dict[str, Any]
             "left_out.jsonl in both folders says why; a larger max_new_tokens of the profile's sampling may do."
         )
     return made
+
+
+def first_sentences(text: str, count: int = SENTENCES) -> str:
+    """The first sentences of the first paragraph, at most ``count``, without a colon at the end."""
+    paragraph = text.strip().split("\n")[0].strip()
+    return " ".join(part for part in _BOUNDARY.split(paragraph)[:count] if part).rstrip(":").rstrip()
 
 
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
