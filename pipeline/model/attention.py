@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SHORT = 512  # tokens; up to here attention written out is the faster one on a CPU, and its scores take little memory
 GROUPED = "grouped_matmul"
-PLAIN = frozenset({"llama", "mistral", "qwen2", "qwen3"})  # families without caps, sinks or other additions to the scores
+PLAIN = frozenset({"llama", "mistral", "qwen2", "qwen3"})  # families that add nothing to the scores: no cap, no sink
 
 
 @contextlib.contextmanager

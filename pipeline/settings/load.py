@@ -322,7 +322,7 @@ def load_recipe(path: str, mix: MixSettings | None = None) -> Recipe:
 
 
 def _set_local(recipe: Recipe, mix: MixSettings, path: str) -> None:
-    """Local files in the place of hubs' sets (for ``source: base``, of its questions), by ``mix.local``; the rest stays as it is."""
+    """Local files in the place of hubs' sets (``source: base``: of its questions), by ``mix.local``; the rest stays as it is."""
     names = [source.name for source in recipe.sources]
     for name, place in mix.local.items():
         if name not in names:

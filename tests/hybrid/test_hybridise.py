@@ -159,7 +159,7 @@ def test_full_fine_tuning_and_a_verdict_of_no(profile: Path, tmp_path: Path) -> 
     assert not record["accepted"] and record["method"] == "full"
     assert "mode fidelity" in record["failures"][0]
     assert not (output / "config.json").exists() and (output / "hybridise/candidate/config.json").exists()
-    with pytest.raises(UserError, match="add belongs to another run"):
+    with pytest.raises(UserError, match="training.save_steps is 40 there and 2 here"):
         hybridise(str(profile), [*sets, "training.save_steps=2"], output)
 
 
