@@ -5,6 +5,7 @@ Import it after unsloth, which replaces parts of transformers.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import TrainerCallback
 
 from pipeline.core.console import Bar
 from pipeline.training.checkpoints import PREFIX, rotate, write_manifest
+from pipeline.training.measure import return_freed
 from pipeline.training.trackers import Trackers, trainer_values
 
 
@@ -55,6 +57,23 @@ class TrackerCallback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.trackers.log(trainer_values(logs or {}), state.global_step)
+
+
+class FreedMemory(TrainerCallback):
+    """Every ten seconds, gives back what glibc keeps of freed memory: batches of many shapes leave more and more of it behind.
+
+    After every step it would cost a quarter of the speed (docs/real_weights.md).
+    """
+
+    SECONDS = 10.0
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if time.monotonic() - self._last >= self.SECONDS:
+            return_freed()
+            self._last = time.monotonic()
 
 
 class StepBar(TrainerCallback):

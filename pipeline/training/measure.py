@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 from collections.abc import Mapping
@@ -88,11 +89,11 @@ class MemoryMeter:
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated()
             return
+        return_freed()  # it would otherwise be used again unseen
         try:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)  # of glibc: what was freed would otherwise be used again unseen
             Path("/proc/self/clear_refs").write_text("5")
             self._before = _resident("VmRSS")
-        except (OSError, AttributeError):
+        except OSError:
             pass
 
     def read(self) -> int | None:
@@ -103,6 +104,12 @@ class MemoryMeter:
             return None
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident("VmHWM")
         return max(0, int(peak - self._before))
+
+
+def return_freed() -> None:
+    """Have glibc give freed memory back to the system; elsewhere nothing is done."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _resident(field: str) -> int:

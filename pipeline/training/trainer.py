@@ -27,7 +27,7 @@ from pipeline.data.chat_format import IGNORE_INDEX
 from pipeline.model.attention import SHORT, written_out_attention
 from pipeline.model.bottleneck import has_bottlenecks, load_bottlenecks
 from pipeline.model.memory import out_of_memory
-from pipeline.training.callbacks import StepBar
+from pipeline.training.callbacks import FreedMemory, StepBar
 from pipeline.training.close import FLAG, WithFlags, losses
 from pipeline.training.measure import TokenCounter
 from pipeline.training.watch import Scaled, Seen, Watch, without_gradient
@@ -189,6 +189,7 @@ class StopsInTime:
 
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
         """With the project's own display of progress; a notebook keeps transformers' table."""
+        self.add_callback(FreedMemory())
         if "ipykernel" in sys.modules:
             return super().train(*args, **kwargs)  # type: ignore[misc]
         for theirs in (ProgressCallback, PrinterCallback):
