@@ -50,7 +50,7 @@ real: $(STAMP) ## a real pretrained model on a CPU: fetched, made hybrid, fine-t
 		$(call REAL_ROWS,chat) $(REAL_ITEMS)
 
 course: OUTPUT_DIR ?= outputs/course
-course: $(STAMP) ## the main job, then notebooks 00 to 10: OUTPUT_DIR=outputs/course
+course: $(STAMP) ## the main job, then notebooks 00 to 11: OUTPUT_DIR=outputs/course
 	$(BIN)/python -m pipeline run --profile embedded --output-dir "$(OUTPUT_DIR)/main" --resume
 	$(BIN)/python -m pipeline course --profile embedded --output-dir "$(OUTPUT_DIR)"
 

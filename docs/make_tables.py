@@ -100,6 +100,7 @@ def _benchmark(path: str) -> Callable[[dict[str, Any], str | None], str]:
 def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
     """Name of a result → what makes its table; every other result is a sweep's."""
     from pipeline.handover.tables import audit_table, handover_table
+    from pipeline.hybrid import accept
     from pipeline.second import grpo, preference
     from pipeline.studies.budget import budget_text
     from pipeline.studies.methods import methods_table
@@ -111,7 +112,8 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
         "cleaning_quality estimate length_grouping perf processes resume retrieval schedules server serving".split()
     )
     return {
-        **{name: _benchmark(f"{name}.py") for name in [*scripts, "unsloth_cpu"]},
+        **{name: _benchmark(f"{name}.py") for name in [*scripts, "unsloth_cpu", "decoding"]},
+        "hybrid": lambda result, part: accept.table(result),
         **{name: _benchmark("sweep.py") for name in ("sweep_cells", "workers")},
         "audit": audit_table,
         "handover": handover_table,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.settings import HybridSettings
@@ -52,3 +52,34 @@ def text(record: Mapping[str, Any]) -> str:
         )
     verdict = "accepted" if record["accepted"] else "not accepted: " + "; ".join(record["failures"])
     return "\n".join([*lines, verdict])
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """The numbers behind the verdict as Markdown, and the verdict."""
+    cells = record["evaluation"]
+    columns = list(cells["hybrid"]["thinking"]["benchmarks"])
+    lines = [
+        f"| model | mode | {' | '.join(columns)} | mode fidelity | cut |",
+        f"|---|---|{'--:|' * (len(columns) + 2)}",
+    ]
+    for model in ("base", "hybrid"):
+        for mode, cell in cells[model].items():
+            scores = [cell["benchmarks"].get(name) for name in columns]
+            shown = [_rate(s["score"], s["ci95"]) if s else "" for s in scores]
+            form = _rate(cell["mode_fidelity"], cell["mode_fidelity_ci95"])
+            lines.append(
+                f"| {model} | {mode.replace('_', '-')} | {' | '.join(shown)} | {form} | {cell['truncated']:.3f} |"
+            )
+    n = next(iter(cells["hybrid"]["thinking"]["benchmarks"].values()))["n"]
+    made = record["training"]
+    lines += [
+        "",
+        f"{n} items of each benchmark. Training ({record['method']}): {made['steps']} steps, {made['training_seconds'] / 60:.0f} "
+        f"minutes, {made['tokens_per_second']:.0f} tokens/s. "
+        + ("**Accepted.**" if record["accepted"] else "**Not accepted**: " + "; ".join(record["failures"]) + "."),
+    ]
+    return "\n".join(lines)
+
+
+def _rate(value: float, ci95: Sequence[float]) -> str:
+    return f"{value:.3f} [{ci95[0]:.3f}, {ci95[1]:.3f}]"

@@ -1,4 +1,4 @@
-"""Exercises of notebooks 03 to 10, those that train among them: right answers pass, plausible wrong ones fail with a hint."""
+"""Exercises of notebooks 03 to 11, those that train among them: right answers pass, plausible wrong ones fail with a hint."""
 
 from __future__ import annotations
 
@@ -231,8 +231,23 @@ ANSWERS |= {
     ),
 }
 
+ANSWERS |= {
+    "11.1": (
+        lambda table, ids: table[ids].mean(dim=0),
+        [
+            lambda table, ids: table.mean(dim=0),
+            lambda table, ids: table[ids].mean(dim=1),
+            lambda table, ids: table[ids].sum(dim=0),
+            0,
+        ],
+    ),
+    "11.2": (240, [220, 260, 250, 0, 240.0]),
+    "11.3": ((1.0, 0.0), [(0.5, 0.0), (1.0, 0.5), 1.0, (2, 0)]),
+}
 
-TRAIN = ("03.4", "03b.4", "04.4", "05.4", "06.4", "07.4", "08.4", "09.4")  # their checks take seconds, with any answer
+
+# Their checks take seconds, with any answer.
+TRAIN = ("03.4", "03b.4", "04.4", "05.4", "06.4", "07.4", "08.4", "09.4", "11.3")
 NIGHTLY = [pytest.mark.slow, pytest.mark.nightly]  # by day the solutions try the right answers
 
 

@@ -1,4 +1,4 @@
-"""Checks for the exercises at the end of each notebook; one module a notebook (``nb00`` … ``nb10``).
+"""Checks for the exercises at the end of each notebook; one module a notebook (``nb00`` … ``nb11``).
 
 In: the name of an exercise (``"01.2"``) and a learner's answer. Out: a line that says "right"; a wrong answer raises
 ``AssertionError`` with a hint that does not give it away; both in the reader's language. ``...`` means "not answered yet" and
