@@ -30,7 +30,8 @@ run: $(STAMP) ## the main job, mix to report, on the embedded profile: OUTPUT_DI
 	$(BIN)/python -m pipeline run --profile embedded --output-dir "$(OUTPUT_DIR)"
 
 # Sets from Hugging Face, or DATA=FOLDER with reasoning/ chat/ [thinking_chat/] gsm8k/ ifeval/ (docs/real_weights.md). Without
-# thinking_chat/ the model writes its own: answers to 1,000 questions of chat/, and plans for them.
+# thinking_chat/ the model writes its own: answers to 1,000 questions of chat/, and plans for them. It stops where the hybrid is
+# not accepted; FIDELITY=0.85 asks less of it than 0.95.
 HYBRID_DIR := outputs/models/smollm2-135m-hybrid
 REAL_OWN := outputs/real_own
 REAL_ASKS = $(if $(DATA),$(if $(wildcard $(DATA)/thinking_chat),,yes))
@@ -45,7 +46,8 @@ real: $(STAMP) ## a real pretrained model on a CPU: fetched, made hybrid, fine-t
 		--set evaluation.sampling.non_thinking.max_new_tokens=200 --questions "$(DATA)/chat" --rows 1000 --mode non_thinking \
 		--plan --output-dir $(REAL_OWN))
 	$(BIN)/python -m pipeline hybridise --profile smollm2-135m --output-dir $(HYBRID_DIR) --resume \
-		$(call REAL_ROWS,reasoning) $(if $(DATA),--set "mix.local.steps=$(DATA)/reasoning") $(REAL_CHAT) $(REAL_ITEMS)
+		$(call REAL_ROWS,reasoning) $(if $(DATA),--set "mix.local.steps=$(DATA)/reasoning") $(REAL_CHAT) $(REAL_ITEMS) \
+		$(if $(FIDELITY),--set hybrid.fidelity=$(FIDELITY))
 	$(BIN)/python -m pipeline run --profile smollm2-135m --output-dir "$(OUTPUT_DIR)" --resume \
 		$(call REAL_ROWS,chat) $(REAL_ITEMS)
 
