@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+TOKENS = 8192  # of a batch with its padding: the scores of attention grow with rows × length × length
 CHUNK = 512  # positions; in float32 and a vocabulary of 151,936, 310 MB a model
 
 
@@ -89,6 +90,7 @@ def divergence(
     """KL(base ‖ tuned) over the reply of each sequence.
 
     Args:
+        batch_size: sequences at a time, at most; fewer where they are long (``TOKENS``).
         model: tuned, with an adapter that can be switched off.
         sequences: (token ids of prompt and reply, how many of them are the prompt's: at least 1).
         progress: called after each batch with the number of sequences that it held.
@@ -105,8 +107,9 @@ def divergence(
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))
     result: dict[int, tuple[float, int]] = {}
     with inference_mode_of(model), torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+        while order:
+            fit = [n for n, i in enumerate(order[:batch_size], 1) if n * len(sequences[i][0]) <= TOKENS]
+            batch, order = order[: fit[-1] if fit else 1], order[fit[-1] if fit else 1 :]
             ids, mask = padded([sequences[i][0] for i in batch], model.device)
             # Token t is predicted at position t - 1.
             chosen = mask.bool()

@@ -61,6 +61,17 @@ def test_sums_are_those_of_one_sequence_at_a_time(
     assert all(total > 0.01 for total, _ in found)
 
 
+@pytest.mark.parametrize(("tokens", "batches"), [(8192, [3, 1]), (24, [2, 1, 1]), (1, [1, 1, 1, 1])])
+def test_long_sequences_go_in_small_batches(
+    tuned: Any, sequences: Any, tokens: int, batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TOKENS", tokens)
+    seen: list[int] = []
+    found = divergence(tuned, sequences, 3, seen.append)
+    assert seen == batches  # lengths 5 and 9, then 12, then 20
+    assert [total for total, _ in found] == pytest.approx([t for t, _ in one_by_one(tuned, sequences)], rel=1e-3)
+
+
 def test_a_fresh_adapter_is_no_distance(tiny_qwen3: Any, sequences: Any) -> None:
     from peft import LoraConfig, get_peft_model
 
