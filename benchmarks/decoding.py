@@ -143,9 +143,10 @@ def table(result: dict[str, Any]) -> str:
         for side, turns in result["sides"].items()
     }
     for side, turns in result["sides"].items():
-        peak = max((turn["memory_bytes"] or 0) for turn in turns) / 1e6
+        peaks = [turn["memory_bytes"] for turn in turns if turn["memory_bytes"]]
+        peak = f"{max(peaks) / 1e6:,.0f} MB" if peaks else "–"
         lines.append(
-            f"| {side} | {turns[0]['dtype']} | {rate[side]:.0f} | {rate[side] / rate['pipeline']:.2f} | {peak:,.0f} MB |"
+            f"| {side} | {turns[0]['dtype']} | {rate[side]:.0f} | {rate[side] / rate['pipeline']:.2f} | {peak} |"
         )
     return "\n".join(lines)
 
