@@ -46,8 +46,8 @@ def grouped(
 ) -> tuple[torch.Tensor, None]:
     """Attention of several query heads to one key-value head, without a copy of keys and values for each of them.
 
-    The copies are most of what "eager" moves through memory when it decodes (benchmarks/README.md). The result is the same but
-    for rounding. The arguments are those of transformers' ``AttentionInterface``.
+    Without them SmolLM2-135M decodes 1.18 times as fast as with "eager" (benchmarks/README.md). The result is the same but for
+    rounding. The arguments are those of transformers' ``AttentionInterface``.
 
     Args:
         query: (batch, heads, tokens, size). key, value: (batch, key-value heads, places, size).
