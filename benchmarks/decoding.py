@@ -7,6 +7,7 @@ questions, greedily, ``--batch`` at a time; end tokens are ignored, so all do th
 turn is a process of its own; the sides take turns, ``--rounds`` times. Loading, conversion and a first short batch are not timed.
 
 * ``pipeline``: ``pipeline.model.decode``, as every evaluation uses it, in the precision that the processor suits;
+* ``pipeline, eager`` (only where ``--sides`` names it): the same with transformers' own attention written out;
 * ``transformers``: ``generate`` of the plain model in the same precision, attention as it comes ("sdpa");
 * ``llama.cpp f16``, ``llama.cpp q8_0``: its server with ``--batch`` places, each filled by a client of its own.
 """
@@ -27,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-LLAMA = "llama.cpp "
+LLAMA, EAGER = "llama.cpp ", "pipeline, eager"
 SIDES = ("pipeline", "transformers", "llama.cpp f16", "llama.cpp q8_0")
 
 
@@ -41,6 +42,7 @@ def by_torch(job: dict[str, Any]) -> dict[str, Any]:
 
     import unsloth  # noqa: F401  (before transformers, on both sides)
 
+    from pipeline.model import attention
     from pipeline.model.batch import decode_batch
     from pipeline.model.decode import inference_mode_of
     from pipeline.model.load import load_model
@@ -50,6 +52,8 @@ def by_torch(job: dict[str, Any]) -> dict[str, Any]:
     model, tokenizer = load_model(profile.model, 1)
     never = [int(model.config.vocab_size)]  # an end token that cannot come
     model.generation_config.eos_token_id = None
+    if job["side"] == EAGER:
+        attention.PLAIN = frozenset()  # no family is taken for one that the groups suit
     if job["side"] == "transformers":
         model = plain(job["model"], model.dtype)
 
@@ -75,7 +79,7 @@ def by_torch(job: dict[str, Any]) -> dict[str, Any]:
             written += (out.shape[1] - batch["input_ids"].shape[1]) * len(out)
         return written
 
-    ask = ours if job["side"] == "pipeline" else theirs
+    ask = theirs if job["side"] == "transformers" else ours
     prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in job["prompts"]]
     ask(prompts[:2], 4)
     started = time.perf_counter()
@@ -161,7 +165,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--sides", default=",".join(SIDES))
+    parser.add_argument("--sides", default=";".join(SIDES), help="divided by semicolons")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--turn", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -181,7 +185,7 @@ def main() -> int:
         )
         for row in rows
     ]
-    sides = [side.strip() for side in args.sides.split(",")]
+    sides = [side.strip() for side in args.sides.split(";")]
     result: dict[str, Any] = {"settings": {key: str(value) for key, value in vars(args).items()}, "sides": {}}
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)

@@ -86,24 +86,14 @@ def _side_by_side(result: dict[str, Any], words: dict[str, str], values: tuple[A
 
 def _report(result: dict[str, Any]) -> str:
     """Of a run: base against tuned in both modes, and what the training took."""
-    from pipeline.evaluation.report.compare import changes, fidelity_changes
+    from pipeline.evaluation.report.words import table
 
-    lines = ["| what | mode | n | base | tuned | change |", "|---|---|--:|--:|--:|--:|"]
-    for c in [*changes(result), *fidelity_changes(result)]:
-        shown = [
-            f"{value:.3f} [{ci[0]:.3f}, {ci[1]:.3f}]"
-            for value, ci in ((c.base, c.base_ci95), (c.tuned, c.tuned_ci95))
-            if ci
-        ]
-        change = f"{c.delta:+.3f} [{c.ci95[0]:+.3f}, {c.ci95[1]:+.3f}]" if c.ci95 else f"{c.delta:+.3f}"
-        lines.append(f"| {c.name} | {c.mode.replace('_', '-')} | {c.n} | {' | '.join(shown)} | {change} |")
     made = result["training"]
-    lines += [
-        "",
-        f"Training ({made['method']}): {made['steps']} steps, {made['training_seconds']:.0f} s, {made['tokens_per_second']:.0f} "
-        f"tokens/s, peak memory {made['peak_memory_bytes'] / 1e9:.1f} GB.",
-    ]
-    return "\n".join(lines)
+    training = (
+        f"Training ({made['method']}): {made['steps']} steps, {made['training_seconds']:.0f} s, "
+        f"{made['tokens_per_second']:.0f} tokens/s, peak memory {made['peak_memory_bytes'] / 1e9:.1f} GB."
+    )
+    return f"{table(result)}\n\n{training}"
 
 
 def _benchmark(path: str) -> Callable[[dict[str, Any], str | None], str]:

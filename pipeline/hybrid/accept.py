@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
+from pipeline.evaluation.report.words import interval_text
 from pipeline.settings import HybridSettings
 
 
@@ -65,8 +66,8 @@ def table(record: Mapping[str, Any]) -> str:
     for model in ("base", "hybrid"):
         for mode, cell in cells[model].items():
             scores = [cell["benchmarks"].get(name) for name in columns]
-            shown = [_rate(s["score"], s["ci95"]) if s else "" for s in scores]
-            form = _rate(cell["mode_fidelity"], cell["mode_fidelity_ci95"])
+            shown = [f"{s['score']:.3f} {interval_text(s['ci95'], 3)}" if s else "" for s in scores]
+            form = f"{cell['mode_fidelity']:.3f} {interval_text(cell['mode_fidelity_ci95'], 3)}"
             lines.append(
                 f"| {model} | {mode.replace('_', '-')} | {' | '.join(shown)} | {form} | {cell['truncated']:.3f} |"
             )
@@ -79,7 +80,3 @@ def table(record: Mapping[str, Any]) -> str:
         + ("**Accepted.**" if record["accepted"] else "**Not accepted**: " + "; ".join(record["failures"]) + "."),
     ]
     return "\n".join(lines)
-
-
-def _rate(value: float, ci95: Sequence[float]) -> str:
-    return f"{value:.3f} [{ci95[0]:.3f}, {ci95[1]:.3f}]"
