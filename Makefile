@@ -30,8 +30,8 @@ run: $(STAMP) ## the main job, mix to report, on the embedded profile: OUTPUT_DI
 	$(BIN)/python -m pipeline run --profile embedded --output-dir "$(OUTPUT_DIR)"
 
 # Sets from Hugging Face, or DATA=FOLDER with reasoning/ chat/ [thinking_chat/] gsm8k/ ifeval/ (docs/real_weights.md). Without
-# thinking_chat/ the model writes its own: answers to 1,000 questions of chat/, and plans for them. It stops where the hybrid is
-# not accepted; FIDELITY=0.85 asks less of it than 0.95.
+# thinking_chat/ the model writes its own: answers to 1,300 questions of chat/, each with and without conditions, and plans for
+# them. It stops where the hybrid is not accepted; FIDELITY=0.85 asks less of it than 0.95.
 HYBRID_DIR := outputs/models/smollm2-135m-hybrid
 REAL_OWN := outputs/real_own
 REAL_ASKS = $(if $(DATA),$(if $(wildcard $(DATA)/thinking_chat),,yes))
@@ -43,8 +43,8 @@ real: OUTPUT_DIR ?= outputs/real
 real: $(STAMP) ## a real pretrained model on a CPU: fetched, made hybrid, fine-tuned, measured: DATA=FOLDER
 	$(BIN)/python -m pipeline models fetch smollm2-135m
 	$(if $(REAL_ASKS),$(BIN)/python -m pipeline rehearse --profile smollm2-135m --set model.name=outputs/models/smollm2-135m \
-		--set evaluation.sampling.non_thinking.max_new_tokens=200 --questions "$(DATA)/chat" --rows 1000 --mode non_thinking \
-		--plan --output-dir $(REAL_OWN))
+		--set evaluation.sampling.non_thinking.max_new_tokens=300 --questions "$(DATA)/chat" --rows 1300 --mode non_thinking \
+		--conditions --plan --output-dir $(REAL_OWN))
 	$(BIN)/python -m pipeline hybridise --profile smollm2-135m --output-dir $(HYBRID_DIR) --resume \
 		$(call REAL_ROWS,reasoning) $(if $(DATA),--set "mix.local.steps=$(DATA)/reasoning") $(REAL_CHAT) $(REAL_ITEMS) \
 		$(if $(FIDELITY),--set hybrid.fidelity=$(FIDELITY))

@@ -28,6 +28,14 @@ def register(group: Any) -> None:
         "--rows", type=positive, metavar="N", help="with --questions: only the first N questions (default: all)"
     )
     rehearse.add_argument(
+        "--conditions",
+        nargs="?",
+        const="",
+        type=str,
+        metavar="FILE",
+        help="with --questions: each is asked again with one to three conditions, of this file or of those that come along",
+    )
+    rehearse.add_argument(
         "--plan", action="store_true", help="also ask for plans: chat with reasoning from a model without thinking mode"
     )
     rehearse.set_defaults(do=_rehearse)
@@ -45,6 +53,7 @@ def register(group: Any) -> None:
 
 def _recipe_of_questions(args: argparse.Namespace) -> Any:
     """A recipe of one source: the questions that the command names."""
+    from pipeline.data.rehearsal.conditions import SHIPPED
     from pipeline.settings import Recipe, parse
 
     if args.mode is None:
@@ -52,8 +61,9 @@ def _recipe_of_questions(args: argparse.Namespace) -> Any:
     if args.recipe or args.source:
         raise UserError("--questions stands instead of a recipe; leave --recipe and --source out.")
     name = Path(args.questions).stem
+    conditions = None if args.conditions is None else args.conditions or str(SHIPPED)
     source = {"name": name, "source": "base", "mode": args.mode, "samples": args.samples, "share": 1.0}
-    source["questions"] = {"source": "local", "path": args.questions, "rows": args.rows}
+    source["questions"] = {"source": "local", "path": args.questions, "rows": args.rows, "conditions": conditions}
     return parse(Recipe, {"name": name, "sources": [source]}, "--questions")
 
 
@@ -69,7 +79,9 @@ def _plans(args: argparse.Namespace, rehearsal: Any, source: Any) -> dict[str, A
     own = source.model_copy(
         update={
             "name": name,
-            "questions": source.questions.model_copy(update={"path": str(asked.resolve()), "rows": None}),
+            "questions": source.questions.model_copy(
+                update={"path": str(asked.resolve()), "rows": None, "conditions": None}
+            ),
         }
     )
     rows, record = rehearsal.source(own)
@@ -88,9 +100,9 @@ def _rehearse(args: argparse.Namespace) -> int:
     from pipeline.model.load import load_tokenizer
     from pipeline.settings import load_recipe
 
-    if not args.questions and (args.mode or args.samples or args.rows):
+    if not args.questions and (args.mode or args.samples or args.rows or args.conditions is not None):
         raise UserError(
-            "--mode, --samples and --rows belong to --questions; a recipe says them for each of its sources."
+            "--mode, --samples, --rows and --conditions belong to --questions; a recipe says them for each of its sources."
         )
     if args.plan and (args.mode != "non_thinking" or (args.samples or 1) > 1):
         raise UserError(

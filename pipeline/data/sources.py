@@ -206,7 +206,12 @@ def question_source(source: SourceSettings) -> SourceSettings:
     """The questions of a ``source: base`` as a source of their own."""
     assert source.questions is not None
     return SourceSettings.model_validate(
-        {**source.questions.model_dump(), "name": f"{source.name}.questions", "kind": "other", "share": 0}
+        {
+            **source.questions.model_dump(exclude={"conditions"}),
+            "name": f"{source.name}.questions",
+            "kind": "other",
+            "share": 0,
+        }
     )
 
 

@@ -175,6 +175,9 @@ class QuestionsSettings(Section):
     seed: int = 0
     format: str = "auto"
     columns: dict[str, str] = {}
+    conditions: str | None = (
+        None  # a file of them: each question is asked again with one to three (rehearsal/conditions.py)
+    )
     licence: str = ""
 
 

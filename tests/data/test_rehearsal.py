@@ -158,6 +158,21 @@ def test_every_question_that_is_not_asked_is_written_with_its_reason(tmp_path: P
     assert questions["read"] == 4 == questions["asked"] + sum(questions["left_out"].values())
 
 
+def test_a_question_is_asked_again_with_conditions(tmp_path: Path, run: Any) -> None:
+    (tmp_path / "own.yaml").write_text("end: [Say please.]\n")
+    answers = Script(lambda question, _: f"Yes, {asked(question)}")
+    plain = recipe(tmp_path, [{"question": "May I?"}], "non_thinking")
+    both = recipe(
+        tmp_path, [{"question": "May I?"}], "non_thinking", questions={"conditions": str(tmp_path / "own.yaml")}
+    )
+    before, after = (
+        [row["messages"][0]["content"].split() for row in rows_of(run(wanted, answers)[0])] for wanted in (plain, both)
+    )
+    assert before == [["May", "I?"]]
+    assert after == [["May", "I?"], ["May", "I?", "Say", "please."]]
+    assert len(answers.asked) == 2  # nothing is asked twice
+
+
 def test_an_item_of_a_benchmark_is_never_asked(tmp_path: Path, run: Any) -> None:
     item = "A farmer has seventeen sheep and buys five more at the market; how many sheep does he have now?"
     write_jsonl(tmp_path / "benchmark.jsonl", [{"question": item}])

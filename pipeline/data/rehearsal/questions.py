@@ -18,6 +18,7 @@ from pipeline.data.chat_format import ChatFormat
 from pipeline.data.cleaning.decontaminate import Decontaminator
 from pipeline.data.conversations import Conversation, Message, Rejected, converter
 from pipeline.data.formats import ANSWERS, Row, filled, is_missing, rename
+from pipeline.data.rehearsal.conditions import Conditions, conditioned, read_conditions
 from pipeline.data.sources import SourceRow, read_rows
 from pipeline.settings import SourceSettings
 
@@ -90,14 +91,15 @@ class Reader:
     mode: Mode
     room: int
     decontaminator: Decontaminator | None = None
+    conditions: str | None = None  # a file of conditions: each question is asked without any, and again with some
 
     @cached_property
     def _convert(self) -> Callable[[Row], Conversation]:
         # Columns are renamed here, before a filler is put to a bare question.
         return converter(self.source.format if self.source.format != "openmathreasoning" else "auto")
 
-    def question(self, row: SourceRow) -> Question:
-        """Read one row.
+    def question(self, row: SourceRow, conditions: Conditions | None = None) -> Question:
+        """Read one row; its question comes with some of these conditions.
 
         Raises:
             Rejected: it cannot be read, is a benchmark's, or its prompt is too long.
@@ -107,6 +109,8 @@ class Reader:
         data = rename(row.data, self.source.columns) if self.source.columns else row.data
         conversation = self._convert(_completed(data))
         asked = _history(conversation.messages)
+        if conditions:
+            asked = conditioned(asked, conditions)
         if self.decontaminator:
             try:
                 self.decontaminator(Conversation(asked, self.mode))
@@ -140,12 +144,15 @@ class Reader:
         return result
 
     def _each(self, root: str | None) -> Iterator[tuple[SourceRow, Question | Rejected]]:
+        wanted = [None, read_conditions(self.conditions)] if self.conditions else [None]
         for row in read_rows(self.source, root):
-            try:
-                yield row, self.question(row)
-            except Rejected as rejected:
-                rejected.step = rejected.step or "question"
-                yield row, rejected
+            for conditions in wanted:
+                try:
+                    yield row, self.question(row, conditions)
+                except Rejected as rejected:
+                    rejected.step = rejected.step or "question"
+                    yield row, rejected
+                    break  # what cannot be asked without conditions cannot be asked with them
 
 
 def left_out(file: str, line: int, why: Rejected, row: Any) -> dict[str, Any]:

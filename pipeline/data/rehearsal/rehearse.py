@@ -26,6 +26,7 @@ from pipeline.data.cleaning.decontaminate import Decontaminator, load_benchmarks
 from pipeline.data.pools import code_key
 from pipeline.data.prepare import json_line
 from pipeline.data.rehearsal.ask import Answers, Store, answers_of, ask, cannot_do, seed_of
+from pipeline.data.rehearsal.conditions import read_conditions
 from pipeline.data.rehearsal.keep import account, keep, warnings
 from pipeline.data.rehearsal.questions import Questions, Reader
 from pipeline.data.sources import content_key, question_source
@@ -85,6 +86,11 @@ def mode_of_source(source: SourceSettings) -> Mode:
     """The mode in which a ``source: base`` asks."""
     assert source.mode is not None
     return source.mode
+
+
+def conditions_of(source: SourceSettings) -> str | None:
+    """The file of conditions that the questions of a ``source: base`` get, if any."""
+    return source.questions.conditions if source.questions else None
 
 
 @contextmanager
@@ -160,6 +166,7 @@ class Rehearsal:
                 "samples": source.samples or 1,
                 "questions": content_key(asked, self.recipe.root),
                 "read": asked.model_dump(include={"format", "columns"}),
+                "conditions": read_conditions(conditions) if (conditions := conditions_of(source)) else None,
                 "decontaminator": self.decontaminator.key if self.decontaminator else None,
                 "tokenizer": self.form.key,
                 "room": self._room(source),
@@ -190,7 +197,7 @@ class Rehearsal:
                 f"source {source.name!r}: replies of up to {sampling_of(self.profile, source).max_new_tokens} tokens leave no "
                 f"room for a question within model.max_seq_length={self.profile.model.max_seq_length}. Lower max_new_tokens."
             )
-        reader = Reader(question_source(source), self.form, mode, room, self.decontaminator)
+        reader = Reader(question_source(source), self.form, mode, room, self.decontaminator, conditions_of(source))
         found = reader.read(self.recipe.root)
         if not found.kept:
             reasons = Counter(record["reason"] for record in found.left_out).most_common(3)
