@@ -6,8 +6,9 @@ there and leaves the service's own torch as it is. Standard library alone, as no
 
 For authors, ``python -m pipeline.course.hosted``:
 
-- ``write`` puts the cell, in its present words, behind the parameters of each notebook, and the links into docs/hosted.md;
-- ``check`` names every notebook without it, and ends with 1 if there is one.
+- ``write`` puts the cell, in its present words, behind the parameters of each notebook, and the links into docs/hosted.md and
+  its Chinese copy;
+- ``check`` names every notebook and page that is not so, and ends with 1 if there is one.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pipeline.core.versions import UNSLOTH_STACK, pinned, same, version_of
 from pipeline.course.translation import lines_of
 
 NOTEBOOKS = ROOT / "notebooks"
-PAGE = ROOT / "docs" / "hosted.md"
+PAGES = (ROOT / "docs" / "hosted.md", ROOT / "docs" / "hosted.zh.md")
 BEGIN, END = "<!-- links -->", "<!-- end -->"
 TAG = f"v{__version__}"
 CELL = """import os
@@ -183,9 +184,9 @@ def links() -> str:
     return "\n".join(lines)
 
 
-def page() -> str:
-    """docs/hosted.md with the links as they should be."""
-    text = PAGE.read_text(encoding="utf-8")
+def page(path: Path) -> str:
+    """One of ``PAGES`` with the links as they should be."""
+    text = path.read_text(encoding="utf-8")
     head, _, rest = text.partition(BEGIN)
     return f"{head}{BEGIN}\n\n{links()}\n\n{END}{rest.partition(END)[2]}"
 
@@ -196,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("action", choices=["write", "check"])
     action = parser.parse_args(argv).action
     wrong = []
-    for path, text in [*((path, expected(path)) for path in notebooks()), (PAGE, page())]:
+    for path, text in [*((path, expected(path)) for path in notebooks()), *((path, page(path)) for path in PAGES)]:
         if path.read_text(encoding="utf-8") != text:
             wrong.append(path)
             if action == "write":

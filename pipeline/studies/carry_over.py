@@ -2,7 +2,8 @@
 
 In: a profile. Out: a directory with the three sweeps (``ratio/``, ``mask/``, ``cure/``, cells shared in ``cells/``), and
 ``carry_over.json`` and ``carry_over.md``, to be sent back. A verdict goes by intervals: *holds* where they are apart in the
-claimed direction, *contrary* where they are apart in the other, else *not shown*.
+claimed direction, *contrary* where they are apart in the other, else *not shown*. What is lost shows in scores only where the
+base solves at least half of a benchmark; the distance to the base on what was not learnt is said for every model.
 """
 
 from __future__ import annotations
@@ -73,6 +74,27 @@ def _part(sweep: Sweep, value: str, part: Literal["gain", "keep"]) -> Estimate |
     return None if point is None else point[part]
 
 
+def _distance(sweep: Sweep, value: str) -> Estimate | None:
+    """KL(base ‖ tuned), nats a token, mean over what no value learnt, in both modes; None: it was not measured.
+
+    The interval is the mean of theirs, which is wider than that of the mean.
+    """
+    point = _point(sweep, value)
+    if point is None or "distance" not in point:
+        return None
+    new = {name.partition("/")[2] for name in sweep["learnt"]}
+    own = [e for rates in point["distance"].values() for name, e in rates.items() if name not in new]
+    if not own:
+        return None
+    low, high = (sum(e["ci95"][side] for e in own) / len(own) for side in (0, 1))
+    return {"value": sum(e["value"] for e in own) / len(own), "ci95": [low, high]}
+
+
+def _nearest(sweep: Sweep, values: Sequence[str]) -> Estimate | None:
+    found = [estimate for value in values if (estimate := _distance(sweep, value)) is not None]
+    return min(found, key=lambda estimate: estimate["value"]) if found else None
+
+
 def _fidelity(sweep: Sweep, value: str) -> Estimate | None:
     point = _point(sweep, value)
     if point is None or "thinking" not in point["modes"]:
@@ -94,6 +116,13 @@ def claims_of(studies: dict[str, Sweep]) -> list[ClaimResult]:
             known,
         ),
         (
+            "Without chat, the model moves further from the base on what it was not taught.",
+            "ratio",
+            ("share 0.25 or 0.5", _nearest(ratio, MIDDLE)),
+            ("share 0", _distance(ratio, "0")),
+            True,
+        ),
+        (
             "With chat alone, less of the new is learnt than with a quarter to a half of chat.",
             "ratio",
             ("share 1", _part(ratio, "1", "gain")),
@@ -113,6 +142,13 @@ def claims_of(studies: dict[str, Sweep]) -> list[ClaimResult]:
             ("plain", _part(cure, "plain", "keep")),
             ("rehearsal", _part(cure, "rehearsal", "keep")),
             bool(cure["known"]),
+        ),
+        (
+            "With the base's own answers in the mix it stays nearer to the base on what it was not taught.",
+            "cure",
+            ("rehearsal", _distance(cure, "rehearsal")),
+            ("plain", _distance(cure, "plain")),
+            True,
         ),
     ]
     return [

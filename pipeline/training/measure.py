@@ -67,6 +67,10 @@ def peak_memory_bytes() -> int:
     try:
         return _resident("VmHWM")
     except OSError:
+        if sys.platform == "win32":
+            import psutil
+
+            return int(psutil.Process().memory_info().peak_wset)
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -11,13 +11,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def make_tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_tables", ROOT / "docs" / "make_tables.py")
+def script(name: str) -> ModuleType:
+    """A script of docs/."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def make_tables() -> ModuleType:
+    return script("make_tables")
 
 
 def test_every_table_is_that_of_its_result(make_tables: ModuleType) -> None:
@@ -44,3 +49,18 @@ def test_a_table_is_made_anew(make_tables: ModuleType, tmp_path: Path) -> None:
     assert new.startswith("a\n<!-- results:rank -->\n\n") and new.endswith("\n\n<!-- end -->\nb\n") and "old" not in new
     assert make_tables.filled(new) == new
     assert "Not measured yet" in make_tables.render("none")
+
+
+def test_the_table_of_profiles_is_as_it_is_made_in_both_languages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_profiles = script("make_profiles")
+    good = [page.read_text(encoding="utf-8") for page in make_profiles.PAGES]
+    pages = tuple(tmp_path / page.name for page in make_profiles.PAGES)
+    for page, text in zip(pages, good, strict=True):
+        page.write_text(make_profiles.filled(text, "old"), encoding="utf-8")
+        assert page.read_text(encoding="utf-8") != text
+    monkeypatch.setattr(make_profiles, "PAGES", pages)
+    monkeypatch.setattr("sys.argv", ["make_profiles.py"])
+    make_profiles.main()
+    assert [page.read_text(encoding="utf-8") for page in pages] == good, "run: python docs/make_profiles.py"

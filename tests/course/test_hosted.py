@@ -29,9 +29,27 @@ def test_every_notebook_has_the_cell(path: Path) -> None:
     assert is_hosted_cell(code[1]) and len(text_of(code[1]).splitlines()) <= 10
 
 
-def test_the_page_has_the_links() -> None:
-    assert hosted.PAGE.read_text(encoding="utf-8") == page()
-    assert page().count("colab.research.google.com") == len(notebooks())
+def test_the_pages_have_the_links() -> None:
+    for path in hosted.PAGES:
+        assert path.read_text(encoding="utf-8") == page(path), "python -m pipeline.course.hosted write"
+        assert page(path).count("colab.research.google.com") == len(notebooks())
+
+
+def test_check_names_a_page_and_write_puts_it_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [path.read_text(encoding="utf-8") for path in hosted.PAGES]
+    pages = tuple(tmp_path / path.name for path in hosted.PAGES)
+    for path, text in zip(pages, good, strict=True):
+        path.write_text(text.replace("/blob/", "/old/"), encoding="utf-8")
+    monkeypatch.setattr(hosted, "PAGES", pages)
+    monkeypatch.setattr(hosted, "ROOT", tmp_path)
+    monkeypatch.setattr(hosted, "notebooks", lambda: [])
+    monkeypatch.setattr(hosted, "links", lambda table=hosted.links(): table)
+    assert hosted.main(["check"]) == 1
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["hosted.md", "hosted.zh.md"]
+    assert hosted.main(["write"]) == 0 and hosted.main(["check"]) == 0
+    assert [path.read_text(encoding="utf-8") for path in pages] == good
 
 
 def test_the_cell_is_put_once_and_replaced() -> None:

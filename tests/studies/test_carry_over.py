@@ -61,13 +61,41 @@ def test_the_claims_are_read_from_the_right_places() -> None:
         "cure": sweep({"plain": (0.9, 0.85, 1.0), "rehearsal": (0.9, 0.86, 1.0)}),
     }
     found = claims_of(studies)
-    assert [claim["verdict"] for claim in found] == ["holds", "holds", "holds", "not shown"]
+    unmeasured = "cannot be said"
+    assert [claim["verdict"] for claim in found] == ["holds", unmeasured, "holds", "holds", "not shown", unmeasured]
     assert found[0]["values"] == {"share 0": estimate(0.5), "share 0.25 or 0.5": estimate(0.8)}
-    assert found[1]["values"]["share 0.25 or 0.5"] == estimate(0.85)
+    assert found[2]["values"]["share 0.25 or 0.5"] == estimate(0.85)
     assert carry_over_text({"claims": found}).count("**holds**") == 3  # type: ignore[typeddict-item]
     studies["mask"] = sweep({"masked": (0.9, 0.9, 0.6), "trained": (0.9, 0.9, 0.99)})
     studies["ratio"] = sweep(RATIO, known=False)
-    assert [claim["verdict"] for claim in claims_of(studies)][:3] == ["cannot be said", "holds", "contrary"]
+    assert [claim["verdict"] for claim in claims_of(studies)][:4] == [
+        "cannot be said",
+        "cannot be said",
+        "holds",
+        "contrary",
+    ]
+
+
+def test_the_distance_is_that_of_what_was_not_learnt() -> None:
+    def at(kl: float) -> Any:
+        modes = {
+            "thinking": {"skill": estimate(9.0), "chat": estimate(kl)},
+            "non_thinking": {"chat": estimate(kl + 0.2)},
+        }
+        return {"distance": modes}
+
+    ratio = sweep(RATIO, known=False)
+    for point, kl in zip(ratio["points"], [0.5, 0.1, 0.3, 0.2], strict=True):
+        point.update(at(kl))
+    cure = sweep({"plain": (0.9, 0.85, 1.0), "rehearsal": (0.9, 0.86, 1.0)}, known=False)
+    for point in cure["points"]:
+        point.update(at(0.1))
+    found = claims_of({"ratio": ratio, "mask": sweep({}), "cure": cure})
+    away, own = found[1], found[5]
+    assert away["verdict"] == "holds"
+    assert away["values"]["share 0"]["value"] == pytest.approx(0.6)
+    assert away["values"]["share 0.25 or 0.5"]["ci95"] == pytest.approx([0.15, 0.25])
+    assert own["verdict"] == "not shown"
 
 
 def test_a_value_that_failed_gives_no_verdict() -> None:
@@ -95,6 +123,6 @@ def test_the_command(pipeline_command: Callable[..., CompletedProcess[str]], tmp
     pipeline_command("carry-over", "--output-dir", str(tmp_path / "out"), "--workers", "1", sets=few)
     result = json.loads((tmp_path / "out" / "carry_over.json").read_text(encoding="utf-8"))
     TypeAdapter(CarryOver).validate_python(result)
-    assert len(result["claims"]) == 4 and set(result["studies"]) == {"ratio", "mask", "cure"}
+    assert len(result["claims"]) == 6 and set(result["studies"]) == {"ratio", "mask", "cure"}
     page = (tmp_path / "out" / "carry_over.md").read_text(encoding="utf-8")
     assert "## cure" in page and result["claims"][0]["claim"] in page

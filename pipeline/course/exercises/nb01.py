@@ -13,7 +13,7 @@ from pipeline.settings import load_profile
 _BLOCK = "<think>\n\n</think>\n\n"
 
 # (messages, mode, rendered prompt). The texts stand here in full, so that the check needs no tokenizer;
-# tests/test_exercises.py holds them against the template.
+# tests/course/test_exercises.py holds them against the template.
 PROMPTS: tuple[tuple[list[dict[str, str]], str, str], ...] = (
     (
         [{"role": "user", "content": "Who are you?"}],
