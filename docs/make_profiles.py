@@ -1,9 +1,9 @@
-"""The table of docs/profiles.md: memory and time of each real profile, by count.
+"""The table of docs/profiles.md and its Chinese copy: memory and time of each real profile, by count.
 
-    python docs/make_profiles.py            # writes it
+    python docs/make_profiles.py            # writes it into both
     python docs/make_profiles.py --print
 
-In: the profiles, and the published sizes of their models. Out: the lines between the marks of docs/profiles.md.
+In: the profiles, and the published sizes of their models. Out: the lines between the marks of the pages.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "profiles.md"
+PAGES = (ROOT / "docs" / "profiles.md", ROOT / "docs" / "profiles.zh.md")
 MARK = re.compile(r"(<!-- profiles -->\n).*?(<!-- end -->)", re.S)
 ROW_TOKENS = 1500  # of a row of the mix, on average: half chat of some hundreds, half reasoning cut off at 4,096
 TFLOPS = 60.0  # 10^12 operations a second that an RTX 4090 reaches in training, of 165 in its data sheet
@@ -69,6 +69,11 @@ def table() -> str:
     return "\n".join(["| " + " | ".join(heads) + " |", "|---|---|--:|--:|--:|--:|", *rows()])
 
 
+def filled(text: str, made: str) -> str:
+    """A page's text with this table between the marks."""
+    return MARK.sub(lambda match: f"{match[1]}\n{made}\n\n{match[2]}", text)
+
+
 def main() -> None:
     sys.path.insert(0, str(ROOT))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -77,8 +82,8 @@ def main() -> None:
     if parser.parse_args().print:
         print(made)
         return
-    text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(MARK.sub(lambda match: f"{match[1]}\n{made}\n\n{match[2]}", text), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8"), made), encoding="utf-8")
 
 
 if __name__ == "__main__":

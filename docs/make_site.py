@@ -24,10 +24,11 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "docs" / "site" / "mkdocs.yml"
 # Pages of docs/ by section, in order; those that are in none stand under "More".
 SECTIONS = {
-    "Data and training": "data templates profiles memory resume distributed trackers real_weights keep audit many_gpus",
+    "Data and training": "data templates profiles memory resume distributed trackers real_weights real_weights_runs keep audit "
+    "many_gpus",
     "Measured": "claims ratio methods preference evaluation statistics",
     "Use it": "export serving retrieval",
-    "Teach it": "teaching platforms choosing",
+    "Teach it": "teaching platforms hosted choosing",
 }
 # A link, or code, in which nothing is a link.
 LINK = re.compile(r"```.*?```|(!?)\[([^\]\n]*)\]\(([^)\s]+)\)|`[^`\n]+`", flags=re.DOTALL)

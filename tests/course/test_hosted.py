@@ -38,14 +38,14 @@ def test_the_pages_have_the_links() -> None:
 def test_check_names_a_page_and_write_puts_it_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good = [path.read_text(encoding="utf-8") for path in hosted.PAGES]
+    good, table = [path.read_text(encoding="utf-8") for path in hosted.PAGES], hosted.links()
     pages = tuple(tmp_path / path.name for path in hosted.PAGES)
     for path, text in zip(pages, good, strict=True):
         path.write_text(text.replace("/blob/", "/old/"), encoding="utf-8")
     monkeypatch.setattr(hosted, "PAGES", pages)
     monkeypatch.setattr(hosted, "ROOT", tmp_path)
     monkeypatch.setattr(hosted, "notebooks", lambda: [])
-    monkeypatch.setattr(hosted, "links", lambda table=hosted.links(): table)
+    monkeypatch.setattr(hosted, "links", lambda: table)
     assert hosted.main(["check"]) == 1
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["hosted.md", "hosted.zh.md"]
     assert hosted.main(["write"]) == 0 and hosted.main(["check"]) == 0
