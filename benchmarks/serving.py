@@ -165,7 +165,7 @@ def served(run: Path, places: int, folder: Path) -> Iterator[tuple[str, str]]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        if not process.stdout.readline():
+        if not any(" serves " in line for line in process.stdout):  # a line before it may tell of an export
             raise SystemExit("the server did not start")
         yield f"http://127.0.0.1:{port}/v1", "tuned"
     finally:
