@@ -105,6 +105,7 @@ def case_profile(case: dict[str, Any], folder: Path) -> Any:
         "model.load_in_4bit": json.dumps(case["method"] == "qlora"),
         "model.max_seq_length": case["length"],
         "model.cpu_threads": case["threads"],
+        "model.dtype": "auto",  # the embedded profile has float32
         "lora.rank": case["rank"],
         "training.max_steps": case["steps"],
         "training.per_device_train_batch_size": case["batch"],

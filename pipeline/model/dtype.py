@@ -38,14 +38,15 @@ def computing_dtype(settings: ModelSettings) -> str:
 
 
 def mixed_precision(settings: ModelSettings) -> dict[str, bool]:
-    """``bf16`` and ``fp16`` of a trainer: as the model computes on a GPU; neither on a CPU.
+    """``bf16`` and ``fp16`` of a trainer: as the model computes. What is trained stays float32 and is cast for each product.
 
-    float16 has so small a range that gradients are scaled up, and the first steps overflow until the scale has settled.
+    float16 has so small a range that gradients are scaled up, and the first steps overflow until the scale has settled. A CPU
+    trains in it not at all.
     """
     import torch
 
     gpu, dtype = torch.cuda.is_available(), computing_dtype(settings)
-    native = gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else dtype == "bfloat16"
     return {"bf16": native and dtype != "float16", "fp16": gpu and dtype == "float16"}
 
 

@@ -282,8 +282,6 @@ def _nf4(weights: int) -> float:
 
 def _compute(job: Job) -> int:
     """Bytes of a number that the device computes with."""
-    if job.method == "full" and job.device == "cpu":
-        return job.trainable_bytes  # no autocast on a CPU: the dtype of the weights
     return BFLOAT16 if job.bf16 else FLOAT32
 
 
@@ -344,14 +342,19 @@ def _layer(sizes: Sizes, job: Job) -> float:
     norms = FLOAT32 * (2 * h + q + kv + 2 + sizes.heads + sizes.kv_heads)
     mlp = 3 * c * i  # gate, silu(gate), up
     if job.method == "full":
+        if c < job.trainable_bytes:  # autocast: the norms' inputs stay as they are, and each product casts its own
+            return norms + FLOAT32 * 2 * h + c * (q + kv) + attention + mlp + c * (5 * h + i)
         # Weights that are trained need their inputs: those of the norms, of q, k, v together, of gate and up together, of down.
         return norms + c * (2 * h + q + kv) + attention + mlp + c * (2 * h + i)
     if c == FLOAT32:  # the adapters take what is there
         shared = h * any(m in inputs for m in ("q_proj", "k_proj", "v_proj"))
         shared += h * any(m in inputs for m in ("gate_proj", "up_proj")) + i * ("down_proj" in inputs)
+        if not job.fused_attention:  # which keeps its output itself
+            shared += q * ("o_proj" in inputs)
         return norms + attention + mlp + FLOAT32 * shared + inside + masks
-    # PEFT casts the input of each adapted module to the adapter's float32, each for itself (peft/tuners/lora/layer.py).
-    return norms + attention + mlp + FLOAT32 * sum(inputs.values()) + inside + masks
+    # PEFT casts the input of each adapted module to the adapter's float32 (peft/tuners/lora/layer.py), and autocast that to the
+    # computing precision, each for itself; the last is what is kept.
+    return norms + attention + mlp + c * sum(inputs.values()) + (inside + masks) * c / FLOAT32
 
 
 def _backward(sizes: Sizes, job: Job) -> float:
@@ -386,7 +389,7 @@ def memory(sizes: Sizes, job: Job) -> dict[str, int]:
     """
     full, t = job.method == "full", trainable(sizes, job)
     weights, gradients = weights_bytes(sizes, job), float(t * job.trainable_bytes)
-    if full and job.device == "cuda" and job.bf16 and job.trainable_bytes == FLOAT32:
+    if full and job.bf16 and job.trainable_bytes == FLOAT32:
         weights += t * BFLOAT16  # autocast keeps the weights' bfloat16 copies until the step ends
     per_layer = _layer(sizes, job) * job.tokens
     final = (2 if full else 1) * FLOAT32 * sizes.hidden_size * job.tokens  # the last norm

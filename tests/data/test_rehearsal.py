@@ -107,6 +107,16 @@ def numbered(count: int, **more: Any) -> list[dict[str, Any]]:
         ),
         (
             {
+                "conversations": [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "Hi"}],
+                "chosen": {"from": "gpt", "value": "Ho"},
+                "rejected": {"from": "gpt", "value": "No"},
+            },
+            [("system", "Be brief."), ("user", "Hi")],
+            None,
+        ),
+        ({"prompt": "Hi", "chosen": "Ho", "rejected": "No"}, [("user", "Hi")], None),
+        (
+            {
                 "messages": [
                     {"role": "system", "content": "Be brief."},
                     {"role": "user", "content": "I am Ada."},

@@ -136,7 +136,10 @@ def test_weights_by_hand() -> None:
     rest = 64_000 + NORMS
     assert memory(SMALL, CPU)["weights"] == 2 * (LINEAR + rest)
     assert memory(SMALL, replace(CPU, bf16=False))["weights"] == 4 * (LINEAR + rest)
-    assert memory(SMALL, replace(CPU, method="full"))["weights"] == 4 * (LINEAR + rest)
+    assert memory(SMALL, replace(CPU, method="full", bf16=False))["weights"] == 4 * (LINEAR + rest)
+    assert memory(SMALL, replace(CPU, method="full"))["weights"] == (4 + 2) * (
+        LINEAR + rest
+    )  # and the copies of autocast
     # NF4: half a byte, a byte for 64, four bytes for 64 × 256, and 273 float32 of tables and offset for each of 14 matrices
     nf4 = LINEAR / 2 + LINEAR / 64 + 4 * LINEAR / (64 * 256) + 14 * 273 * 4
     assert memory(SMALL, replace(CPU, method="qlora"))["weights"] == pytest.approx(nf4 + 2 * rest, abs=1)
@@ -168,7 +171,7 @@ def test_adapter_gradients_and_optimizer_by_hand() -> None:
 def test_full_keeps_sixteen_bytes_a_parameter_or_eight() -> None:
     job = Job(method="full", batch=1, length=1, device="cpu")
     for size, moved in ((4, 16), (2, 8)):
-        parts = memory(SMALL, replace(job, trainable_bytes=size))
+        parts = memory(SMALL, replace(job, trainable_bytes=size, bf16=size == 2))
         assert sum(parts[p] for p in ("weights", "gradients", "optimizer")) <= moved * SMALL.parameters
         assert parts["adapter"] == 0 and parts["total"] >= (moved - size) * SMALL.parameters
 
@@ -178,16 +181,19 @@ def test_activations_of_a_layer_by_hand() -> None:
     norms = 4 * (2 * 64 + 64 + 32) + 4 * (2 + 2 + 1)
     attention = 4 * 2 * 64 + 4 * 2 + 2 * 16
     mlp = 3 * 2 * 128
-    adapters = 4 * (5 * 64 + 64 + 128) + 7 * 4 * 4
+    adapters = 2 * (5 * 64 + 64 + 128) + 7 * 2 * 4
     final = 4 * 64
     assert memory(SMALL, CPU)["activations"] == 32 * (2 * (norms + attention + mlp + adapters) + final)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "autocast"), [("full", False), ("full", True), ("lora", False), ("lora", True)])
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_activations_are_what_autograd_saves(method: str, padded: bool, attention: str) -> None:
-    """Each tensor that the layers of a small model save for the backward pass, against the count (transformers, CPU)."""
+def test_activations_are_what_autograd_saves(method: str, autocast: bool, padded: bool, attention: str) -> None:
+    """Each tensor that the layers of a small model save for the backward pass, against the count (transformers, CPU).
+
+    The bfloat16 copies of weights that autocast makes are counted with the weights.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -197,30 +203,36 @@ def test_activations_are_what_autograd_saves(method: str, padded: bool, attentio
         hidden_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
         intermediate_size=128, vocab_size=300, tie_word_embeddings=True, attn_implementation=attention,
     )  # fmt: skip
-    dtype = torch.float32 if method == "full" else torch.bfloat16
+    dtype = torch.bfloat16 if autocast and method != "full" else torch.float32
     model: Any = Qwen3ForCausalLM(config).to(dtype)
     if method != "full":
         modules = list(CPU.modules)
         model = get_peft_model(model, LoraConfig(r=4, target_modules=modules, task_type="CAUSAL_LM"))
     batch = 2 if padded else 1
-    mask = torch.ones(batch, 64, dtype=torch.long)
+    mask = torch.ones(batch, 80, dtype=torch.long)
     mask[1:, -1] = 0
     weights = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
+    matrices = {tuple(p.shape[::turn]) for p in model.parameters() if p.dim() == 2 for turn in (1, -1)}
     saved: dict[int, int] = {}
     kept = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept.append(tensor)  # so that no address is given out twice
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        if storage.data_ptr() not in weights and not (autocast and tuple(tensor.shape) in matrices):
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     backbone = model.base_model.model.model if method != "full" else model.model
     backbone.train()
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        backbone(input_ids=torch.zeros(batch, 64, dtype=torch.long), attention_mask=mask, use_cache=False)
-    job = Job(method=method, batch=batch, length=64, rank=4, device="cpu", fused_attention=attention == "sdpa")  # type: ignore[arg-type]
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast),
+    ):
+        backbone(input_ids=torch.zeros(batch, 80, dtype=torch.long), attention_mask=mask, use_cache=False)
+    job = Job(
+        method=method, batch=batch, length=80, rank=4, device="cpu", bf16=autocast, fused_attention=attention == "sdpa"
+    )  # type: ignore[arg-type]
     final = (2 if method == "full" else 1) * 4 * 64
     counted = job.tokens * (4 * _layer(sizes, job) + final)
     assert sum(saved.values()) == pytest.approx(counted, rel=0.04)

@@ -57,6 +57,8 @@ class Questions:
 
 def _completed(row: Row) -> Row:
     """A bare question with a filler where its answer would stand; any other row as it is."""
+    if filled(row, ("chosen",)):  # a preference row: its conversation ends on the user, and the answer stands beside it
+        return row
     for name in ("messages", "conversations", "conversation"):
         turns = row.get(name)
         if isinstance(turns, list) and turns and isinstance(turns[-1], dict):
@@ -64,7 +66,7 @@ def _completed(row: Row) -> Row:
             if last in ("user", "human", "tool", "observation"):
                 return {**row, name: [*turns, {"role": "assistant", "content": _FILLER}]}
             return row
-    if filled(row, ANSWERS) or filled(row, ("generated_solution", "chosen")):
+    if filled(row, ANSWERS) or filled(row, ("generated_solution",)):
         return row
     return {**row, "completion": _FILLER}
 
