@@ -112,6 +112,10 @@ def test_what_rehearse_refuses(pipeline_command: Command, tmp_path: Path) -> Non
     assert "needs --mode" in pipeline_command("rehearse", *out, "--questions", "x.jsonl", code=2).stderr
     assert "belong to --questions" in pipeline_command("rehearse", *out, "--mode", "thinking", code=2).stderr
     assert "belong to --questions" in pipeline_command("rehearse", *out, "--rows", "3", code=2).stderr
+    assert "belong to --questions" in pipeline_command("rehearse", *out, "--conditions", code=2).stderr
+    write_jsonl(tmp_path / "one.jsonl", [{"prompt": "Why?"}])
+    own = ["--questions", str(tmp_path / "one.jsonl"), "--mode", "thinking", "--conditions", "none.yaml"]
+    assert "none.yaml" in pipeline_command("rehearse", *out, *own, code=2).stderr
     plan = ["--questions", "x.jsonl", "--plan", "--mode"]
     assert "--mode non_thinking" in pipeline_command("rehearse", *out, *plan, "thinking", code=2).stderr
     assert "--mode non_thinking" in pipeline_command("rehearse", *out, *recipe, "--plan", code=2).stderr

@@ -185,7 +185,7 @@ def test_too_little_memory_is_said_before(profile: Path, tmp_path: Path, monkeyp
 def test_answers_and_plans_become_chat_with_reasoning(
     pipeline_command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    """``rehearse --plan``: answers, plans, and both in one row; the second time nothing is asked."""
+    """``rehearse --plan --conditions``: answers, with conditions and without, plans, and both in one row; then none is asked."""
     questions = [{"prompt": f"What is {a} + {a + 1}?"} for a in range(2, 14)]
     write_jsonl(tmp_path / "sums.jsonl", questions)
     arguments = [
@@ -195,6 +195,7 @@ def test_answers_and_plans_become_chat_with_reasoning(
         "--mode",
         "non_thinking",
         "--plan",
+        "--conditions",
         "--rows",
         "10",
     ]
@@ -205,11 +206,12 @@ def test_answers_and_plans_become_chat_with_reasoning(
     ]  # the embedded model, in the mode that an instruct model has
     environment = {"PIPELINE_CACHE": str(tmp_path / "cache")}
     record = json.loads(pipeline_command(*arguments, sets=sets, environment=environment).stdout)
-    assert record["sums"]["replies"] == 10 and record["sums.plan"]["replies"] == record["sums"]["kept"]
+    assert record["sums"]["replies"] == 20 and record["sums.plan"]["replies"] == record["sums"]["kept"]
     answers, plans, made = (
         read_jsonl(tmp_path / "own" / f"sums{end}" / "rows.jsonl") for end in ("", ".plan", ".thinking")
     )
     assert len(made) == record["sums.plan"]["with_plan"] == len(plans) > 0
+    assert len({row["messages"][0]["content"].split("?")[0] for row in answers}) < len(answers)
     by_question = {row["messages"][0]["content"]: row for row in answers}
     for row, plan in zip(made, plans, strict=True):
         question, answer = row["messages"]
