@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -195,6 +196,8 @@ def measure(
     answers, seconds = asyncio.run(round_of(url, many, clients[-1]))
     rows.append(row_of(clients[-1], answers, seconds))
     result = {"rows": rows, "replies": compared(many, answers, reference), "different": len(set(reference.values()))}
+    if errors := Counter(answer.error for answer in answers if answer.error):
+        result["errors"] = dict(errors)
     return result | ({"models": len(models), "told_apart": told_apart(reference)} if several else {})
 
 
