@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
-from pipeline.data.rehearsal.plan import REQUEST, first_sentences, plan_questions, rows_of, with_plans, write
+from pipeline.data.rehearsal.plan import REQUEST, first_sentences, is_answer, plan_questions, rows_of, with_plans, write
 
 
 def row(question: str, reply: str, *before: dict[str, Any]) -> dict[str, Any]:
@@ -86,3 +86,28 @@ def test_rows_are_read_as_written(tmp_path: Path) -> None:
     rows = [row("为什么？", "因为。")]
     write(tmp_path / "new" / "rows.jsonl", rows)
     assert rows_of(tmp_path / "new" / "rows.jsonl") == rows
+
+
+@pytest.mark.parametrize(
+    ("plan", "answer", "said"),
+    [
+        ("Sure, here is a list:\n1. Bags", "Bags and bottles.", True),
+        ("好的，答案如下：\n一、……", "袋子和瓶子。", True),
+        ("```python\nprint(1)\n```", "Take `print`.", True),
+        ("To make crepes, start by boiling milk.", "To make  crepes, you need flour.", True),
+        ("It asks for a recipe. A good answer has steps.", "Take flour.", False),
+        ("It asks why: a good answer names the cause.", "Because of the rain.", False),
+        ("Two.", "Two.", False),  # too short to say
+        ("", "", False),
+    ],
+)
+def test_an_answer_in_the_place_of_a_plan_is_none(plan: str, answer: str, said: bool) -> None:
+    assert is_answer(plan, answer) is said
+    answers = [row("Why?", answer or "x"), row("How?", "So.")]
+    made = with_plans(answers, [*plans_with(answers[:1], plan), *plans_with(answers[1:], "It asks for a way.")])
+    assert ("Why?" in [m["messages"][0]["content"] for m in made]) is (bool(plan) and not said)
+
+
+def plans_with(answers: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+    said = {"role": "assistant", "content": text}
+    return [{"messages": [*asked["messages"], said], "rehearsal": {}} for asked in plan_questions(answers)]

@@ -3,7 +3,9 @@
 The model is asked twice, both times in the mode that it has: for its answer, and for a plan of it. In: the rows of both
 rehearsals. Out: rows with the plan as ``reasoning_content``, for ``hybridise``. The plan was not followed when the answer was
 written; such rows teach the form of a thought, not how to think. A small model asked for two sentences often goes on, into the
-answer itself; what lies behind them is cut off, so that a thought is short and ends.
+answer itself; what lies behind them is cut off, so that a thought is short and ends. Where it writes the answer at once, or
+announces it ("Sure, here is a list:"), there is no plan: a model that learns from such rows answers in the block and forgets to
+close it.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from pipeline.data.prepare import json_line
 REQUEST = "\n\nDo not answer yet. In one or two sentences, say what is asked for and what a good answer has to contain."
 
 SENTENCES = 2  # as REQUEST says
+ALIKE = 12  # characters with which plan and answer begin alike, from which on the plan is taken for an answer
 _BOUNDARY = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 
 
@@ -46,7 +49,8 @@ def with_plans(answers: Iterable[dict[str, Any]], plans: Iterable[dict[str, Any]
     for row in answers:
         *before, answer = row["messages"]
         plan = by_question.get(_key(_with_request(before)))
-        said = first_sentences(plan["messages"][-1]["content"]) if plan is not None else ""
+        text = plan["messages"][-1]["content"] if plan is not None else ""
+        said = "" if is_answer(text, answer["content"]) else first_sentences(text)
         if plan is not None and said:
             thought = {**answer, "reasoning_content": said}
             made.append({**row, "messages": [*before, thought], "plan": plan["rehearsal"]})
@@ -62,6 +66,13 @@ def first_sentences(text: str, count: int = SENTENCES) -> str:
     """The first sentences of the first paragraph, at most ``count``, without a colon at the end."""
     paragraph = text.strip().split("\n")[0].strip()
     return " ".join(part for part in _BOUNDARY.split(paragraph)[:count] if part).rstrip(":").rstrip()
+
+
+def is_answer(plan: str, answer: str) -> bool:
+    """Whether what stands in the place of a plan is an answer: its announcement, code, or the beginning of the answer itself."""
+    first = plan.strip().split("\n")[0].strip()
+    begin, other = (" ".join(text.casefold().split())[:ALIKE] for text in (plan, answer))
+    return first.endswith((":", "：")) or first.startswith("```") or (begin == other and len(begin) == ALIKE)
 
 
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:
