@@ -163,8 +163,13 @@ def _question(conversation: Conversation) -> int:
     return _hash(" ".join(first.casefold().split()).encode("utf-8", "surrogatepass"))
 
 
-def _asked(conversation: Conversation) -> int:
-    """A hash of all that stands before the last answer: several answers of the base to it fall on one side, in both modes."""
+def _asked(conversation: Conversation, row: dict[str, Any] | None, conditions: bool) -> int:
+    """A hash of all that stands before the last answer: several answers of the base to it fall on one side, in both modes.
+
+    With conditions it is that of the question's own row, which is asked with them and without.
+    """
+    if conditions and row is not None:
+        return _hash(orjson.dumps(row["rehearsal"]["question"], option=orjson.OPT_SORT_KEYS))
     return _hash(orjson.dumps([[m["role"], m["content"]] for m in conversation.messages[:-1]]))
 
 
@@ -329,7 +334,11 @@ class Preparation:
             if not method:
                 # Conversations that begin alike share their first example, so they must fall on one side of the split;
                 # and so must what was made from them.
-                key = _asked(conversation) if self.source.source == "base" else _hash(_listed(own[0][0]))
+                if self.source.source == "base":
+                    again = self.source.questions is not None and self.source.questions.conditions is not None
+                    key = _asked(conversation, draft.rows[place].data, again)
+                else:
+                    key = _hash(_listed(own[0][0]))
             source_row = draft.rows[place]
             label = ""
             if self.cleaning.class_balance and source_row.data is not None:

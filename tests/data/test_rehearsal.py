@@ -312,19 +312,25 @@ def test_the_mask_of_every_row_begins_where_the_base_began(tmp_path: Path, run: 
             assert example["mode"] == mode
 
 
-def test_answers_to_one_question_fall_on_one_side(tmp_path: Path, run: Any, embedded_tokenizer: Any) -> None:
+@pytest.mark.parametrize("conditions", [False, True])
+def test_answers_to_one_question_fall_on_one_side(
+    tmp_path: Path, run: Any, embedded_tokenizer: Any, conditions: bool
+) -> None:
     kinds = ["red", "blue", "green"]
     seeds = [seed_of(0, n) for n in range(3)]
     rows = numbered(60)
+    (tmp_path / "own.yaml").write_text("end: [Say please., Do it., Go on.]\n")
+    more = {"conditions": str(tmp_path / "own.yaml")} if conditions else {}
     ready, _ = run(
-        recipe(tmp_path, rows, own={"samples": 3}),
+        recipe(tmp_path, rows, own={"samples": 3}, questions=more),
         Script(lambda q, s: f"<think>\nhm\n</think>\n\nI like {kinds[seeds.index(s)]} {asked(q)} best."),
     )
     pools = build_pools(ready, ChatFormat(embedded_tokenizer), 256)
     (judged,) = screen(ready, pools)
     sides: dict[str, set[bool]] = {}
     for row, side in zip(rows_of(ready), held_out(judged.key, 0.3), strict=True):
-        sides.setdefault(row["messages"][0]["content"], set()).add(bool(side))
+        sides.setdefault(row["messages"][0]["content"].split("?")[0], set()).add(bool(side))
+    assert len(rows_of(ready)) == (360 if conditions else 180)
     assert len(sides) == 60 and all(len(side) == 1 for side in sides.values())
     assert {side for own in sides.values() for side in own} == {True, False}
 

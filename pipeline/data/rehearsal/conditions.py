@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import re
-from functools import cache
 from pathlib import Path
 
 from pipeline.core.errors import UserError
@@ -22,7 +21,6 @@ Conditions = tuple[tuple[str, ...], ...]  # lists, of each of which a question g
 _CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")
 
 
-@cache
 def read_conditions(path: str) -> Conditions:
     """The lists of a file, ``{name: [condition, …]}``.
 

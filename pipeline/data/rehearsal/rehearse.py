@@ -51,7 +51,7 @@ def replies_wanted(source: SourceSettings) -> int | None:
     """Replies that a ``source: base`` asks for at most; None where its questions are as many as a set holds."""
     if source.questions is None or source.questions.rows is None:
         return None
-    return source.questions.rows * (source.samples or 1)
+    return source.questions.rows * (source.samples or 1) * (2 if source.questions.conditions else 1)
 
 
 def chosen(recipe: Recipe, name: str | None = None) -> list[SourceSettings]:
