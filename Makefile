@@ -31,7 +31,7 @@ run: $(STAMP) ## the main job, mix to report, on the embedded profile: OUTPUT_DI
 
 # Sets from Hugging Face, or DATA=FOLDER with reasoning/ chat/ [thinking_chat/] gsm8k/ ifeval/ (docs/real_weights.md). Without
 # thinking_chat/ the model writes its own: answers to 1,300 questions of chat/, each with and without conditions, and plans for
-# them. It stops where the hybrid is not accepted; FIDELITY=0.85 asks less of it than 0.95.
+# them. It stops where the hybrid is not accepted; FIDELITY=0.9 asks less of it than 0.95.
 HYBRID_DIR := outputs/models/smollm2-135m-hybrid
 REAL_OWN := outputs/real_own
 REAL_ASKS = $(if $(DATA),$(if $(wildcard $(DATA)/thinking_chat),,yes))
