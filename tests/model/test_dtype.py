@@ -27,6 +27,23 @@ def test_auto_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert dtype.precision(settings()) == "4bit_bfloat16"
 
 
+@pytest.mark.parametrize(
+    ("flags", "wanted", "bf16"),
+    [
+        ({"avx2"}, "auto", False),
+        ({"avx512_bf16"}, "auto", True),
+        ({"avx512_bf16"}, "float32", False),  # as the embedded profile: the same numbers everywhere
+        ({"avx2"}, "bfloat16", True),  # asked for
+    ],
+)
+def test_a_processor_trains_in_what_it_computes_in(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], wanted: str, bf16: bool
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(dtype, "cpu_flags", lambda: flags)
+    assert dtype.mixed_precision(settings(dtype=wanted)) == {"bf16": bf16, "fp16": False}
+
+
 def test_the_embedded_profile_computes_alike_everywhere() -> None:
     assert load_profile("embedded").model.dtype == "float32"
 
