@@ -32,9 +32,14 @@ from pipeline.model.hub.fetch import START_BYTES, require_room
 from pipeline.model.load import load_model
 from pipeline.run import Run
 from pipeline.settings import LORA_METHODS, EvaluationSettings, HybridSettings, Profile, load_profile
+from pipeline.training.estimate import LIBRARIES_BYTES, memory, profile_job, sizes_from_config
 
 RECORD = "hybrid.json"
 STEPS = 5
+LESS = (
+    "Close other programs, or take fewer rows at a time (--set training.per_device_train_batch_size=1, with "
+    "training.gradient_accumulation_steps as many times larger), or --set method=lora."
+)
 
 
 def settings_of(profile: Profile) -> HybridSettings:
@@ -70,13 +75,23 @@ def training_profile(name: str, overrides: Sequence[str], start: Path, tokens: S
     return profile
 
 
-def needed(parameters: int, full: bool) -> tuple[int, int]:
-    """Bytes of disk (without checkpoints, which the training asks for itself) and of memory, for so many weights.
+def needed(profile: Profile, base: Path, parameters: int) -> tuple[int, int]:
+    """Bytes of disk (without checkpoints, which the training asks for itself) and of memory.
 
-    Memory: the weights in float32, with ``full`` gradients and AdamW's two numbers as well, and as much again as
-    activations and the merge take on short rows.
+    Memory: what merging takes, or on a CPU a step of the training, as ``estimate`` counts it. A GPU is asked for nothing.
+
+    Args:
+        profile: of the training, as ``training_profile`` makes it. base: the model's folder, with so many ``parameters``.
     """
-    return 2 * 2 * parameters, (4 * parameters) * (4 if full else 1) + 4 * parameters + START_BYTES
+    import torch
+
+    merge, step = 2 * 4 * parameters + START_BYTES, 0
+    config = read_json(base / "config.json")
+    if (
+        not torch.cuda.is_available() and "intermediate_size" in config
+    ):  # without it: a family whose steps are not counted
+        step = memory(sizes_from_config(config), profile_job(profile, "cpu"))["total"] + LIBRARIES_BYTES
+    return 2 * 2 * parameters, max(merge, step)
 
 
 def hybridise(name: str, overrides: Sequence[str], folder: Path, resume: bool = False) -> dict[str, Any]:
@@ -104,13 +119,10 @@ def hybridise(name: str, overrides: Sequence[str], folder: Path, resume: bool = 
     work = folder / "hybridise"
     say(f"[1/{STEPS}] think tokens and template on {base}")
     parameters = check(base).parameters
-    # Asked with any tokens, as the settings decide: before anything is written.
-    method = training_profile(name, overrides, work / "start", []).chosen_method
-    disk, memory = needed(parameters, method == "full")
     if not (work / "candidate").exists():
-        require_room(
-            "hybridise", folder, disk, memory, "Close other programs, or take method=lora, which needs a third of it."
-        )
+        # Asked with any tokens, as the settings decide: before anything is written.
+        disk, room = needed(training_profile(name, overrides, work / "start", []), base, parameters)
+        require_room("hybridise", folder, disk, room, LESS)
     make_folder(work)
     started = make_start(base, work / "start")
     profile = training_profile(name, overrides, work / "start", started["tokens"])

@@ -17,7 +17,7 @@ from pipeline.core.files import read_jsonl, write_jsonl
 from pipeline.data.chat_format import ChatFormat
 from pipeline.data.rehearsal.plan import first_sentences
 from pipeline.hybrid.accept import failures
-from pipeline.hybrid.hybridise import hybridise, settings_of, training_profile
+from pipeline.hybrid.hybridise import hybridise, needed, settings_of, training_profile
 from pipeline.hybrid.start import base_folder, make_start
 from pipeline.model.hub.check import check
 from pipeline.settings import HybridSettings, load_profile, parse
@@ -179,6 +179,17 @@ def test_too_little_memory_is_said_before(profile: Path, tmp_path: Path, monkeyp
     with pytest.raises(UserError, match="hybridise needs about .* MB of memory, and 1 MB are available"):
         hybridise(str(profile), [], tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_memory_is_that_of_a_step(profile: Path, instruct: Path) -> None:
+    """It was a multiple of the weights, a third of what SmolLM2's training held: rows and their length count."""
+
+    def asked(*sets: str) -> int:
+        return needed(training_profile(str(profile), sets, instruct, []), instruct, 10**6)[1]
+
+    few, many = (asked(f"training.per_device_train_batch_size={rows}") for rows in (64, 512))
+    assert many > 2 * few > 10**9
+    assert asked("training.per_device_train_batch_size=64", "method=full") > few
 
 
 @pytest.mark.slow
