@@ -55,6 +55,7 @@ def register(group: Any) -> None:
     sub.add_argument(
         "--engine", choices=["transformers", "vllm", "llama.cpp"], default="llama.cpp", help="default: llama.cpp"
     )
+    sub.add_argument("--vllm", type=word, metavar="PATH", help="vllm: its executable, in an environment of its own")
     sub.add_argument("--host", type=word, default="127.0.0.1", help="default: this machine alone; others need a key")
     sub.add_argument("--port", type=positive, default=8000, metavar="N", help="default: 8000")
     sub.add_argument("--gguf", choices=["f16", "q8_0", "q4_k_m"], default="q8_0", help="for llama.cpp (default: q8_0)")
@@ -166,7 +167,11 @@ def _serve(args: argparse.Namespace) -> int:
         raise UserError(f"--also needs NAME=RUN; given: {', '.join(args.also)}.")
     if args.threads and args.engine != "llama.cpp":
         raise UserError(f"--threads is of llama.cpp; {args.engine} has settings of its own for that.")
-    serving = Serving(args.engine, args.host, args.port, args.gguf, args.context, args.parallel, args.threads, also)
+    if args.vllm and args.engine != "vllm":
+        raise UserError(f"--vllm is the program of --engine vllm; given: --engine {args.engine}.")
+    serving = Serving(
+        args.engine, args.host, args.port, args.gguf, args.context, args.parallel, args.threads, args.vllm, also
+    )
 
     def ready(address: str, name: str) -> None:
         body: dict[str, Any] = {"model": name, "messages": [{"role": "user", "content": "What is 17 + 25?"}]}

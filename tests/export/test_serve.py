@@ -154,9 +154,7 @@ def test_loopback(host: str, own: bool) -> None:
     assert serve.is_loopback(host) is own
 
 
-@pytest.mark.parametrize(
-    ("engine", "package"), [("vllm", "'vllm'"), ("transformers", "'transformers[serving]'"), ("llama.cpp", "-r ")]
-)
+@pytest.mark.parametrize(("engine", "package"), [("transformers", "'transformers[serving]'"), ("llama.cpp", "-r ")])
 def test_an_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, engine: str, package: str) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError) as error:
@@ -171,12 +169,36 @@ def test_a_small_model_is_computed_by_one_thread() -> None:
     assert threads_for(SMALL) >= 1
 
 
-def test_several_adapters_on_one_base(tiny_run: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def vllm(tmp_path: Path) -> str:
+    """A program that stands for vLLM's; nothing here starts it."""
+    path = tmp_path / "environment" / "bin" / "vllm"
+    path.parent.mkdir(parents=True)
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_vllm_is_a_program_of_another_environment(tiny_run: Path, vllm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.export.source import open_source
+
+    source = open_source(tiny_run)
+    assert serve.command(Serving("vllm", vllm=vllm), source, "tuned", Path("m"))[:2] == [vllm, "serve"]
+    with pytest.raises(UserError, match="--vllm: '/no/vllm' is not there.*DIR/bin/pip install vllm"):
+        serve.serve(tiny_run, Serving("vllm", port=free_port(), vllm="/no/vllm"), tiny_run / "export", print)
+    monkeypatch.setenv("PATH", str(Path(vllm).parent))
+    assert serve.vllm_program(Serving("vllm"), source) == [vllm, "serve"]
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="evaluation.vllm.executable: 'vllm' is not there"):
+        serve.vllm_program(Serving("vllm"), source)
+
+
+def test_several_adapters_on_one_base(tiny_run: Path, tmp_path: Path, vllm: str) -> None:
     from pipeline.export.source import open_source
 
     other = shutil.copytree(tiny_run, tmp_path / "other", ignore=shutil.ignore_patterns("checkpoints", "evaluation"))
     source = open_source(tiny_run)
-    serving = Serving("vllm", context=64, also=(("maths", other),))
+    serving = Serving("vllm", context=64, vllm=vllm, also=(("maths", other),))
     assert list(serve.adapters_of(serving, source)) == ["tuned", "maths"]
     words = serve.command(serving, source, "tuned", None)
     place = words.index("--lora-modules")
@@ -203,15 +225,17 @@ def test_several_adapters_on_one_base(tiny_run: Path, tmp_path: Path) -> None:
             serve.adapters_of(serving, source)
 
 
-def test_a_key_is_on_no_command_line(monkeypatch: pytest.MonkeyPatch, tiny_run: Path, tmp_path: Path) -> None:
+def test_a_key_is_on_no_command_line(
+    monkeypatch: pytest.MonkeyPatch, tiny_run: Path, tmp_path: Path, vllm: str
+) -> None:
     from pipeline.export.source import open_source
 
     monkeypatch.setenv(KEY, "a-key-for-the-test")
     source = open_source(tiny_run)
     for engine in serve.ENGINES:
-        words = serve.command(Serving(engine, context=64), source, "tuned", tmp_path)
+        words = serve.command(Serving(engine, context=64, vllm=vllm), source, "tuned", tmp_path)
         assert not [word for word in words if "a-key-for-the-test" in word]
         assert str(tmp_path) in words and "8000" in words and "--threads" not in words
     words = serve.command(Serving("llama.cpp", context=64, threads=2), source, "tuned", tmp_path)
     assert words[words.index("--threads") + 1] == "2"
-    assert "qwen3" in serve.command(Serving("vllm"), source, "tuned", tmp_path)
+    assert "qwen3" in serve.command(Serving("vllm", vllm=vllm), source, "tuned", tmp_path)

@@ -226,4 +226,4 @@ def test_what_it_cannot_serve_is_refused(tmp_path: Path) -> None:
     uvx.write_text("#!/bin/sh\n")
     uvx.chmod(0o755)
     profile = load_profile("embedded", [f"evaluation.vllm.executable={uvx}", "evaluation.vllm.version=0.20.0"])
-    assert command_of(profile) == [str(uvx), "--from", "vllm==0.20.0", "vllm", "serve"]
+    assert command_of(profile.evaluation.vllm) == [str(uvx), "--from", "vllm==0.20.0", "vllm", "serve"]

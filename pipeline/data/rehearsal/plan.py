@@ -4,8 +4,8 @@ The model is asked twice, both times in the mode that it has: for its answer, an
 rehearsals. Out: rows with the plan as ``reasoning_content``, for ``hybridise``. The plan was not followed when the answer was
 written; such rows teach the form of a thought, not how to think. A small model asked for two sentences often goes on, into the
 answer itself; what lies behind them is cut off, so that a thought is short and ends. Where it writes the answer at once, or
-announces it ("Sure, here is a list:"), there is no plan: a model that learns from such rows answers in the block and forgets to
-close it.
+announces it ("Sure, here is a list:", "Great idea!"), there is no plan: a model that learns from such rows answers in the block
+and forgets to close it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ REQUEST = "\n\nDo not answer yet. In one or two sentences, say what is asked for
 
 SENTENCES = 2  # as REQUEST says
 ALIKE = 12  # characters with which plan and answer begin alike, from which on the plan is taken for an answer
+# How a reply begins that gives what was asked for, where a plan speaks of it.
+_GIVES = re.compile(
+    r"(?:sure|certainly|of course|absolutely|here(?:'s| is| are))\b|当然|好的|以下是|这是", re.IGNORECASE
+)
 _BOUNDARY = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 
 
@@ -69,10 +73,14 @@ def first_sentences(text: str, count: int = SENTENCES) -> str:
 
 
 def is_answer(plan: str, answer: str) -> bool:
-    """Whether what stands in the place of a plan is an answer: its announcement, code, or the beginning of the answer itself."""
+    """Whether what stands in the place of a plan is an answer: its announcement, code, or the beginning of the answer itself.
+
+    An exclamation mark behind the first sentence counts as an announcement, as in "What a good question!".
+    """
     first = plan.strip().split("\n")[0].strip()
     begin, other = (" ".join(text.casefold().split())[:ALIKE] for text in (plan, answer))
-    return first.endswith((":", "：")) or first.startswith("```") or (begin == other and len(begin) == ALIKE)
+    announced = first.endswith((":", "：")) or first_sentences(plan, 1).endswith(("!", "！")) or _GIVES.match(first)
+    return bool(announced) or first.startswith("```") or (begin == other and len(begin) == ALIKE)
 
 
 def write(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -25,7 +25,7 @@ from pipeline.core.errors import UserError
 from pipeline.model.engines import guard
 from pipeline.model.engines.base import PromptIds
 from pipeline.model.engines.server import ServerEngine, server_engine
-from pipeline.settings import Profile
+from pipeline.settings import Profile, VllmSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +35,7 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes (vllm/
 SERVED = ("lora", "qlora", "rslora")  # methods whose adapter vLLM can put on a base
 _TAIL = 15  # lines of its log in a message
 # Of this environment, they would lead vLLM's own Python astray.
-_NOT_FOR_IT = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONSTARTUP")
+NOT_FOR_IT = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONSTARTUP")
 
 
 def require_served(profile: Profile) -> None:
@@ -46,21 +46,25 @@ def require_served(profile: Profile) -> None:
             f"evaluation.engine=vllm: vLLM puts LoRA adapters on a base, and cannot serve method {method}; "
             "set evaluation.engine=transformers."
         )
-    command_of(profile)
+    command_of(profile.evaluation.vllm)
 
 
-def command_of(profile: Profile) -> list[str]:
+def command_of(settings: VllmSettings, named: str = "evaluation.vllm.executable") -> list[str]:
     """The beginning of the command line.
+
+    Args:
+        named: what a user sets the executable by, for the message.
 
     Raises:
         UserError: the executable is not there.
     """
-    settings = profile.evaluation.vllm
-    found = shutil.which(str(Path(settings.executable).expanduser()))
+    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    found = shutil.which(str(Path(settings.executable).expanduser()), path=beside)
     if found is None:
         raise UserError(
-            f"evaluation.vllm.executable: {settings.executable!r} is not there, or no program. Make an environment for it "
-            "(python -m venv DIR && DIR/bin/pip install vllm) and give DIR/bin/vllm; or give uvx, which makes one by itself."
+            f"{named}: {settings.executable!r} is not there, or no program. Make an environment for it "
+            "(python -m venv DIR && DIR/bin/pip install vllm; without a GPU see docs/serving.md) and give DIR/bin/vllm; "
+            "or give uvx, which makes one by itself."
         )
     if Path(found).stem == "uvx":
         package = f"vllm=={settings.version}" if settings.version else "vllm"
@@ -117,7 +121,7 @@ def vllm_engine(
     """
     require_served(profile)
     port, key = _free_port(), secrets.token_urlsafe(24)
-    command = [*command_of(profile), *serve_arguments(profile, location, adapter, positions)]
+    command = [*command_of(profile.evaluation.vllm), *serve_arguments(profile, location, adapter, positions)]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     name = BASE if adapter is None else TUNED
     url = f"http://127.0.0.1:{port}"
@@ -133,7 +137,7 @@ def vllm_engine(
 
 @contextmanager
 def _running(command: list[str], key: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_IT}
+    environment = {name: value for name, value in os.environ.items() if name not in NOT_FOR_IT}
     environment["VLLM_API_KEY"] = key  # not on the command line, where every user of the machine could read it
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
