@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
-from pipeline.data.rehearsal.plan import REQUEST, first_sentences, is_answer, plan_questions, rows_of, with_plans, write
+from pipeline.data.rehearsal.plan import (
+    REQUEST,
+    first_sentences,
+    is_answer,
+    plan_questions,
+    rows_of,
+    thought,
+    with_plans,
+    write,
+)
 
 
 def row(question: str, reply: str, *before: dict[str, Any]) -> dict[str, Any]:
@@ -39,7 +48,9 @@ def test_each_answer_gets_the_plan_of_its_own_question(questions: list[str], dat
     kept = data.draw(st.lists(st.sampled_from(plans), min_size=1, unique_by=lambda p: p["rehearsal"]["plan"]))
     made = with_plans(answers, kept)
     numbers = sorted(plan["rehearsal"]["plan"] for plan in kept)
-    assert [m["messages"][-1]["reasoning_content"] for m in made] == [f"plan {i}" for i in numbers]
+    assert [m["messages"][-1]["reasoning_content"] for m in made] == [
+        thought(questions[i], f"plan {i}") for i in numbers
+    ]
     assert [m["messages"][-1]["content"] for m in made] == [f"answer {i}" for i in numbers]
     assert all(REQUEST not in m["messages"][0]["content"] for m in made)
     assert [m["plan"] for m in made] == [{"plan": i} for i in numbers]
@@ -68,6 +79,11 @@ def test_a_plan_is_two_sentences_at_most(plan: str, kept: str) -> None:
 def test_a_plan_is_never_made_longer_and_has_no_line_break(plan: str) -> None:
     kept = first_sentences(plan)
     assert len(kept.split()) <= len(plan.split()) + 1 and "\n" not in kept
+
+
+def test_every_thought_begins_alike_in_the_language_of_its_question() -> None:
+    assert thought("Why?", "It asks why.") == "First, what is asked for and what the answer needs. It asks why."
+    assert thought("为什么？", "问原因。") == "先想想问题要什么，回答里要有什么。问原因。"
 
 
 def test_a_plan_without_words_is_none() -> None:

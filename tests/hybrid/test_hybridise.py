@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_jsonl, write_jsonl
 from pipeline.data.chat_format import ChatFormat
-from pipeline.data.rehearsal.plan import first_sentences
+from pipeline.data.rehearsal.plan import first_sentences, thought
 from pipeline.hybrid.accept import failures
 from pipeline.hybrid.hybridise import hybridise, needed, settings_of, training_profile
 from pipeline.hybrid.start import base_folder, make_start
@@ -227,6 +227,6 @@ def test_answers_and_plans_become_chat_with_reasoning(
     for row, plan in zip(made, plans, strict=True):
         question, answer = row["messages"]
         assert answer["content"] == by_question[question["content"]]["messages"][-1]["content"]
-        assert answer["reasoning_content"] == first_sentences(plan["messages"][-1]["content"])
+        assert answer["reasoning_content"] == thought("sum", first_sentences(plan["messages"][-1]["content"]))
     again = pipeline_command(*arguments, sets=sets, environment=environment)
     assert json.loads(again.stdout) == record and "loading" not in again.stderr

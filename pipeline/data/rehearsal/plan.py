@@ -22,12 +22,17 @@ from pipeline.data.prepare import json_line
 
 REQUEST = "\n\nDo not answer yet. In one or two sentences, say what is asked for and what a good answer has to contain."
 
+# How every thought begins, in the language of its question: the same words each time, so that what begins as an answer does not
+# look like a thought.
+OPENING, OPENING_ZH = "First, what is asked for and what the answer needs.", "先想想问题要什么，回答里要有什么。"
+
 SENTENCES = 2  # as REQUEST says
 ALIKE = 12  # characters with which plan and answer begin alike, from which on the plan is taken for an answer
 # How a reply begins that gives what was asked for, where a plan speaks of it.
 _GIVES = re.compile(
     r"(?:sure|certainly|of course|absolutely|here(?:'s| is| are))\b|当然|好的|以下是|这是", re.IGNORECASE
 )
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _BOUNDARY = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 
 
@@ -56,8 +61,8 @@ def with_plans(answers: Iterable[dict[str, Any]], plans: Iterable[dict[str, Any]
         text = plan["messages"][-1]["content"] if plan is not None else ""
         said = "" if is_answer(text, answer["content"]) else first_sentences(text)
         if plan is not None and said:
-            thought = {**answer, "reasoning_content": said}
-            made.append({**row, "messages": [*before, thought], "plan": plan["rehearsal"]})
+            with_thought = {**answer, "reasoning_content": thought(before[-1]["content"], said)}
+            made.append({**row, "messages": [*before, with_thought], "plan": plan["rehearsal"]})
     if not made:
         raise UserError(
             "no question has both an answer and a plan that could be kept, so there is no chat with reasoning to write. "
@@ -70,6 +75,11 @@ def first_sentences(text: str, count: int = SENTENCES) -> str:
     """The first sentences of the first paragraph, at most ``count``, without a colon at the end."""
     paragraph = text.strip().split("\n")[0].strip()
     return " ".join(part for part in _BOUNDARY.split(paragraph)[:count] if part).rstrip(":").rstrip()
+
+
+def thought(question: str, plan: str) -> str:
+    """A plan as the thought before an answer: behind the opening, which is always the same."""
+    return f"{OPENING_ZH}{plan}" if _CHINESE.search(question) else f"{OPENING} {plan}"
 
 
 def is_answer(plan: str, answer: str) -> bool:
