@@ -51,7 +51,7 @@ class Answer(NamedTuple):
 
     reasoning: str = ""
     text: str = ""
-    pieces: int = 0  # of the stream; llama.cpp sends one a token
+    pieces: int = 0  # tokens as the server counts them, else pieces of the stream
     first: float = 0.0
     whole: float = 0.0
     error: str = ""
@@ -73,7 +73,8 @@ async def ask(client: Any, job: Job) -> Answer:
     """One streamed request."""
     import openai
 
-    started, first, parts, pieces = time.perf_counter(), 0.0, {"reasoning_content": "", "content": ""}, 0
+    started, first, pieces, counted = time.perf_counter(), 0.0, 0, 0
+    parts = {"reasoning_content": "", "reasoning": "", "content": ""}  # the second is what vLLM calls the first
     try:
         stream = await client.chat.completions.create(
             model=job.model,
@@ -81,9 +82,11 @@ async def ask(client: Any, job: Job) -> Answer:
             temperature=0,
             max_tokens=LIMIT,
             stream=True,
+            stream_options={"include_usage": True},
             extra_body={"chat_template_kwargs": {"enable_thinking": job.mode == "thinking"}},
         )
         async for chunk in stream:
+            counted = chunk.usage.completion_tokens if chunk.usage else counted
             delta = chunk.choices[0].delta.model_dump() if chunk.choices else {}
             for key in parts:
                 if delta.get(key):
@@ -93,7 +96,8 @@ async def ask(client: Any, job: Job) -> Answer:
     except openai.OpenAIError as error:
         return Answer(error=f"{type(error).__name__}: {error}"[:200])
     whole = time.perf_counter() - started
-    return Answer(parts["reasoning_content"].strip(), parts["content"].strip(), pieces, first, whole)
+    reasoning = parts["reasoning_content"] or parts["reasoning"]
+    return Answer(reasoning.strip(), parts["content"].strip(), counted or pieces, first, whole)
 
 
 async def round_of(url: str, jobs: Sequence[Job], clients: int) -> tuple[list[Answer], float]:

@@ -125,6 +125,8 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
     )
     return {
         **{name: _benchmark(f"{name}.py") for name in [*scripts, "unsloth_cpu", "decoding"]},
+        "serving_adapters": _benchmark("serving.py"),
+        "server_vllm": _benchmark("server.py"),
         "hybrid": lambda result, _: accept.table(result),
         "real_run": lambda result, _: _report(result),
         **{name: _benchmark("sweep.py") for name in ("sweep_cells", "workers")},

@@ -143,7 +143,10 @@ def _with_adapters(adapters: Mapping[str, Source]) -> list[str]:
         words += ["--revision", source.profile.model.revision]
     template = source.adapter / "chat_template.jinja"
     words += ["--chat-template", str(template.resolve())] if template.exists() else []
-    words += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(len(adapters)), "--lora-modules"]
+    # One place more than there are adapters: vLLM 0.32 on a processor gives a request to the base the index -1, which is the last
+    # place (vllm/lora/ops/torch_ops/lora_ops.py). An empty one adds nothing; otherwise the last adapter would answer.
+    places = str(len(adapters) + 1)
+    words += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", places, "--lora-modules"]
     return [*words, *(f"{name}={adapter.adapter.resolve()}" for name, adapter in adapters.items())]
 
 

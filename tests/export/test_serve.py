@@ -204,7 +204,10 @@ def test_several_adapters_on_one_base(tiny_run: Path, tmp_path: Path, vllm: str)
     place = words.index("--lora-modules")
     assert words[place + 1 : place + 3] == [f"tuned={tiny_run.resolve()}/adapter", f"maths={other.resolve()}/adapter"]
     assert words[words.index("--served-model-name") + 1] == "base" and words[words.index("--max-lora-rank") + 1] == "32"
-    assert words[words.index("--max-loras") + 1] == "2" and words[words.index("serve") + 1].endswith("models/embedded")
+    assert (
+        words[words.index("--max-loras") + 1] == "3"
+    )  # one more: else the base's requests get the last adapter on a processor
+    assert words[words.index("serve") + 1].endswith("models/embedded")
     assert Path(words[words.index("--chat-template") + 1]).is_file()
     for engine in ("llama.cpp", "transformers"):
         with pytest.raises(UserError, match=f"{engine} knows no adapters by the model's name"):
