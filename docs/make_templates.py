@@ -1,9 +1,9 @@
-"""Write docs/templates.md: what each chat template that TRL ships says about thinking, and whether it can be used.
+"""Write docs/templates.md and its Chinese copy: what each chat template of TRL says about thinking, and if it can be used.
 
     python docs/make_templates.py [--check]
 
 Each template is set on the embedded tokenizer, with the tokens that its own tokenizer has, and probed. The examples are made too.
-``--check`` writes nothing and fails where the page is not what would be written.
+``--check`` writes nothing and fails where a page is not what would be written.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.model.thinking_style import ThinkingStyle, thinking_style  # noqa:
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PAGE = ROOT / "docs" / "templates.md"
+PAGES = (ROOT / "docs" / "templates.md", ROOT / "docs" / "templates.zh.md")
 # By the beginning of the name: the end token of the models' tokenizers, and what else is a token of theirs.
 FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "qwen": ("<|im_end|>", ()),
@@ -83,32 +83,32 @@ def _code(text: str) -> str:
     return f"`{shown}`" if text else "–"
 
 
-def _switch(style: ThinkingStyle) -> str:
+def _switch(style: ThinkingStyle, words: dict[str, str]) -> str:
     if not style.switch:
-        return f"none: {style.modes[0].replace('_', '-')} only"
+        return words[f"{style.modes[0]} only"]
     (name, on), (_, off) = (next(iter(kwargs.items())) for kwargs in style.switch.values())
     return f"`{name}` {str(on).lower()} / {str(off).lower()}"
 
 
-def _history(style: ThinkingStyle) -> str:
+def _history(style: ThinkingStyle, words: dict[str, str]) -> str:
     if "thinking" not in style.modes:
         return "–"
-    texts = ["kept" if style.keeps_reasoning else "dropped"]
-    texts += [f"(`{k}={str(v).lower()}` turns it round)" for k, v in style.history_switch.items()]
+    text = words["kept" if style.keeps_reasoning else "dropped"]
+    text += "".join(words["turned"].format(f"{k}={str(v).lower()}") for k, v in style.history_switch.items())
     if style.keeps_reasoning_between_calls and not style.keeps_reasoning:
-        texts.append("kept between tool calls")
-    return ", ".join(texts).replace(", (", " (")
+        text += words["kept between calls"]
+    return text
 
 
-def _efforts(style: ThinkingStyle) -> str:
-    words = []
+def _efforts(style: ThinkingStyle, words: dict[str, str]) -> str:
+    found = []
     for effort, kwargs in style.efforts.items():
-        (name, _), usual = next(iter(kwargs.items())), " (default)" if effort == style.default_effort else ""
-        words.append((effort if name == "reasoning_effort" else f"{effort}: `{name}`") + usual)
-    return ", ".join(words) or "–"
+        (name, _), usual = next(iter(kwargs.items())), words["default"] if effort == style.default_effort else ""
+        found.append((effort if name == "reasoning_effort" else f"{effort}{words['by']}`{name}`") + usual)
+    return words["and"].join(found) or "–"
 
 
-def _tools(form: ChatFormat) -> str:
+def _tools(form: ChatFormat) -> bool:
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
     messages = [
         {"role": "user", "content": "2 + 2?"},
@@ -120,12 +120,12 @@ def _tools(form: ChatFormat) -> str:
         for mode in form.style.modes:
             form.example(Conversation(messages, mode, tools=TOOLS))
     except Rejected:
-        return "no"
-    return "yes"
+        return False
+    return True
 
 
-def row(name: str, base: PreTrainedTokenizerBase) -> list[str]:
-    """The cells of a template; examples are made in each of its modes."""
+def probed(name: str, base: PreTrainedTokenizerBase) -> tuple[ThinkingStyle, bool] | str:
+    """A template's style and whether tools can be trained, with examples made in each mode; or why it is refused."""
     tokenizer = tokenizer_with(base, name)
     try:
         style = thinking_style(tokenizer)
@@ -136,17 +136,28 @@ def row(name: str, base: PreTrainedTokenizerBase) -> list[str]:
             )
             form.example(Conversation([{"role": "user", "content": "2 + 2?"}, answer], mode))
     except UserError as error:
-        reason = str(error).partition(" What works")[0].replace("|", "\\|")
-        return [f"`{name}`", *[""] * 7, f"refused: {reason}"]
+        return str(error).partition(" What works")[0]
+    return style, _tools(form)
+
+
+def row(name: str, found: tuple[ThinkingStyle, bool] | str, words: dict[str, str]) -> list[str]:
+    """The cells of a template, in one language."""
+    if isinstance(found, str):
+        return [f"`{name}`", *["–"] * 7, words["refused"] + found.replace("|", "\\|")]
+    style, tools = found
     opening = style.opening if "thinking" in style.modes else ""
-    thinking = _code(opening) if style.opens_in_prompt else "nothing" if opening else "–"
-    direct = (_code(style.direct_block) if style.direct_block else "nothing") if "non_thinking" in style.modes else "–"
-    end = " / ".join(_code(end) for end in style.ends()) + (" (opens the next turn)" if style.end_is_next_turn else "")
-    verdict = "two modes" if len(style.modes) == 2 else "one mode"
-    return [f"`{name}`", _switch(style), thinking, direct, end, _history(style), _efforts(style), _tools(form), verdict]
+    thinking = _code(opening) if style.opens_in_prompt else words["nothing"] if opening else "–"
+    direct = "–"
+    if "non_thinking" in style.modes:
+        direct = _code(style.direct_block) if style.direct_block else words["nothing"]
+    end = " / ".join(_code(end) for end in style.ends()) + (words["next turn"] if style.end_is_next_turn else "")
+    history, efforts = _history(style, words), _efforts(style, words)
+    verdict = words["two" if len(style.modes) == 2 else "one"]
+    trained = words["yes" if tools else "no"]
+    return [f"`{name}`", _switch(style, words), thinking, direct, end, history, efforts, trained, verdict]
 
 
-TEXT = """\
+ENGLISH = """\
 # Chat templates
 
 What a model's chat template says about thinking is found by rendering small conversations with it, never by the model's name
@@ -177,41 +188,109 @@ rule for every template, with tools and over several turns.
 - gpt-oss and LFM2.5 leave it to the model whether it thinks; there is no prompt of the other mode to train or to measure.
 - `data.empty_think` other than `masked` needs Qwen3's shape: an empty block behind the thinking prompt.
 """
-HEAD = [
-    "template",
-    "switch",
-    "thinking prompt ends",
-    "non-thinking prompt ends",
-    "ends a turn",
-    "earlier reasoning",
-    "effort",
-]
+CHINESE = """\
+# 对话模板
+
+一个模型的对话模板怎样表示思考，是用它渲染几段小对话查明的，从不看模型的名字（`pipeline/model/thinking_style.py`）。
+提示、损失掩码、对回答形式的判定、评测和奖励都以查到的结果为准。一致性规则对每份模板都成立：计入 loss 之前的内容，
+就是带上该模式的开关调用 `apply_chat_template(…, add_generation_prompt=True)` 所得的结果。
+如果思考模式的提示以开始标签结尾，loss 从标签之后算起；判定回答时，先把这个标签补在前面。
+
+下表列出 TRL {trl} 附带的模板，取会推理的模型系列，内容与模型发布时的相同。其中 {both} 份可以切换，两种模式都能用，
+也就是混合推理。本页由 `python docs/make_templates.py` 写出；`tests/model/test_thinking_style.py` 对每份模板证明上述规则，
+包括带工具的和多轮的对话。
+
+两列“提示结尾”写的是：模板在该模式的提示里、assistant 头之后写的内容，“无”是什么也不写。“–”是没有这一项，或者不适用。
+“结论”一列里，“拒绝”后面的英文是程序自己的报错，原样列出。它们说的是：模板不能切换思考，而每个提示都以 `<think>` 结尾，
+答案从不出现在它后面；模板不能切换思考，却会显示推理，是否思考由模型决定，没有两种模式可言；
+模板不显示最后一个回答的推理，思考模式的回答既无法训练，也无法与别的回答区分，较新的模板可能会显示。
+
+{table}
+
+- **一种模式**（Instruct-2507、Thinking-2507）：评测和报告只有一列，而不是 2×2；混合里属于另一种模式的行会被剔除，
+  并注明这个原因。
+- **一轮的结束符**：第二个 token 结束调用工具的回答。GLM 的模板不写结束符：模型写出下一轮的开头，就此停下，
+  所以这个 token 计入 loss，回答也到它为止。
+- **先前的推理**：后面的问题还能看到先前回答里的哪些推理。每个回答各是一条样本，其中的历史与模板显示的一样。
+- **推理强度**和**先前的推理**采用模板的默认值，除非 `model.chat_template_kwargs` 另有规定，例如
+  `--set "model.chat_template_kwargs={{reasoning_effort: low}}"` 或 `{{preserve_thinking: true}}`。
+  它作为默认值写进分词器的模板，所以训练样本、评测、适配器目录和导出都相同；由推理服务生成回答的评测，每个请求都带上它。
+  模板不读取的名称会被拒绝，切换模式的那个参数也会被拒绝。
+- **工具**：工具调用，以及得到工具的结果之后的回答，能否用来训练。不能时，这样的行会被剔除，并注明原因：
+  DiffusionGemma 的模板在这样的回答之前另起一轮，它的提示却没有这样做。
+- gpt-oss 和 LFM2.5 让模型自己决定是否思考；没有另一种模式的提示可以训练或测量。
+- `data.empty_think` 要取 `masked` 以外的值，模板必须是 Qwen3 的形式：思考模式的提示后面跟一个空 think 块。
+"""
+HEADS = (
+    "template | switch | thinking prompt ends | non-thinking prompt ends | ends a turn | earlier reasoning | effort | tools "
+    "| verdict",
+    "模板 | 开关 | 思考模式的提示结尾 | 非思考模式的提示结尾 | 一轮的结束符 | 先前的推理 | 推理强度 | 工具 | 结论",
+)
+WORDS: tuple[dict[str, str], ...] = (
+    {
+        "thinking only": "none: thinking only",
+        "non_thinking only": "none: non-thinking only",
+        "nothing": "nothing",
+        "next turn": " (opens the next turn)",
+        "kept": "kept",
+        "dropped": "dropped",
+        "turned": " (`{}` turns it round)",
+        "kept between calls": ", kept between tool calls",
+        "default": " (default)",
+        "by": ": ",
+        "and": ", ",
+        "yes": "yes",
+        "no": "no",
+        "two": "two modes",
+        "one": "one mode",
+        "refused": "refused: ",
+    },
+    {
+        "thinking only": "没有：只有思考模式",
+        "non_thinking only": "没有：只有非思考模式",
+        "nothing": "无",
+        "next turn": "（下一轮的开头）",
+        "kept": "保留",
+        "dropped": "去掉",
+        "turned": "（设 `{}` 则相反）",
+        "kept between calls": "，工具调用之间保留",
+        "default": "（默认）",
+        "by": "：",
+        "and": "、",
+        "yes": "能",
+        "no": "不能",
+        "two": "两种模式",
+        "one": "一种模式",
+        "refused": "拒绝：",
+    },
+)
 
 
-def page(base: PreTrainedTokenizerBase) -> str:
-    """The page as it should be."""
-    rows = [row(name, base) for name in shipped()]
-    both = sum("true" in cells[1] for cells in rows)
-    table = [
-        [*HEAD, "tools", "verdict"],
-        ["---"] * (len(HEAD) + 2),
-        *([cell or "–" for cell in cells] for cells in rows),
-    ]
-    lines = [f"| {' | '.join(cells)} |" for cells in table]
-    return TEXT.format(trl=importlib.metadata.version("trl"), both=both, table="\n".join(lines))
+def pages(base: PreTrainedTokenizerBase) -> list[str]:
+    """The pages as they should be, in the order of ``PAGES``."""
+    found = {name: probed(name, base) for name in shipped()}
+    both = sum(not isinstance(one, str) and bool(one[0].switch) for one in found.values())
+    made = []
+    for text, head, words in zip((ENGLISH, CHINESE), HEADS, WORDS, strict=True):
+        heads = head.split(" | ")
+        table = [heads, ["---"] * len(heads), *(row(name, one, words) for name, one in found.items())]
+        lines = "\n".join(f"| {' | '.join(cells)} |" for cells in table)
+        made.append(text.format(trl=importlib.metadata.version("trl"), both=both, table=lines))
+    return made
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where the page is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where a page is out of date")
     args = parser.parse_args()
     from transformers import AutoTokenizer
 
     base: Any = AutoTokenizer.from_pretrained(ROOT / "models" / "embedded")
-    text = page(base)
+    made = list(zip(PAGES, pages(base), strict=True))
     if args.check:
-        return int(not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text)
-    PAGE.write_text(text, encoding="utf-8")
+        return int(any(not path.exists() or path.read_text(encoding="utf-8") != text for path, text in made))
+    for path, text in made:
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

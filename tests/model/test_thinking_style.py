@@ -263,10 +263,9 @@ def test_all_templates_are_in_the_lists() -> None:
             assert name in switched
 
 
-def test_the_page_is_what_would_be_written(embedded_tokenizer: PreTrainedTokenizerBase) -> None:
-    assert make_templates.PAGE.read_text(encoding="utf-8") == make_templates.page(embedded_tokenizer), (
-        "run: python docs/make_templates.py"
-    )
+def test_the_pages_are_what_would_be_written(embedded_tokenizer: PreTrainedTokenizerBase) -> None:
+    found = [page.read_text(encoding="utf-8") for page in make_templates.PAGES]
+    assert found == make_templates.pages(embedded_tokenizer), "run: python docs/make_templates.py"
 
 
 # --- templates from elsewhere -------------------------------------------------------------------------------------------
