@@ -115,6 +115,8 @@ def test_rows_are_read_as_written(tmp_path: Path) -> None:
         ("Sure. Take flour and milk.", "You need flour.", True),
         ("Here's a letter to a friend.", "Dear friend, …", True),
         ("当然可以！先准备面粉。", "面粉两杯。", True),
+        ("Here’s what you need. Flour.", "Take flour.", True),
+        ("这是一个关于原因的问题。回答要短。", "因为下雨。", False),
         ("It asks for a greeting such as Hello! A good one is short.", "Hi.", True),  # left out too: rather one too few
         ("It asks where the river rises. Here a name is enough.", "In Spain.", False),
         ("Surety bonds are to be explained.", "A bond is …", False),

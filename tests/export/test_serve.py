@@ -193,6 +193,21 @@ def test_vllm_is_a_program_of_another_environment(tiny_run: Path, vllm: str, mon
         serve.vllm_program(Serving("vllm"), source)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--vllm", "/x/vllm"], "--vllm is the program of --engine vllm; given: --engine llama.cpp"),
+        (["--engine", "vllm", "--threads", "2"], "--threads is of llama.cpp; vllm has settings of its own"),
+        (["--engine", "vllm", "--also", "maths"], "--also needs NAME=RUN; given: maths"),
+    ],
+)
+def test_options_of_another_engine(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.cli.main import main
+
+    assert main(["serve", "RUN", *options]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_several_adapters_on_one_base(tiny_run: Path, tmp_path: Path, vllm: str) -> None:
     from pipeline.export.source import open_source
 

@@ -29,9 +29,7 @@ OPENING, OPENING_ZH = "First, what is asked for and what the answer needs.", "�
 SENTENCES = 2  # as REQUEST says
 ALIKE = 12  # characters with which plan and answer begin alike, from which on the plan is taken for an answer
 # How a reply begins that gives what was asked for, where a plan speaks of it.
-_GIVES = re.compile(
-    r"(?:sure|certainly|of course|absolutely|here(?:'s| is| are))\b|当然|好的|以下是|这是", re.IGNORECASE
-)
+_GIVES = re.compile(r"(?:sure|certainly|of course|absolutely|here(?:['’]s| is| are))\b|当然|好的|以下是", re.IGNORECASE)
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _BOUNDARY = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 
