@@ -48,11 +48,17 @@ def _common(plan: Plan) -> dict[str, Any]:
     return found | ({"neftune_noise_alpha": t.neftune_noise_alpha} if t.neftune_noise_alpha else {})
 
 
+def _revision(plan: Plan, key: str) -> dict[str, str]:
+    """Which version of a hub's model, where the profile names one."""
+    revision = plan.profile.model.revision
+    return {key: revision} if revision else {}
+
+
 def trl(plan: Plan) -> dict[str, Any]:
     """``trl sft --config train.yaml``: parquet files with input_ids and labels, which SFTTrainer takes as they are."""
     lora, profile = plan.profile.lora, plan.profile
     found = _common(plan) | {
-        "model_name_or_path": profile.model.name,
+        "model_name_or_path": plan.base,
         "dtype": "bfloat16" if plan.in_bfloat16 else "float32",
         "dataset_name": "data",
         "dataset_train_split": "train",
@@ -64,15 +70,15 @@ def trl(plan: Plan) -> dict[str, Any]:
         found |= {"use_peft": True, "lora_r": lora.rank, "lora_alpha": lora.scale_alpha, "lora_dropout": lora.dropout}
         found |= {"lora_target_modules": lora.target_modules, "use_rslora": plan.rslora, "use_dora": plan.dora}
     if plan.in_4bit:
-        found |= {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-    return found
+        found |= {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "use_bnb_nested_quant": True}
+    return found | _revision(plan, "model_revision")
 
 
 def llama_factory(plan: Plan) -> dict[str, Any]:
     """``llamafactory-cli train train.yaml``: a dataset that is tokenised already (tokenized_path)."""
     lora, profile = plan.profile.lora, plan.profile
     found = _common(plan) | {
-        "model_name_or_path": profile.model.name,
+        "model_name_or_path": plan.base,
         "stage": "sft",
         "do_train": True,
         "do_eval": True,
@@ -91,7 +97,7 @@ def llama_factory(plan: Plan) -> dict[str, Any]:
         found |= {"loraplus_lr_ratio": lora.plus_lr_ratio} if lora.plus_lr_ratio else {}
     if plan.in_4bit:
         found |= {"quantization_bit": 4, "quantization_method": "bnb", "quantization_type": "nf4"}
-    return found
+    return found | _revision(plan, "model_revision")
 
 
 def ms_swift(plan: Plan) -> dict[str, Any]:
@@ -102,7 +108,9 @@ def ms_swift(plan: Plan) -> dict[str, Any]:
     """
     lora, profile = plan.profile.lora, plan.profile
     found = _common(plan) | {
-        "model": profile.model.name,
+        "adam_beta2": 0.999,  # its own default is 0.95; here and in the other three it is torch's
+        "model": plan.base,
+        "use_hf": profile.model.source != "modelscope",  # its own default is ModelScope
         "model_type": "qwen3",
         "template": "qwen3_nothinking",
         "use_chat_template": False,
@@ -118,7 +126,7 @@ def ms_swift(plan: Plan) -> dict[str, Any]:
         found |= {"lorap_lr_ratio": lora.plus_lr_ratio} if lora.plus_lr_ratio else {}
     if plan.in_4bit:
         found |= {"quant_method": "bnb", "quant_bits": 4, "bnb_4bit_quant_type": "nf4"}
-    return found
+    return found | _revision(plan, "model_revision")
 
 
 def axolotl(plan: Plan) -> dict[str, Any]:
@@ -143,7 +151,7 @@ def axolotl(plan: Plan) -> dict[str, Any]:
         "output_dir",
     )
     found = {key: common[key] for key in (*same, *also)} | {
-        "base_model": profile.model.name,
+        "base_model": plan.base,
         "datasets": [{"path": "data/train.parquet", "ds_type": "parquet", "split": "train"}],
         "test_datasets": [{"path": "data/validation.parquet", "ds_type": "parquet", "split": "train"}],
         "sequence_len": profile.length_limit,
@@ -167,7 +175,7 @@ def axolotl(plan: Plan) -> dict[str, Any]:
         found |= {"loraplus_lr_ratio": lora.plus_lr_ratio} if lora.plus_lr_ratio else {}
     if t.neftune_noise_alpha:
         found["neftune_noise_alpha"] = t.neftune_noise_alpha
-    return found
+    return found | _revision(plan, "revision_of_model")
 
 
 def deepspeed(stage: int) -> dict[str, Any]:
@@ -217,8 +225,10 @@ AXOLOTL_FSDP2: dict[str, Any] = {
 }
 
 
-def commands(target: str, gpus: int) -> dict[str, str]:
+def commands(target: str, plan: Plan) -> dict[str, str]:
     """How to start the training from the folder that is handed over: a title → a command line."""
+    gpus = plan.gpus
+    hub = "USE_MODELSCOPE_HUB=1 " if target == "llama-factory" and plan.profile.model.source == "modelscope" else ""
     several = {
         "trl": {
             "one GPU": "trl sft --config train.yaml",
@@ -245,4 +255,4 @@ def commands(target: str, gpus: int) -> dict[str, str]:
             "FSDP2": f"axolotl train train_fsdp2.yaml --launcher torchrun -- --nproc_per_node={gpus}",
         },
     }[target]
-    return {title: line for title, line in several.items() if (title == "one GPU") == (gpus == 1)}
+    return {title: hub + line for title, line in several.items() if (title == "one GPU") == (gpus == 1)}

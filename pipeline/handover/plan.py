@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.core.errors import UserError
 from pipeline.settings import Profile
+from pipeline.settings.load import locate
 
 METHODS = ("full", "lora", "qlora", "dora", "rslora")  # all four targets have these
 
@@ -25,6 +26,12 @@ class Plan:
     accumulation: int
     steps: int
     warmup: int
+
+    @property
+    def base(self) -> str:
+        """The base as another program finds it from another folder: a whole path, or a hub's name."""
+        model = self.profile.model
+        return str(locate(model.name).resolve()) if model.source == "local" else model.name
 
     @property
     def dora(self) -> bool:

@@ -89,17 +89,28 @@ def handover(profile: Profile, mix: Mix, form: ChatFormat, target: str, folder: 
         "gpus": gpus,
         "steps": training.steps,
         "warmup_steps": training.warmup,
-        "commands": configs.commands(target, gpus),
-        "not_carried": not_carried(training),
+        "commands": configs.commands(target, training),
+        "not_carried": not_carried(target, training),
     }
     write_text(folder / "README.md", _readme(record))
     write_json(folder / RECORD, record)
     return record
 
 
-def not_carried(training: Plan) -> list[str]:
+def not_carried(target: str, training: Plan) -> list[str]:
     """Sentences about what is not the same in the other framework."""
     found = list(NOT_CARRIED)
+    if target == "axolotl" and training.accumulation * training.gpus > 1:
+        found.append(
+            "The loss of a step: axolotl takes the mean of each micro-batch, and then the mean of these, so a token of a short "
+            "answer counts more than one of a long answer. With one GPU, a larger micro_batch_size and "
+            "gradient_accumulation_steps: 1 give the mean over all tokens."
+        )
+    if target in ("trl", "axolotl") and training.profile.model.source == "modelscope":
+        found.append(
+            f"{target} does not read from ModelScope: fetch the model (python -m pipeline models fetch NAME --from modelscope) "
+            "and put its folder into train.yaml."
+        )
     if training.in_4bit and training.gpus > 1:
         found.append(
             "ZeRO-3 and FSDP2 divide the weights, and a base in 4 bit cannot be divided so: take ZeRO-2, or hand over with "
