@@ -4,8 +4,8 @@
 
 Every step sees all rows, in micro-batches (4 × 8 rows), so that the order of the rows, which each framework draws by its own
 generator, changes nothing but the order of a sum. All weights are trained (``full``), in float32: nothing is drawn at random,
-and what is left is rows, masks, loss, optimizer and schedule. ``lora`` draws the adapter's first matrices; there the spread of our own
-seeds stands beside the difference. Each framework is started by its own command line, on the processor.
+and what is left is rows, masks, loss, optimizer and schedule. ``lora`` draws the adapter's first matrices; there the spread of
+our own seeds stands beside the difference. Each framework is started by its own command line, on the processor.
 
 What the processor makes necessary, and nothing else, is changed in ``train.yaml`` (``HERE``). TRL's loss and axolotl need Triton
 even there: it is put into DIR/triton, and TRL's kernel runs in Triton's interpreter, which is slow.
