@@ -124,7 +124,7 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
         "cleaning_quality estimate length_grouping perf processes resume retrieval schedules server serving".split()
     )
     return {
-        **{name: _benchmark(f"{name}.py") for name in [*scripts, "unsloth_cpu", "decoding"]},
+        **{name: _benchmark(f"{name}.py") for name in [*scripts, "handover_training", "unsloth_cpu", "decoding"]},
         "serving_adapters": _benchmark("serving.py"),
         "server_vllm": _benchmark("server.py"),
         "hybrid": lambda result, _: accept.table(result),

@@ -106,6 +106,8 @@ def not_carried(target: str, training: Plan) -> list[str]:
             "answer counts more than one of a long answer. With one GPU, a larger micro_batch_size and "
             "gradient_accumulation_steps: 1 give the mean over all tokens."
         )
+    if target == "axolotl" and training.warmup == 1:
+        found.append("A warm-up of one step: axolotl makes two of it.")
     if target in ("trl", "axolotl") and training.profile.model.source == "modelscope":
         found.append(
             f"{target} does not read from ModelScope: fetch the model (python -m pipeline models fetch NAME --from modelscope) "

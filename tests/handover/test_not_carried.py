@@ -45,6 +45,12 @@ def test_axolotl_takes_a_mean_of_means() -> None:
     assert not said("axolotl", training(*one)) and not said("ms-swift", training(*four))
 
 
+def test_axolotl_makes_two_of_one_warm_up_step() -> None:
+    one, two = training("training.warmup_steps=1"), training("training.warmup_steps=2")
+    assert any("warm-up" in text for text in not_carried("axolotl", one))
+    assert not any("warm-up" in text for text in [*not_carried("axolotl", two), *not_carried("trl", one)])
+
+
 def test_a_model_of_modelscope() -> None:
     """Two read from there when told so; of the other two it is said that they do not."""
     there = training("model.source=modelscope", "model.name=Qwen/Qwen3-0.6B")
