@@ -30,14 +30,15 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = ("training.max_steps=30", "training.eval_steps=30", "training.save_steps=30", "evaluation.limit=6")
-VALUES = "1e-3,3e-3"
+RATES = [f"{1 + number / 2:.1f}e-3" for number in range(8)]  # a learning rate a cell
 PARTS = ("local", "one", "two", "killed", "resumed")
 
 
-def command(folder: Path, *more: str) -> list[str]:
+def command(folder: Path, cells: int, *more: str) -> list[str]:
     """The sweep's command line."""
     sets = [part for text in SETTINGS for part in ("--set", text)]
-    words = ["sweep", "--axis", "training.learning_rate", "--values", VALUES, "--output-dir", str(folder), *sets]
+    values = ",".join(RATES[:cells])
+    words = ["sweep", "--axis", "training.learning_rate", "--values", values, "--output-dir", str(folder), *sets]
     return [sys.executable, "-m", "pipeline", *words, *more]
 
 
@@ -84,15 +85,17 @@ def wait_until(process: subprocess.Popen[bytes], condition: Any) -> None:
         time.sleep(0.1)
 
 
-def run_part(part: str, folder: Path) -> float:
+def run_part(part: str, folder: Path, cells: int) -> float:
     """Seconds of one part."""
     if part == "local":
         began = time.monotonic()
-        subprocess.run(command(folder, "--workers", "1"), cwd=ROOT, env=environment(), check=True, stdout=sys.stderr)
+        subprocess.run(
+            command(folder, cells, "--workers", "1"), cwd=ROOT, env=environment(), check=True, stdout=sys.stderr
+        )
         return time.monotonic() - began
     with nodes(1 if part == "one" else 2) as cluster:
         began = time.monotonic()
-        on_ray = command(folder, "--engine", "ray", "--address", cluster.address)
+        on_ray = command(folder, cells, "--engine", "ray", "--address", cluster.address)
         process = subprocess.Popen(on_ray, cwd=ROOT, env=environment(), stdout=sys.stderr)
         if part == "killed":
             wait_until(process, lambda: training_cells() == 2)
@@ -100,7 +103,7 @@ def run_part(part: str, folder: Path) -> float:
             cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
         if part == "resumed":
             wait_until(process, lambda: finished(folder) >= 1)
-            cluster.head_node.kill_gcs()
+            cluster.head_node.kill_gcs_server()
             process.send_signal(signal.SIGKILL)
         code = process.wait()
         seconds = time.monotonic() - began
@@ -109,7 +112,7 @@ def run_part(part: str, folder: Path) -> float:
             raise SystemExit(f"{part}: the sweep ended with {code}")
         return seconds
     print(f"resumed: {finished(folder)} cells done by Ray when its head and its driver were killed", file=sys.stderr)
-    subprocess.run(command(folder, "--workers", "1"), cwd=ROOT, env=environment(), check=True, stdout=sys.stderr)
+    subprocess.run(command(folder, cells, "--workers", "1"), cwd=ROOT, env=environment(), check=True, stdout=sys.stderr)
     return time.monotonic() - began
 
 
@@ -130,17 +133,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--parts", default=",".join(PARTS), metavar="A,B,…", help=f"of {', '.join(PARTS)} (default: all)"
     )
+    parser.add_argument("--cells", type=int, default=2, choices=range(2, len(RATES) + 1), help="default: 2")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the result as JSON")
     args = parser.parse_args(argv)
     base = args.output_dir.resolve()
-    pools = command(base / "pools", "--workers", "1")
+    pools = command(base / "pools", 1, "--workers", "1")
     pools[pools.index("--values") + 1] = "1e-4"  # a cell of no part
     subprocess.run(pools, cwd=ROOT, env=environment(), check=True, stdout=subprocess.DEVNULL)
-    result: dict[str, Any] = {"cells": len(VALUES.split(",")), "cores": os.cpu_count(), "parts": {}}
+    result: dict[str, Any] = {"cells": args.cells, "cores": os.cpu_count(), "parts": {}}
     for part in args.parts.split(","):
         shutil.rmtree(base / part, ignore_errors=True)
         load = os.getloadavg()[0]
-        seconds = run_part(part, base / part)
+        seconds = run_part(part, base / part, args.cells)
         entry = {"seconds": round(seconds, 1), "cells_an_hour": round(3600 * result["cells"] / seconds, 1)}
         entry |= {"reports": finished(base / part), "load_before": round(load, 2)}
         if (base / "local" / "sweep.json").exists():

@@ -127,7 +127,7 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
         **{name: _benchmark(f"{name}.py") for name in [*scripts, "handover_training", "unsloth_cpu", "decoding"]},
         "serving_adapters": _benchmark("serving.py"),
         "server_vllm": _benchmark("server.py"),
-        "hybrid": lambda result, _: accept.table(result),
+        "hybrid": lambda result, _: accept.hybrid_table(result),
         "real_run": lambda result, _: _report(result),
         **{name: _benchmark("sweep.py") for name in ("sweep_cells", "workers")},
         "audit": audit_table,

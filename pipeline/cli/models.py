@@ -86,29 +86,29 @@ def _fetch(args: argparse.Namespace) -> int:
         from pipeline.model.hub import compare
 
         say(f"comparing it with {other}, which came from {theirs['from']}")
-        result["compared"] = compare.compare(where, other)
+        result["compared"] = compare.compare_models(where, other)
         lines.append(compare.text(result["compared"]))
     show(args, result, "\n".join(lines))
     return 0
 
 
 def _check(args: argparse.Namespace) -> int:
-    from pipeline.model.hub.check import check, text
+    from pipeline.model.hub.check import check_folder, text
 
     quiet()
-    found = check(args.folder)
+    found = check_folder(args.folder)
     show(args, found.as_dict(), text(found))
     return 0 if found.trainable else 1
 
 
 def _compare(args: argparse.Namespace) -> int:
     from pipeline.model.hub import compare
-    from pipeline.model.hub.check import check
+    from pipeline.model.hub.check import check_folder
 
     quiet()
     paths: tuple[Path, Path] = (args.a, args.b)
     for path in paths:
-        check(path)
-    found = compare.compare(*paths)
+        check_folder(path)
+    found = compare.compare_models(*paths)
     show(args, found, compare.text(found))
     return 0

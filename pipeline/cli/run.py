@@ -92,9 +92,9 @@ def _plan(args: argparse.Namespace, profile: Any) -> int:
     from pipeline.data.describe import describe_mix
     from pipeline.training.estimate import text
     from pipeline.training.estimate_replies import replies_text
-    from pipeline.training.plan import plan
+    from pipeline.training.plan import plan_run
 
-    result: dict[str, Any] = first("plan", lambda: plan(profile, args.tflops), dict)
+    result: dict[str, Any] = first("plan", lambda: plan_run(profile, args.tflops), dict)
     if not is_first():
         return 0
     lines = [

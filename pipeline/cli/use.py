@@ -145,9 +145,11 @@ def _export(args: argparse.Namespace) -> int:
         lines += ["", parity_text(parity), "", f"verdict: {parity['verdict']} ({args.output_dir / 'parity.json'})"]
     broken = parity is not None and parity["verdict"] == "broken"
     if args.push:
-        from pipeline.export.push import plan, plan_text, push
+        from pipeline.export.push import plan_push, plan_text, push
 
-        entries = plan({name: Path(entry["path"]) for name, entry in result["targets"].items()}, args.push, args.repo)
+        entries = plan_push(
+            {name: Path(entry["path"]) for name, entry in result["targets"].items()}, args.push, args.repo
+        )
         if args.confirm and broken:
             lines.append("nothing was sent: the check failed")
         else:

@@ -4,7 +4,8 @@ The code holds English sentences, many of them f-strings; they are translated wh
 printed result and errors of a command, the hints of an exercise), never in what is written to a file. So the catalogue
 (``locale/zh_CN/LC_MESSAGES/pipeline.po``) has a message for a sentence as it stands in the code, with ``{0}``, ``{1}`` … for the
 values of an f-string in their order; the translation may use them in another. What stands for a value is translated in turn, so a
-sentence may hold another one. What the catalogue lacks stays English.
+sentence may hold another one; but not within a name: ``evaluation.sampling.{0}`` stays what has to be typed. What the catalogue
+lacks stays English.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.core.place import PACKAGE
@@ -22,6 +23,7 @@ LANGUAGES = ("en", "zh")
 VARIABLE = "PIPELINE_LANG"
 CATALOGUES = {"zh": PACKAGE / "locale" / "zh_CN" / "LC_MESSAGES" / "pipeline.po"}
 _HOLE = re.compile(r"\{(\d+)\}")
+_IN_A_NAME = re.compile(r"(?<=[\w.=/-])\{(\d+)\}|\{(\d+)\}(?=[\w.=/-])", re.ASCII)
 
 
 def language(environment: Mapping[str, str] | None = None) -> str:
@@ -54,46 +56,49 @@ def translate(text: str) -> str:
 def _translate(text: str, chosen: str) -> str:
     if not re.search("[A-Za-z]", text):
         return text
-    exact, patterns = _catalogue(chosen)
+    exact, templates = _catalogue(chosen)
     if text in exact:
         return exact[text]
-    for pattern, fill in patterns:
-        if match := pattern.fullmatch(text):
-            return fill([_translate(value, chosen) if value != text else value for value in match.groups()])
+    for parts, target in templates:
+        # Most sentences are ruled out by a word that they lack, without a regular expression.
+        if all(part in text for part in parts) and (match := _pattern(parts).fullmatch(text)):
+            names = {int(first or second) for first, second in _IN_A_NAME.findall(target)}
+            values = enumerate(match.groups())
+            return target.format(
+                *(value if i in names or value == text else _translate(value, chosen) for i, value in values)
+            )
     if "\n" in text:
         return "\n".join(_translate(line, chosen) for line in text.split("\n"))
     return text
 
 
-_Patterns = list[tuple[re.Pattern[str], Callable[[list[str]], str]]]
+@functools.cache
+def _pattern(parts: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("(.*?)".join(map(re.escape, parts)), re.DOTALL)
+
+
+_Templates = list[tuple[tuple[str, ...], str]]
 
 
 @functools.cache
-def _catalogue(chosen: str) -> tuple[dict[str, str], _Patterns]:
-    """Whole sentences, and those with values: a pattern and what fills the translation, the most literal ones first."""
+def _catalogue(chosen: str) -> tuple[dict[str, str], _Templates]:
+    """Whole sentences, and those with values: what stands between the values, and the translation; the most literal ones first."""
     from babel.messages.pofile import read_po
 
     exact: dict[str, str] = {}
-    found: list[tuple[int, re.Pattern[str], Callable[[list[str]], str]]] = []
+    templates: _Templates = []
     with CATALOGUES[chosen].open("rb") as file:
         for message in read_po(file, ignore_obsolete=True, abort_invalid=True):
             source, target = str(message.id), str(message.string)
             if not source or not target:
                 continue
-            if not _HOLE.search(source):
+            if _HOLE.search(source):
+                templates.append((tuple(map(_plain, _HOLE.split(source)[::2])), target))
+            else:
                 exact[_plain(source)] = _plain(target)
-                continue
-            parts = _HOLE.split(source)[::2]
-            pattern = "(.*?)".join(re.escape(_plain(part)) for part in parts)
-            fill = functools.partial(_fill, target)
-            found.append((sum(map(len, parts)), re.compile(pattern, re.DOTALL), fill))
-    found.sort(key=lambda entry: -entry[0])
-    return exact, [(pattern, fill) for _, pattern, fill in found]
+    templates.sort(key=lambda entry: -sum(map(len, entry[0])))
+    return exact, templates
 
 
 def _plain(text: str) -> str:
     return text.replace("{{", "{").replace("}}", "}")
-
-
-def _fill(target: str, values: list[str]) -> str:
-    return target.format(*values)

@@ -1,10 +1,10 @@
 """Execute the notebooks with papermill, in batch, as a workshop leader or CI would.
 
 In: a profile and an output directory. Out: executed notebooks and HTML pages in ``DIR/notebooks``, the run that they share in
-``DIR/main`` (that of the main job, where it is there already), and ``DIR/course.json`` with what was done. Notebooks in another
-language than English lie in a folder of its name, here and there; they share the run. Notebooks that do not need each other run
-at the same time. It stops at the first one that fails and says which cell, with its error, on one screen. Called again, it goes
-on with what has not succeeded yet.
+``DIR/main`` (that of the main job, where it is there already), ``DIR/course.json`` with what was done, and ``DIR/index.html``,
+the same with pictures, written anew after each notebook. Notebooks in another language than English lie in a folder of its name,
+here and there; they share the run. Notebooks that do not need each other run at the same time. It stops at the first one that
+fails and says which cell, with its error, on one screen. Called again, it goes on with what has not succeeded yet.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pipeline.core.console import duration, say
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_path, file_sha256, fingerprint, read_json, write_json, write_text
 from pipeline.core.place import ROOT
+from pipeline.course.index import write_index
 
 if TYPE_CHECKING:
     from papermill.exceptions import PapermillExecutionError
@@ -30,8 +31,10 @@ if TYPE_CHECKING:
 
 NOTEBOOKS = ROOT / "notebooks"
 ENGLISH = "en"
-# What has to be done before a notebook: the mix of 03 is trained on in 04, evaluated in 05, and built upon from there.
+# What has to be done before a notebook: the mix of 03 is trained on in 04, evaluated in 05, and built upon from there. 12 looks
+# back on all of them.
 NEEDS = {"04": {"03"}, "05": {"04"}, "06": {"05"}, "07": {"05"}, "08": {"05"}, "09": {"05"}, "10": {"05"}}
+NEEDS["12"] = {"00", "01", "02", "02b", "03", "03b", "04", "05", "06", "06b", "07", "08", "09", "10", "11"}
 ERROR_LINES = 18  # of source and of error, so that a failure fits on one screen
 
 
@@ -145,6 +148,13 @@ def own_temporary_folder() -> Iterator[None]:
                 os.environ["TMPDIR"] = before
 
 
+def _index(folder: Path, record: dict[str, Any], entries: dict[str, dict[str, Any]], prefix: str) -> None:
+    """Write the page: what is known of this call, and what earlier ones finished."""
+    known = {name: {"status": "done before", **before} for name, before in record["finished"].items()}
+    known |= {prefix + name: entry for name, entry in entries.items()}
+    write_index(folder, known, {name: NOTEBOOKS / f"{name}.ipynb" for name in known})
+
+
 def execute_course(
     profile: str,
     output_dir: Path,
@@ -192,6 +202,8 @@ def execute_course(
         if before.get("sha256") == digest:
             entries[name] = {"name": name, "status": "done before", "seconds": before["seconds"]}
     waiting = [notebook for notebook in notebooks if notebook.stem not in entries]
+    not_run = {notebook.stem: {"name": notebook.stem, "status": "not run", "seconds": 0.0} for notebook in waiting}
+    _index(output_dir, record, not_run | entries, prefix)
     running: dict[Future[dict[str, Any]], Path] = {}
     # The working folder belongs to the whole process: papermill, given one for each notebook, would mix them up.
     with (
@@ -224,5 +236,5 @@ def execute_course(
                     done_now = {"sha256": digests[notebook.stem], "seconds": entry["seconds"]}
                     record["finished"][prefix + notebook.stem] = done_now
                     write_json(record_path, record)
-    unrun = {notebook.stem: {"name": notebook.stem, "status": "not run", "seconds": 0.0} for notebook in waiting}
-    return {"ok": not failed, "notebooks": [(entries | unrun)[notebook.stem] for notebook in notebooks]}
+            _index(output_dir, record, not_run | entries, prefix)
+    return {"ok": not failed, "notebooks": [(not_run | entries)[notebook.stem] for notebook in notebooks]}

@@ -1,12 +1,14 @@
-"""The sentences that stand in the code, as a catalogue names them, and which hints of exercises have no Chinese yet.
+"""The sentences that stand in the code, as a catalogue names them, and which hints and messages have no Chinese yet.
 
-For authors: ``python -m pipeline.course.messages`` prints the missing hints in the form of a catalogue, to be filled in and added
+For authors: ``python -m pipeline.course.messages`` prints the missing ones in the form of a catalogue, to be filled in and added
 to ``pipeline/locale/zh_CN/LC_MESSAGES/pipeline.po``.
 """
 
 from __future__ import annotations
 
 import ast
+import itertools
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,26 +17,32 @@ from pipeline.core.language import CATALOGUES
 from pipeline.core.place import PACKAGE
 
 EXERCISES = PACKAGE / "course" / "exercises"
+HOLE = re.compile(r"\{\d+\}")
+LETTERS = 4  # beside its values, of a sentence that can be known by them
 
 
 def _escaped(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-def sentence(node: ast.expr) -> str | None:
-    """The message of a text or an f-string, with ``{0}``, ``{1}`` … for its values; None for any other expression."""
+def _parts(node: ast.expr) -> list[str | None]:
+    """The texts of a text, of an f-string or of a sum of both, with None for each value between them."""
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return _escaped(node.value)
-    if not isinstance(node, ast.JoinedStr):
+        return [_escaped(node.value)]
+    if isinstance(node, ast.JoinedStr):
+        return [part for value in node.values for part in _parts(value)]
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _parts(node.left) + _parts(node.right)
+    return [None]
+
+
+def sentence(node: ast.expr) -> str | None:
+    """The message of a text, an f-string or a sum of such, with ``{0}``, ``{1}`` … for its values; None for any other expression."""
+    parts = _parts(node)
+    if not isinstance(node, ast.JoinedStr) and all(part is None for part in parts):
         return None
-    parts, count = [], 0
-    for value in node.values:
-        if isinstance(value, ast.Constant):
-            parts.append(_escaped(str(value.value)))
-        else:
-            parts.append(f"{{{count}}}")
-            count += 1
-    return "".join(parts)
+    numbers = itertools.count()
+    return "".join(f"{{{next(numbers)}}}" if part is None else part for part in parts)
 
 
 def sentences(folder: Path = PACKAGE) -> set[str]:
@@ -53,6 +61,22 @@ def hints(folder: Path = EXERCISES) -> dict[str, str]:
     return found
 
 
+def said(folder: Path = PACKAGE) -> dict[str, str]:
+    """{sentence: its file, relative to ``folder``} of what ``UserError`` and ``say`` are called with.
+
+    Without those that hold next to nothing but values (``{0}: {1}``): they have nothing to know them by, and their values are
+    translated all the same.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("UserError", "say"):
+                for text in filter(None, map(sentence, node.args)):
+                    if len(re.sub(r"\W", "", HOLE.sub("", text))) >= LETTERS:
+                        found.setdefault(text, path.relative_to(folder).as_posix())
+    return found
+
+
 def catalogue() -> dict[str, str]:
     """{message: translation} of the Chinese catalogue."""
     from babel.messages.pofile import read_po
@@ -62,11 +86,11 @@ def catalogue() -> dict[str, str]:
 
 
 def missing() -> Iterator[str]:
-    """An entry of a catalogue for each hint without a translation."""
+    """An entry of a catalogue for each hint, error and line of progress without a translation."""
     from babel.messages.pofile import escape
 
     known = catalogue()
-    for text, file in hints().items():
+    for text, file in (hints() | said()).items():
         if not known.get(text):
             yield f'#: {file}\nmsgid "{escape(text)[1:-1]}"\nmsgstr ""\n\n'
 

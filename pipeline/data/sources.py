@@ -28,7 +28,7 @@ from pipeline.core.files import file_sha256, fingerprint
 from pipeline.core.hubs import HUBS, hub_url, require_hub
 from pipeline.data import corpora
 from pipeline.data.rows.files import DataFile, Place, SourceRow, first_line, local_files
-from pipeline.data.rows.json_files import read_json, read_jsonl
+from pipeline.data.rows.json_files import rows_of_json, rows_of_jsonl
 from pipeline.data.rows.table_files import read_arrow, read_csv, read_parquet
 from pipeline.settings import BenchmarkSettings, SourceSettings
 
@@ -37,10 +37,10 @@ Source = SourceSettings | BenchmarkSettings
 # --- local files -------------------------------------------------------------------------------------------------------
 
 _READERS = {
-    ".jsonl": read_jsonl,
-    ".jsonlines": read_jsonl,
-    ".ndjson": read_jsonl,
-    ".json": read_json,
+    ".jsonl": rows_of_jsonl,
+    ".jsonlines": rows_of_jsonl,
+    ".ndjson": rows_of_jsonl,
+    ".json": rows_of_json,
     ".csv": read_csv,
     ".tsv": read_csv,
     ".parquet": read_parquet,

@@ -14,7 +14,7 @@ from pipeline.core.modes import MODES, Mode
 from pipeline.core.statistics import interval, wilson
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.evalscope.task import Row
+    from pipeline.evaluation.evalscope.task import TaskRow
 
 Cell = dict[str, Any]  # what one model did in one mode
 _MODES = "modes.json"
@@ -60,7 +60,7 @@ def shown(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def summarised(rows: Sequence[Row]) -> Cell:
+def summarised(rows: Sequence[TaskRow]) -> Cell:
     """Scores with intervals by benchmark, and the form of the replies over all of them."""
     by_name: dict[str, list[float]] = {}
     for row in rows:

@@ -140,7 +140,7 @@ def evaluate_engine(
     }
     cells: dict[str, Cell] = {}
     for mode in modes:
-        stored = _storedsummarised(output_dir / mode, fingerprint(identities[mode]))
+        stored = _stored_cell(output_dir / mode, fingerprint(identities[mode]))
         if stored is not None:
             cells[mode] = stored
     missing = [mode for mode in modes if mode not in cells]
@@ -187,7 +187,7 @@ def _identity(name: str, mode: Mode, model_id: str, settings: EvaluationSettings
     }
 
 
-def _storedsummarised(folder: Path, identity: str) -> Cell | None:
+def _stored_cell(folder: Path, identity: str) -> Cell | None:
     if not (folder / "cell.json").exists() or not (folder / "predictions.jsonl").exists():
         return None
     record = read_json(folder / "cell.json")

@@ -35,7 +35,7 @@ class Answer:
     log_probs: Sequence[float | None]  # one a token of reply.token_ids; None where the engine does not say
 
 
-class Engine(Protocol):
+class ExportEngine(Protocol):
     """What runs a target."""
 
     def prompt(self, messages: Sequence[Message], mode: Mode) -> tuple[str, list[int]]:

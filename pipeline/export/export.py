@@ -10,6 +10,7 @@ In: a run directory and the names of targets. Out, in the output folder:
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -22,12 +23,12 @@ from pipeline.core.console import LOG, say
 from pipeline.core.errors import UserError, nearest
 from pipeline.core.files import fingerprint, known_sha256, read_json, write_json, write_text
 from pipeline.export.card import write_card
-from pipeline.export.engines import Engine, LlamaCpp, Transformers
+from pipeline.export.engines import ExportEngine, LlamaCpp, Transformers
 from pipeline.export.folders import size_of
 from pipeline.export.gguf import TYPES, require_tools, write_gguf
 from pipeline.export.measure import PROMPTS, Measured, greedy, measure
 from pipeline.export.ollama import require_qwen3_template, write_ollama
-from pipeline.export.parity import compare, parity_text, plain
+from pipeline.export.parity import compare_replies, parity_text, plain
 from pipeline.export.processes import llama_server
 from pipeline.export.records import Compared, Parity
 from pipeline.export.source import OF_PEFT, Source, base_location, load_base, open_source
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TARGETS = ("adapter", "merged", "int8", "int8_dynamic", "gguf", "ollama")
+TRAINERS = ("trl", "llama-factory", "ms-swift", "axolotl")  # get a training, not what was trained: data handover
 OF_OLLAMA = ("q8_0", "f16", "q4_k_m")  # the first of these that is made is the one in the Modelfile
 RECORD = "export.json"
 SLOTS = 8  # requests that llama.cpp works on at a time in the check
@@ -70,10 +72,16 @@ def export(run: Path, targets: Sequence[str], folder: Path, options: Options | N
         ``{"targets": {name: {"path", "bytes"}}, "parity": parity.json or None}``
 
     Raises:
-        UserError: an unknown target, an unfinished run, a base that is not the adapter's, a package that is missing, no room;
-            what was being written then is removed, what was finished before stays.
+        UserError: an unknown target or one of ``TRAINERS``, an unfinished run, a base that is not the adapter's, a package
+            that is missing, no room; what was being written then is removed, what was finished before stays.
     """
     options = options or Options()
+    if trainers := [name for name in targets if name in TRAINERS]:
+        profile, place = (shlex.quote(str(run / name)) for name in ("profile.yaml", "handover"))
+        raise UserError(
+            f"{trainers[0]} trains: it gets the data and the settings of this run, not its weights. Type: python -m pipeline "
+            f"data handover --to {','.join(trainers)} --profile {profile} --output-dir {place} --check"
+        )
     unknown = [name for name in targets if name not in TARGETS]
     if unknown:
         raise UserError(
@@ -90,7 +98,7 @@ def export(run: Path, targets: Sequence[str], folder: Path, options: Options | N
         for name in [name for name in TARGETS if name in targets]:
             say(f"exporting {name}")
             getattr(written, name)()
-        parity = check(written) if options.prompts else None
+        parity = check_target(written) if options.prompts else None
     if parity is not None:
         write_json(folder / "parity.json", parity)
         write_text(folder / "parity.txt", parity_text(parity) + "\n")
@@ -200,7 +208,7 @@ class Written:
 # --- the check ----------------------------------------------------------------------------------------------------------
 
 
-def check(written: Written) -> Parity:
+def check_target(written: Written) -> Parity:
     """Every target that was written against the reference; see ``parity``. The verdict of all is ``broken`` if one's is."""
     source, options = written.source, written.options
     evaluation = source.profile.evaluation
@@ -220,16 +228,18 @@ def check(written: Written) -> Parity:
         if name == "adapter":
             own = load_base(source, dtype, in_4bit=source.in_4bit, base=None if source.in_4bit else options.base)
             found = local(with_adapter(own, path), _tokenizer(path), name)
-            targets[name] = compare(reference, found, base, exact=not source.in_4bit)
+            targets[name] = compare_replies(reference, found, base, exact=not source.in_4bit)
         elif name in ("merged", "int8", "int8_dynamic"):
             found = local(load_exported(path, dtype if name == "merged" else None), _tokenizer(path), name)
-            targets[name] = compare(reference, found, base, exact=name == "merged" and options.dtype == "float32")
+            targets[name] = compare_replies(
+                reference, found, base, exact=name == "merged" and options.dtype == "float32"
+            )
     for kind, file in written.files.items():
         context = context_of(source)
         arguments = ["--raw", "--context", str(context), "--parallel", str(SLOTS), "--threads", "1"]
         with llama_server(file, written.log, arguments) as address:
-            engine: Engine = LlamaCpp(address, tokenizer, SLOTS)
-            targets[f"gguf {kind}"] = compare(reference, measure(engine, f"gguf {kind}", settings), base)
+            engine: ExportEngine = LlamaCpp(address, tokenizer, SLOTS)
+            targets[f"gguf {kind}"] = compare_replies(reference, measure(engine, f"gguf {kind}", settings), base)
     broken = any(target["verdict"] == "broken" for target in targets.values())
     return {
         "prompts": len(reference.items["thinking"]),

@@ -1,7 +1,7 @@
 """Ask an engine the benchmark's questions in both modes, greedily, and score the replies as the evaluation does.
 
-In: an ``Engine`` and the evaluation settings of the run. Out: ``Measured``: each mode's prompts, replies with log-probabilities,
-scores and form. EvalScope scores, so accuracy and fidelity mean here what they mean in the report.
+In: an ``ExportEngine`` and the evaluation settings of the run. Out: ``Measured``: prompts, replies with log-probabilities, scores
+and form of each mode. EvalScope scores, so accuracy and fidelity mean here what they mean in the report.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.core.files import read_jsonl
 from pipeline.core.modes import MODES, Mode
 from pipeline.data.conversations import Message
 from pipeline.evaluation.evaluate import evaluate_replies
-from pipeline.export.engines import Answer, Engine
+from pipeline.export.engines import Answer, ExportEngine
 from pipeline.model.decode import Reply
 from pipeline.settings import EvaluationSettings
 
@@ -56,7 +56,7 @@ def greedy(settings: EvaluationSettings, prompts: int) -> EvaluationSettings:
     return settings.model_copy(update={"limit": limit, "sampling": table})
 
 
-def measure(engine: Engine, name: str, settings: EvaluationSettings) -> Measured:
+def measure(engine: ExportEngine, name: str, settings: EvaluationSettings) -> Measured:
     """Ask and score.
 
     Args:

@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline.core.modes import CLOSE, MODES, OPEN, Mode
 from pipeline.export.measure import Item, Measured
-from pipeline.export.records import Compared, ModeNumbers, Numbers, Verdict
+from pipeline.export.records import Compared, ModeNumbers, Numbers, ParityVerdict
 
 TOLERANCE = 0.01  # of accuracy and of fidelity
 FALL = 0.05  # of them, beyond which a target is broken if chance does not explain it
@@ -27,7 +27,7 @@ NOTHING = 1e-6  # a difference of log-probabilities that is none
 SHOWN = 60  # characters of a prompt in a message
 
 
-def compare(reference: Measured, target: Measured, base: Measured, exact: bool = False) -> Compared:
+def compare_replies(reference: Measured, target: Measured, base: Measured, exact: bool = False) -> Compared:
     """One target against the reference.
 
     Args:
@@ -53,7 +53,7 @@ def compare(reference: Measured, target: Measured, base: Measured, exact: bool =
             within &= abs(change) <= TOLERANCE
             if -change > FALL and _beyond_chance(*pairs, key):
                 faults.append(f"{what} fell from {now - change:.3f} to {now:.3f} ({mode})")
-    verdict: Verdict = "broken" if faults else "same" if same else "close" if within else "differs"
+    verdict: ParityVerdict = "broken" if faults else "same" if same else "close" if within else "differs"
     return {"modes": rows, "faults": faults, "verdict": verdict}
 
 

@@ -22,7 +22,7 @@ TOKENS = {"huggingface": "HF_TOKEN", "modelscope": "MODELSCOPE_API_TOKEN"}
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def plan(folders: Mapping[str, Path], hub: str, repository: str) -> list[dict[str, Any]]:
+def plan_push(folders: Mapping[str, Path], hub: str, repository: str) -> list[dict[str, Any]]:
     """What would be sent: ``[{"repository", "files": {name: bytes}}]``; of several targets, a name ends with its target.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict  # of typing's own, pydantic wants Python 3.12
 
-Verdict = Literal["same", "close", "differs", "broken"]
+ParityVerdict = Literal["same", "close", "differs", "broken"]
 
 
 class ModeNumbers(TypedDict):
@@ -33,7 +33,7 @@ class Compared(Numbers):
     """A target against the reference."""
 
     faults: list[str]
-    verdict: Verdict
+    verdict: ParityVerdict
 
 
 class Parity(TypedDict):

@@ -56,7 +56,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def require_engine(engine: str) -> None:
+def require_installed(engine: str) -> None:
     """Raise ``UserError`` with the exact command where an engine is not installed; for vLLM ``vllm_program`` does."""
     if engine not in ENGINES:
         raise UserError(f"There is no engine {engine!r}; engines: {', '.join(ENGINES)}.")
@@ -202,7 +202,7 @@ def serve(run: Path, serving: Serving, folder: Path, ready: Callable[[str, str],
     Raises:
         UserError: not installed, port in use, no key, an unfinished run; the engine ended by itself, with its last words.
     """
-    require_engine(serving.engine)
+    require_installed(serving.engine)
     require_place(serving)
     source = open_source(run)
     if serving.engine == "vllm":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
 from pipeline.model.load import model_location
-from pipeline.model.methods import RECORD, base_identity, require_same_base, weights_files
+from pipeline.model.methods import RECORD, model_identity, require_same_base, weights_files
 from pipeline.settings import Method, ModelSettings, Profile, parse, read_yaml
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def load_base(
     if in_4bit and not quantised:
         options["quantization_config"] = four_bit(dtype)
     model = AutoModelForCausalLM.from_pretrained(location, **options)
-    require_same_base(source.record["base"], base_identity(model), source.adapter)
+    require_same_base(source.record["base"], model_identity(model), source.adapter)
     if quantised and not in_4bit:
         model = model.dequantize()
     return model.eval()

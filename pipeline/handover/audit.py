@@ -1,6 +1,7 @@
 """The mask audit: the same rows through a framework and through this project, token by token.
 
-In: a profile, a recipe or the built-in cases, names of frameworks. Out: an ``Audit``. A framework runs in a process of its own,
+In: a profile, a recipe or the built-in cases, names of frameworks, or tokens that another program made of the rows. Out: an
+``Audit``. A framework runs in a process of its own,
 in its own environment; one that cannot be had or fails is an entry with its error, and the others run all the same.
 """
 
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import say
 from pipeline.core.errors import UserError
-from pipeline.core.files import now, read_json, write_json
+from pipeline.core.files import now, read_json, write_json, write_jsonl
 from pipeline.core.versions import pinned, same
 from pipeline.data.chat_format import ChatFormat
 from pipeline.data.conversations import Conversation
@@ -30,6 +31,7 @@ from pipeline.handover.environments import interpreter
 from pipeline.handover.frameworks import FRAMEWORKS, Framework, Setting, framework
 from pipeline.handover.records import Audit, RowAudit, SettingAudit
 from pipeline.handover.rows import Row, answer_rows, conversation_rows, recipe_conversations
+from pipeline.handover.tokens import form_of, read_tokens
 from pipeline.model.load import load_data_tokenizer, load_tokenizer, model_location
 from pipeline.settings import ModelSettings, Profile, load_recipe
 
@@ -75,12 +77,16 @@ class Asked:
         cases: the built-in conversations in the place of the recipe's rows.
         rows: of each source of the recipe.
         pythons: framework → interpreter of an environment of the user's own, whatever version it has.
+        tokens: file of what any other program made of the rows (``pipeline.handover.tokens``).
+        folder: where to write the rows, for such a program: ``rows.jsonl``, and one answer a row ``rows_answers.jsonl``.
     """
 
     names: Mapping[str, Sequence[str]]
     cases: bool = False
     rows: int = ROWS
     pythons: Mapping[str, Path] = field(default_factory=dict)
+    tokens: Path | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -106,10 +112,11 @@ class Made:
 
 
 def audit(profile: Profile, asked: Asked) -> Audit:
-    """Run every framework with every setting that is asked for.
+    """Run every framework with every setting that is asked for, and compare tokens that were given.
 
     Raises:
-        UserError: an unknown framework or setting, a recipe without usable rows, a model without Qwen3's kind of template.
+        UserError: an unknown framework or setting, a recipe without usable rows, a model without Qwen3's kind of template,
+            tokens of a wrong form or number.
     """
     wanted = [(framework(name), settings) for name, settings in asked.names.items()]
     chosen = [(f, [f.setting(n) for n in names] or list(f.settings)) for f, names in wanted]
@@ -126,6 +133,9 @@ def audit(profile: Profile, asked: Asked) -> Audit:
         else recipe_conversations(recipe, form, limit, profile.data.turns, asked.rows)
     )
     rows = rows_of(conversations, form, profile)
+    if asked.folder is not None:
+        for name, which in (("rows.jsonl", "conversations"), ("rows_answers.jsonl", "answers")):
+            write_jsonl(asked.folder / name, (row.plain() for row in rows[which]))
     comparer = Comparer(tokenizer, form.style, limit)
     found = Audit(
         made=now(),
@@ -134,6 +144,8 @@ def audit(profile: Profile, asked: Asked) -> Audit:
         recipe="cases" if asked.cases else recipe.name,
         max_length=limit,
     )
+    if asked.tokens is not None:
+        found.settings.append(given(asked.tokens, rows, comparer))
     with tempfile.TemporaryDirectory(prefix="audit") as folder:
         work = Path(folder)
         model = write_model(profile.model, work / "model")
@@ -163,9 +175,10 @@ def require_qwen3(form: ChatFormat) -> None:
 
 
 def rows_of(conversations: Sequence[Conversation], form: ChatFormat, profile: Profile) -> dict[str, list[Row]]:
-    """The conversations in both forms that a framework takes them in."""
+    """The conversations in the forms that a framework takes them in; rows of tokens are those of answers."""
     arguments = (conversations, form, profile.data.turns, profile.length_limit)
-    return {"conversations": conversation_rows(*arguments), "answers": answer_rows(*arguments)}
+    answers = answer_rows(*arguments)
+    return {"conversations": conversation_rows(*arguments), "answers": answers, "tokens": answers}
 
 
 def write_model(settings: ModelSettings, folder: Path) -> Path:
@@ -259,17 +272,37 @@ def last_words(log: Path) -> str:
 
 def audited(one: Framework, setting: Setting, rows: Sequence[Row], made: Made, comparer: Comparer) -> SettingAudit:
     """The rows of one setting compared."""
+    note = "" if made.error else version_note(one, made.versions)
+    return _audited(one.name, setting, rows, made, note, comparer)
+
+
+def given(path: Path, rows: Mapping[str, Sequence[Row]], comparer: Comparer) -> SettingAudit:
+    """Tokens that another program made, compared.
+
+    Raises:
+        UserError: they have a wrong form or number.
+    """
+    found = read_tokens(path, len(comparer.tokenizer))
+    form = form_of(path, found, rows)
+    each = "a conversation" if form == "conversations" else "one answer"
+    setting = Setting(path.name, f"tokens that another program made; a row is {each}", form)
+    return _audited("tokens", setting, rows[form], Made({}, found), "", comparer)
+
+
+def _audited(
+    name: str, setting: Setting, rows: Sequence[Row], made: Made, note: str, comparer: Comparer
+) -> SettingAudit:
     compared: list[RowAudit] = []
     if not made.error:
         compared = [comparer.row(row, tokens) for row, tokens in zip(rows, align(rows, made.rows), strict=True)]
     return SettingAudit(
-        framework=one.name,
+        framework=name,
         setting=setting.name,
         how=setting.how,
         values=setting.values,
         form=setting.form,
         versions=made.versions,
-        version_note="" if made.error else version_note(one, made.versions),
+        version_note=note,
         error=made.error,
         rows=compared,
         equal_rows=sum(row.equal for row in compared),

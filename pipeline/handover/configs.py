@@ -1,6 +1,6 @@
 """The training configuration of each target, equal in meaning; keys are the framework's own.
 
-In: a ``Plan``. Out: plain data, which ``write`` puts into YAML and JSON files. Paths are relative to the folder that is
+In: a ``HandoverPlan``. Out: plain data, which ``write`` puts into YAML and JSON files. Paths are relative to the folder that is
 handed over.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.handover.plan import Plan
+from pipeline.handover.plan import HandoverPlan
 
 ZERO: dict[str, Any] = {
     "train_batch_size": "auto",
@@ -19,7 +19,7 @@ ZERO: dict[str, Any] = {
 }
 
 
-def _common(plan: Plan) -> dict[str, Any]:
+def _common(plan: HandoverPlan) -> dict[str, Any]:
     """What transformers' TrainingArguments call it, and TRL, LLaMA-Factory and ms-swift with them."""
     t, profile = plan.profile.training, plan.profile
     found = {
@@ -48,13 +48,13 @@ def _common(plan: Plan) -> dict[str, Any]:
     return found | ({"neftune_noise_alpha": t.neftune_noise_alpha} if t.neftune_noise_alpha else {})
 
 
-def _revision(plan: Plan, key: str) -> dict[str, str]:
+def _revision(plan: HandoverPlan, key: str) -> dict[str, str]:
     """Which version of a hub's model, where the profile names one."""
     revision = plan.profile.model.revision
     return {key: revision} if revision else {}
 
 
-def trl(plan: Plan) -> dict[str, Any]:
+def trl(plan: HandoverPlan) -> dict[str, Any]:
     """``trl sft --config train.yaml``: parquet files with input_ids and labels, which SFTTrainer takes as they are."""
     lora, profile = plan.profile.lora, plan.profile
     found = _common(plan) | {
@@ -74,7 +74,7 @@ def trl(plan: Plan) -> dict[str, Any]:
     return found | _revision(plan, "model_revision")
 
 
-def llama_factory(plan: Plan) -> dict[str, Any]:
+def llama_factory(plan: HandoverPlan) -> dict[str, Any]:
     """``llamafactory-cli train train.yaml``: a dataset that is tokenised already (tokenized_path)."""
     lora, profile = plan.profile.lora, plan.profile
     found = _common(plan) | {
@@ -100,7 +100,7 @@ def llama_factory(plan: Plan) -> dict[str, Any]:
     return found | _revision(plan, "model_revision")
 
 
-def ms_swift(plan: Plan) -> dict[str, Any]:
+def ms_swift(plan: HandoverPlan) -> dict[str, Any]:
     """``swift sft train.yaml``: rendered text in two parts, prompt and answer, to which no chat template is put.
 
     The template is named only for its end token; one without a thinking mode, as ms-swift would else take the loss from an empty
@@ -129,7 +129,7 @@ def ms_swift(plan: Plan) -> dict[str, Any]:
     return found | _revision(plan, "model_revision")
 
 
-def axolotl(plan: Plan) -> dict[str, Any]:
+def axolotl(plan: HandoverPlan) -> dict[str, Any]:
     """``axolotl train train.yaml``: parquet files with input_ids, attention_mask and labels, which it takes as they are."""
     lora, profile, t = plan.profile.lora, plan.profile, plan.profile.training
     common = _common(plan)
@@ -186,7 +186,7 @@ def deepspeed(stage: int) -> dict[str, Any]:
     return ZERO | {"zero_optimization": zero}
 
 
-def fsdp2(plan: Plan) -> dict[str, Any]:
+def fsdp2(plan: HandoverPlan) -> dict[str, Any]:
     """accelerate's configuration of torch's fully_shard."""
     return {
         "compute_environment": "LOCAL_MACHINE",
@@ -225,7 +225,7 @@ AXOLOTL_FSDP2: dict[str, Any] = {
 }
 
 
-def commands(target: str, plan: Plan) -> dict[str, str]:
+def commands(target: str, plan: HandoverPlan) -> dict[str, str]:
     """How to start the training from the folder that is handed over: a title → a command line."""
     gpus = plan.gpus
     hub = "USE_MODELSCOPE_HUB=1 " if target == "llama-factory" and plan.profile.model.source == "modelscope" else ""

@@ -72,6 +72,12 @@ FRAMEWORKS: dict[str, Framework] = {
                     "the same, then train_on_responses_only with Qwen3's headers",
                     values={"train_on_responses_only": _QWEN_PARTS},
                 ),
+                Setting(
+                    "tokens",
+                    "rows of input_ids and labels that are made before, one answer each; no template and no text",
+                    "tokens",
+                    {"form": "tokens"},
+                ),
             ),
         ),
         Framework(

@@ -13,11 +13,11 @@ from pipeline.core.errors import UserError
 from pipeline.settings import Profile
 from pipeline.settings.load import locate
 
-METHODS = ("full", "lora", "qlora", "dora", "rslora")  # all four targets have these
+HANDED_OVER_METHODS = ("full", "lora", "qlora", "dora", "rslora")  # all four targets have these
 
 
 @dataclass(frozen=True)
-class Plan:
+class HandoverPlan:
     """One training on ``gpus`` GPUs. Batch sizes are those of one GPU; the global batch is the profile's, whatever the number."""
 
     profile: Profile
@@ -55,7 +55,7 @@ class Plan:
         return self.profile.model.dtype != "float32"
 
 
-def plan(profile: Profile, rows: int, gpus: int) -> Plan:
+def plan_handover(profile: Profile, rows: int, gpus: int) -> HandoverPlan:
     """The training of ``rows`` examples.
 
     Raises:
@@ -77,15 +77,15 @@ def plan(profile: Profile, rows: int, gpus: int) -> Plan:
     an_epoch = max(math.ceil(batches / accumulation), 1)
     steps = t.max_steps if t.max_steps > 0 else math.ceil(an_epoch * t.num_train_epochs)
     warmup = math.ceil(steps * t.warmup_steps) if t.warmup_steps < 1 else int(t.warmup_steps)
-    return Plan(profile, gpus, per_device, accumulation, steps, warmup)
+    return HandoverPlan(profile, gpus, per_device, accumulation, steps, warmup)
 
 
 def require_expressible(profile: Profile) -> None:
     """Raises: UserError: what the frameworks have no settings for, all of it at once."""
     t = profile.training
     lacking = []
-    if profile.chosen_method not in METHODS:
-        lacking.append(f"method={profile.chosen_method} (there are {', '.join(METHODS)})")
+    if profile.chosen_method not in HANDED_OVER_METHODS:
+        lacking.append(f"method={profile.chosen_method} (there are {', '.join(HANDED_OVER_METHODS)})")
     if t.lr_scheduler_type == "exponential":
         lacking.append("training.lr_scheduler_type=exponential (take cosine, linear or constant_with_warmup)")
     if t.kl_to_base:

@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.core.modes import Mode
 
-SCHEMA_VERSION = 1
 Kind = Literal[
     "loss_on_prompt",
     "empty_block_in_loss",

@@ -65,11 +65,16 @@ class Row:
     def reasoning(self) -> str:
         return str(self.messages[-1].get("reasoning_content") or "")
 
-    def job(self) -> dict[str, Any]:
-        """As a runner reads it."""
+    def plain(self) -> dict[str, Any]:
+        """As other programs read it, without our tokens."""
         kept = ("role", "content", "reasoning_content", "tool_calls")
         plain = [{k: v for k, v in m.items() if k in kept and v is not None} for m in self.messages]
         return {"id": self.number, "messages": plain, "tools": self.tools, "mode": self.mode}
+
+    def job(self) -> dict[str, Any]:
+        """As a runner reads it: with our tokens of the last answer, for settings that take tokens."""
+        last = self.examples[-1]
+        return self.plain() | {"ours": {"input_ids": last.input_ids, "labels": last.labels}}
 
 
 def conversation_rows(conversations: Sequence[Conversation], form: ChatFormat, turns: Turns, limit: int) -> list[Row]:

@@ -30,7 +30,7 @@ def _summary(setting: SettingAudit) -> list[str]:
     if setting.error:
         return [f"did not run: {setting.error}"]
     versions = ", ".join(f"{name} {version}" for name, version in setting.versions.items())
-    lines = [f"{versions}" + (f" ({setting.version_note})" if setting.version_note else "")]
+    lines = [versions + (f" ({setting.version_note})" if setting.version_note else "")] if versions else []
     lines.append(
         f"{setting.equal_rows} of {len(setting.rows)} rows equal; of {setting.loss_tokens} tokens with loss here "
         f"{setting.equal_loss_tokens} are equal there, which has {setting.framework_loss_tokens}"

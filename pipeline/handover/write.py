@@ -25,13 +25,13 @@ from pipeline.data.chat_format import IGNORE_INDEX, ChatFormat
 from pipeline.data.mix import Mix
 from pipeline.handover import configs
 from pipeline.handover.frameworks import framework
-from pipeline.handover.plan import NOT_CARRIED, Plan, plan
+from pipeline.handover.plan import NOT_CARRIED, HandoverPlan, plan_handover
 from pipeline.settings import Profile
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-CONFIGS: dict[str, Callable[[Plan], dict[str, Any]]] = {
+CONFIGS: dict[str, Callable[[HandoverPlan], dict[str, Any]]] = {
     "trl": configs.trl,
     "llama-factory": configs.llama_factory,
     "ms-swift": configs.ms_swift,
@@ -54,14 +54,14 @@ def handover(profile: Profile, mix: Mix, form: ChatFormat, target: str, folder: 
         handover.json: target, version, rows, left_out, steps, commands, not_carried.
 
     Raises:
-        UserError: an unknown target, a folder with other files, what the target cannot express (see ``plan``).
+        UserError: an unknown target, a folder with other files, what the target cannot express (see ``plan_handover``).
     """
     require_target(target)
     if folder.exists() and any(folder.iterdir()) and not (folder / RECORD).exists():
         raise UserError(
             f"{folder} is not empty and holds no hand-over. Choose another --output-dir; nothing was changed."
         )
-    training = plan(profile, len(mix.train), gpus)
+    training = plan_handover(profile, len(mix.train), gpus)
     (folder / RECORD).unlink(missing_ok=True)
     left_out = [*_write_data(mix.train, "train", target, folder, form)]
     left_out += _write_data(mix.validation, "validation", target, folder, form)
@@ -97,7 +97,7 @@ def handover(profile: Profile, mix: Mix, form: ChatFormat, target: str, folder: 
     return record
 
 
-def not_carried(target: str, training: Plan) -> list[str]:
+def not_carried(target: str, training: HandoverPlan) -> list[str]:
     """Sentences about what is not the same in the other framework."""
     found = list(NOT_CARRIED)
     if target == "axolotl" and training.accumulation * training.gpus > 1:

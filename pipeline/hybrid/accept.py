@@ -55,7 +55,7 @@ def text(record: Mapping[str, Any]) -> str:
     return "\n".join([*lines, verdict])
 
 
-def table(record: Mapping[str, Any]) -> str:
+def hybrid_table(record: Mapping[str, Any]) -> str:
     """The numbers behind the verdict as Markdown, and the verdict."""
     cells = record["evaluation"]
     columns = list(cells["hybrid"]["thinking"]["benchmarks"])

@@ -27,8 +27,8 @@ from pipeline.data.describe import describe_mix
 from pipeline.hybrid.accept import failures
 from pipeline.hybrid.export import export, publish
 from pipeline.hybrid.start import base_folder, make_start
-from pipeline.model.hub.check import check
-from pipeline.model.hub.fetch import START_BYTES, require_room
+from pipeline.model.hub.check import check_folder
+from pipeline.model.hub.fetch import START_BYTES, require_capacity
 from pipeline.model.load import load_model
 from pipeline.run import Run
 from pipeline.settings import LORA_METHODS, EvaluationSettings, HybridSettings, Profile, load_profile
@@ -118,11 +118,11 @@ def hybridise(name: str, overrides: Sequence[str], folder: Path, resume: bool = 
         )
     work = folder / "hybridise"
     say(f"[1/{STEPS}] think tokens and template on {base}")
-    parameters = check(base).parameters
+    parameters = check_folder(base).parameters
     if not (work / "candidate").exists():
         # Asked with any tokens, as the settings decide: before anything is written.
         disk, room = needed(training_profile(name, overrides, work / "start", []), base, parameters)
-        require_room("hybridise", folder, disk, room, LESS)
+        require_capacity("hybridise", folder, disk, room, LESS)
     make_folder(work)
     started = make_start(base, work / "start")
     profile = training_profile(name, overrides, work / "start", started["tokens"])
@@ -175,7 +175,7 @@ def _base_cells(base: Path, settings: HybridSettings, profile: Profile, folder: 
         raise UserError(
             f"hybrid.keep={settings.keep} is not among evaluation.benchmarks ({', '.join(profile.evaluation.benchmarks)})."
         )
-    if "non_thinking" not in check(base).modes:
+    if "non_thinking" not in check_folder(base).modes:
         say(f"the base has no non-thinking mode of its own, so {settings.keep} is not compared")
         return {}
     alone = profile.evaluation.model_copy(update={"benchmarks": [settings.keep]})

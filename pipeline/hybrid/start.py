@@ -16,7 +16,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import make_folder, read_json, write_json
 from pipeline.core.modes import CLOSE, OPEN
 from pipeline.core.place import ROOT
-from pipeline.model.hub.check import check
+from pipeline.model.hub.check import check_folder
 from pipeline.model.hub.fetch import stored
 from pipeline.model.hub.known import default_folder, known_models
 
@@ -39,7 +39,7 @@ def base_folder(base: str) -> Path:
     folder = default_folder(base) if base in known_models() else Path(base).expanduser()
     if base in known_models() and stored(folder) is None:
         raise UserError(f"{base} is not at {folder}. Fetch it first: python -m pipeline models fetch {base}")
-    found = check(folder)
+    found = check_folder(folder)
     if found.hybrid:
         raise UserError(
             f"{folder} has both modes already ({found.switch}); it needs no hybridise. Give it as model.name of a profile."

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.console import say
 from pipeline.core.errors import UserError
 from pipeline.model.decode import inference_mode_of, virtual_tokens
+from pipeline.model.memory import out_of_memory, release
 
 if TYPE_CHECKING:
     import torch
@@ -99,37 +101,59 @@ def divergence(
         (sum in nats, positions) for each sequence, in order.
 
     Raises:
-        UserError: see ``adapter_off``.
+        UserError: see ``adapter_off``; a single sequence does not fit into memory.
     """
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))
+    result: dict[int, tuple[float, int]] = {}
+    while order:
+        fit = [n for n, i in enumerate(order[:batch_size], 1) if n * len(sequences[i][0]) <= TOKENS]
+        batch = order[: fit[-1] if fit else 1]
+        try:
+            sums = _batch_divergence(model, [sequences[i] for i in batch])
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise UserError(
+                    f"Too little memory to measure the distance to the base on a sequence of {len(sequences[batch[0]][0]):,} "
+                    "tokens; set evaluation.kl_items=0 to leave it out, or evaluation.sampling.MODE.max_new_tokens lower."
+                ) from error
+            batch_size = len(batch) // 2
+            say(
+                f"too little memory to compare {len(batch)} sequences with the base at a time; going on with {batch_size}"
+            )
+        else:
+            result |= dict(zip(batch, sums, strict=True))
+            order = order[len(batch) :]
+            if progress is not None:
+                progress(len(batch))
+            continue
+        release()  # here: while the error is handled, its traceback still holds what did not fit
+    return [result[i] for i in range(len(sequences))]
+
+
+def _batch_divergence(model: PreTrainedModel, batch: Sequence[tuple[Sequence[int], int]]) -> list[tuple[float, int]]:
+    """``divergence`` of sequences that are computed together."""
     import torch
 
     body, head = parts_of(model)
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))
-    result: dict[int, tuple[float, int]] = {}
     with inference_mode_of(model), torch.inference_mode():
-        while order:
-            fit = [n for n, i in enumerate(order[:batch_size], 1) if n * len(sequences[i][0]) <= TOKENS]
-            batch, order = order[: fit[-1] if fit else 1], order[fit[-1] if fit else 1 :]
-            ids, mask = padded([sequences[i][0] for i in batch], model.device)
-            # Token t is predicted at position t - 1.
-            chosen = mask.bool()
-            chosen[:, -1] = False
-            for row, i in enumerate(batch):
-                chosen[row, : sequences[i][1] - 1] = False
-                chosen[row, len(sequences[i][0]) - 1 :] = False
-            tuned = hidden_states(body, ids, mask)[chosen]
+        ids, mask = padded([sequence for sequence, _ in batch], model.device)
+        # Token t is predicted at position t - 1.
+        chosen = mask.bool()
+        chosen[:, -1] = False
+        for row, (sequence, prompt) in enumerate(batch):
+            chosen[row, : prompt - 1] = False
+            chosen[row, len(sequence) - 1 :] = False
+        tuned = hidden_states(body, ids, mask)[chosen]
+        with adapter_off(model):
+            base = hidden_states(body, ids, mask)[chosen]
+        values = []
+        for part in range(0, len(tuned), CHUNK):
+            own = head(tuned[part : part + CHUNK])
             with adapter_off(model):
-                base = hidden_states(body, ids, mask)[chosen]
-            values = []
-            for part in range(0, len(tuned), CHUNK):
-                own = head(tuned[part : part + CHUNK])
-                with adapter_off(model):
-                    other = head(base[part : part + CHUNK])
-                values.append(kl_of(other, own))
-            flat = torch.cat(values) if values else tuned.new_zeros(0)
-            sums = torch.zeros(chosen.shape, device=flat.device).masked_scatter(chosen, flat.float()).sum(dim=1)
-            for row, i in enumerate(batch):
-                result[i] = (float(sums[row]), int(chosen[row].sum()))
-            if progress is not None:
-                progress(len(batch))
-    return [result[i] for i in range(len(sequences))]
+                other = head(base[part : part + CHUNK])
+            values.append(kl_of(other, own))
+        flat = torch.cat(values) if values else tuned.new_zeros(0)
+        sums = torch.zeros(chosen.shape, device=flat.device).masked_scatter(chosen, flat.float()).sum(dim=1)
+        return [(float(sums[row]), int(chosen[row].sum())) for row in range(len(batch))]

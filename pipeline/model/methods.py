@@ -122,7 +122,7 @@ def add_method(model: PreTrainedModel, profile: Profile) -> PreTrainedModel:
     from transformers import set_seed
 
     method, seed = profile.chosen_method, profile.seed
-    identity = base_identity(model)
+    identity = model_identity(model)
     if method in WHOLE_MATRICES:
         model = model.float()
     set_seed(seed)
@@ -235,7 +235,7 @@ def finish(model: PreTrainedModel, method: Method, precision: torch.dtype) -> No
 # --- which base, which method -------------------------------------------------------------------------------------------
 
 
-def base_identity(model: PreTrainedModel) -> dict[str, Any]:
+def model_identity(model: PreTrainedModel) -> dict[str, Any]:
     """What tells a base from others: its vocabulary, hidden size and layers, and a hash of its weights.
 
     The hash is over the norms and the first rows of the embedding in float32. No quantisation touches them, so a base has
@@ -295,7 +295,7 @@ def describe(model: PreTrainedModel, folder: Path) -> None:
     """Write ``method.json`` into the folder of a saved adapter, and take the machine's path to the base out of its files."""
     from pipeline.model.bottleneck import Bottleneck
 
-    record: dict[str, Any] = {"method": method_of(model), "base": base_identity(model)}
+    record: dict[str, Any] = {"method": method_of(model), "base": model_identity(model)}
     bottleneck = next((m for m in model.modules() if isinstance(m, Bottleneck)), None)
     if bottleneck is not None:
         width = bottleneck.down.out_features
@@ -342,7 +342,7 @@ def load_adapter(
         raise UserError(f"{folder} holds no adapter (no adapter_config.json); train one first, or give another folder.")
     saved: dict[str, Any] = read_json(record) if record.exists() else {"method": "lora", "base": None}
     if saved["base"]:
-        require_same_base(saved["base"], base_identity(model), folder)
+        require_same_base(saved["base"], model_identity(model), folder)
     if saved["method"] in (*WHOLE_MATRICES, "adapter") and is_quantised(model):
         raise UserError(
             f"The adapter in {folder} was trained by method {saved['method']} on a 16-bit base, and this base is in 4 bit; "

@@ -5,8 +5,9 @@ In: a ``Profile`` with its ``grpo`` section, and a base or, as in practice, a ru
 ``grpo.json``: rewards over the steps, with the mean of the first and of the last of them.
 
 Two rewards: ``correct`` is verifiable (the answer behind ``</think>`` against ``expected_answer``, by math-verify), ``form`` is
-that of the evaluation (``generate.judge``). Replies are made in process by ``generate.generate``, from exactly the prompt that
-inference sends in the mode, each from a random stream of its own, so that a stage that was killed goes on to the same result.
+that of the evaluation (``model.form.judge``). Replies are made in process by ``model.decode.generate``, from exactly the prompt
+that inference sends in the mode, each from a random stream of its own, so that a stage that was killed goes on to the same
+result.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def reward_functions(
 
 
 @dataclass
-class Question:
+class RewardQuestion:
     """A question in a mode. ``prompt`` is the rendered text and ``prompt_ids`` its tokens, as inference sends them."""
 
     prompt: str
@@ -116,7 +117,7 @@ class Question:
     mode: Mode
 
 
-def _question(row: Mapping[str, Any], mode: Mode, chat_format: ChatFormat, room: int) -> Question:
+def _question(row: Mapping[str, Any], mode: Mode, chat_format: ChatFormat, room: int) -> RewardQuestion:
     name = filled(dict(row), PROMPTS)
     if name is None or not isinstance(row[name], str) or not row[name].strip():
         raise Rejected("no_question", f"none of the columns {', '.join(PROMPTS)} holds text")
@@ -132,14 +133,14 @@ def _question(row: Mapping[str, Any], mode: Mode, chat_format: ChatFormat, room:
     ids = chat_format.prompt_ids(messages, mode)
     if len(ids) > room:
         raise Rejected("too_long", f"a prompt of {len(ids)} tokens leaves no room for the reply; {room} allowed")
-    return Question(chat_format.prompt_text(messages, mode), ids, expected, mode)
+    return RewardQuestion(chat_format.prompt_text(messages, mode), ids, expected, mode)
 
 
 @dataclass
-class Questions:
+class RewardQuestions:
     """Rows read = questions kept + rows rejected."""
 
-    kept: list[Question]
+    kept: list[RewardQuestion]
     manifest: dict[str, Any]
     rejected: list[dict[str, Any]] = field(default_factory=list)
 
@@ -151,7 +152,7 @@ def room_for(profile: Profile, mode: Mode) -> int:
     return most if positions is None else min(most, positions - new_tokens(profile, mode))
 
 
-def read_questions(profile: Profile, chat_format: ChatFormat) -> Questions:
+def read_questions(profile: Profile, chat_format: ChatFormat) -> RewardQuestions:
     """The questions of the profile's ``grpo`` section, each in the mode that ``thinking_share`` gives it.
 
     Raises:
@@ -164,7 +165,7 @@ def read_questions(profile: Profile, chat_format: ChatFormat) -> Questions:
         )
     require_plain(settings.prompts, "grpo.prompts")
     room = {mode: room_for(profile, mode) for mode in MODES}
-    kept: list[Question] = []
+    kept: list[RewardQuestion] = []
     rejected: list[dict[str, Any]] = []
     rng = np.random.default_rng(profile.seed)
     modes = chat_format.style.modes
@@ -197,7 +198,7 @@ def read_questions(profile: Profile, chat_format: ChatFormat) -> Questions:
         "rejected": reasons,
         "fingerprint": fingerprint([[q.prompt_ids, q.answer] for q in kept]),
     }
-    return Questions(kept, manifest, rejected)
+    return RewardQuestions(kept, manifest, rejected)
 
 
 def new_tokens(profile: Profile, mode: Mode) -> int:
@@ -213,10 +214,10 @@ def make_grpo_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     profile: Profile,
-    questions: Sequence[Question],
+    questions: Sequence[RewardQuestion],
     output_dir: Path,
 ) -> Any:
-    """GRPOTrainer with both rewards, and with replies from ``generate.generate``.
+    """GRPOTrainer with both rewards, and with replies from ``model.decode.generate``.
 
     Raises:
         UserError: ``grpo.gradient_accumulation_steps`` does not divide the replies of a step.
@@ -309,12 +310,12 @@ def check_grpo(profile: Profile) -> int:
 # --- the whole of it ----------------------------------------------------------------------------------------------------
 
 
-def _questions_of(stage: Stage) -> Questions:
+def _questions_of(stage: Stage) -> RewardQuestions:
 
     folder = stage.folder
     if (folder / "prompts.json").exists():
-        return Questions(
-            [Question(**row) for row in read_jsonl(folder / "prompts.jsonl")], read_json(folder / "prompts.json")
+        return RewardQuestions(
+            [RewardQuestion(**row) for row in read_jsonl(folder / "prompts.jsonl")], read_json(folder / "prompts.json")
         )
     questions = read_questions(stage.profile, ChatFormat(load_tokenizer(stage.profile.model)))
     write_jsonl(folder / "prompts.jsonl", map(asdict, questions.kept))
@@ -343,7 +344,7 @@ def ends(curve: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
 
 
 def run_grpo(profile: Profile, folder: Path, run_folder: Path | None = None, resume: bool = False) -> GRPOResult:
-    """Questions → before → training → after → ``grpo.json`` and ``grpo.png``; what is done is not repeated.
+    """RewardQuestions → before → training → after → ``grpo.json`` and ``grpo.png``; what is done is not repeated.
 
     Args:
         run_folder: a run whose adapter is trained further; None: a new adapter on the bare base.

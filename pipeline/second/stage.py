@@ -31,7 +31,7 @@ from pipeline.core.redact import masked
 from pipeline.core.versions import import_unsloth, installed
 from pipeline.evaluation.cells import finished_cells
 from pipeline.model.config import model_config
-from pipeline.model.dtype import mixed_precision
+from pipeline.model.dtype import computing_dtype, mixed_precision
 from pipeline.model.load import load_model
 from pipeline.model.memory import release
 from pipeline.model.methods import add_method, load_adapter
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
 
 Which = Literal["before", "after"]
-METHODS = ("lora", "qlora", "dora", "rslora")  # whose adapter TRL copies as the reference
+STAGE_METHODS = ("lora", "qlora", "dora", "rslora")  # whose adapter TRL copies as the reference
 
 
 def stage_profile(name: str | None, run_folder: Path | None, overrides: list[str]) -> Profile:
@@ -157,6 +157,7 @@ class Stage:
             "kind": kind,
             "profile": profile.name,
             "model": profile.model.name,
+            "dtype": computing_dtype(profile.model),
             "start": started_from,
             "seed": profile.seed,
             "versions": {"python": platform.python_version(), **{k: v for k, v in installed().items() if v}},
@@ -194,14 +195,14 @@ class Stage:
             UserError: it is not so.
         """
         for profile in [self.profile] if self.start is None else [self.profile, self.start.profile]:
-            if profile.chosen_method not in METHODS:
+            if profile.chosen_method not in STAGE_METHODS:
                 advice = (
                     "A fully tuned model can be the base: leave --run out and set model.name to its folder RUN/adapter."
                     if profile.chosen_method == "full"
                     else "Train the first stage by one of these, or leave --run out and set method."
                 )
                 raise UserError(
-                    f"A second stage trains a LoRA adapter ({', '.join(METHODS)}), and the method here is "
+                    f"A second stage trains a LoRA adapter ({', '.join(STAGE_METHODS)}), and the method here is "
                     f"{profile.chosen_method}. {advice}"
                 )
         if self.start is None:
@@ -335,7 +336,7 @@ class Stage:
             resume=self.resume,
             callbacks=self._tracker_callbacks(),
         )
-        return run_task(task, training_section)[1]
+        return run_task(task, stage_training_section)[1]
 
     def _tracker_callbacks(self) -> list[Any]:
         if not self.trackers.names:
@@ -346,7 +347,7 @@ class Stage:
         return tracker_callbacks(self.trackers)
 
 
-def training_section(trained: Trained) -> StageTrainingRecord:
+def stage_training_section(trained: Trained) -> StageTrainingRecord:
     """``training.json`` of a second stage."""
     return {
         "steps": trained.steps,

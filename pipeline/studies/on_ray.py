@@ -14,8 +14,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import queue
 import shutil
 import socket
+import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -46,18 +49,15 @@ def require_answer(address: str) -> None:
     """See that something that may be Ray listens; Ray itself waits for minutes, and then ends the process.
 
     Raises:
-        UserError: no ``host:port``, or nothing answers within ``ANSWER_SECONDS``.
+        UserError: no ``host:port``, or nothing answers within ``ANSWER_SECONDS``: look-up, connection and answer together.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or int(port) > 65535:
         raise UserError(
             f"--address {address}: needs HOST:PORT of Ray's head, ray://HOST:PORT of its client server, or auto."
         )
     try:
-        with socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS) as connection:
-            connection.settimeout(ANSWER_SECONDS)
-            connection.sendall(HELLO)
-            answered = connection.recv(9)[3:4] == b"\x04"
+        answered = _first_answer(host, int(port), time.monotonic() + ANSWER_SECONDS)[3:4] == b"\x04"
     except OSError as error:
         raise UserError(
             f"No Ray cluster answers at {address} ({error.strerror or error}). Start one with `ray start --head`, and see "
@@ -65,6 +65,62 @@ def require_answer(address: str) -> None:
         ) from error
     if not answered:
         raise UserError(f"What listens at {address} is no Ray cluster. `ray status` on its head says its address.")
+
+
+def _first_answer(host: str, port: int, end: float) -> bytes:
+    """The first bytes of the answer to ``HELLO``; fewer than four where the connection was closed.
+
+    Args:
+        end: of all together, the look-up of the name too, on the clock of ``time.monotonic``.
+    """
+    failed: OSError | None = None
+    for family, kind, protocol, _, place in _look_up(host, port, end):
+        try:
+            with socket.socket(family, kind, protocol) as connection:
+                connection.settimeout(_left(end))
+                connection.connect(place)
+                connection.sendall(HELLO)
+                answer = b""
+                while len(answer) < 4:
+                    connection.settimeout(_left(end))
+                    piece = connection.recv(9)
+                    if not piece:
+                        break
+                    answer += piece
+                return answer
+        except OSError as error:
+            failed = error
+    raise failed or OSError("the name has no address")
+
+
+def _look_up(host: str, port: int, end: float) -> list[Any]:
+    """Addresses of a name. The system sets no time limit to a look-up, so it is done in a thread that is left to itself."""
+    results: queue.SimpleQueue[list[Any] | OSError] = queue.SimpleQueue()
+
+    def look_up() -> None:
+        try:
+            results.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except OSError as error:
+            results.put(error)
+        except UnicodeError:
+            results.put(OSError(f"{host!r} is no name of a machine"))
+
+    threading.Thread(target=look_up, daemon=True).start()
+    try:
+        found = results.get(timeout=_left(end))
+    except queue.Empty:
+        raise TimeoutError(f"timed out: the name {host} was not resolved") from None
+    if isinstance(found, OSError):
+        raise found
+    return found
+
+
+def _left(end: float) -> float:
+    """Seconds until then; ``TimeoutError`` where it is past."""
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
 
 
 @contextmanager

@@ -25,9 +25,9 @@ from pipeline.model.dtype import cpu_has_bfloat16
 from pipeline.model.methods import matrix_shapes
 from pipeline.settings import Profile, locate, read_yaml
 
-Method = Literal["full", "lora", "qlora"]
+CountedMethod = Literal["full", "lora", "qlora"]
 Device = Literal["cpu", "cuda"]
-METHODS: tuple[Method, ...] = ("full", "lora", "qlora")
+COUNTED_METHODS: tuple[CountedMethod, ...] = ("full", "lora", "qlora")
 DEVICES: tuple[Device, ...] = ("cuda", "cpu")
 CARDS = (24, 40, 80, 160)  # GiB of memory of the cards in the table; 160: two of 80, the weights divided among them
 # Part of a card that an estimate may fill. The rest is for the CUDA context and the allocator's fragments, neither of which
@@ -223,7 +223,7 @@ def profile_sizes(profile: Profile) -> Sizes:
 class Job:
     """How a model is trained, as far as memory and time depend on it."""
 
-    method: Method
+    method: CountedMethod
     batch: int  # rows on the device at a time
     length: int  # tokens of a row, padding included
     rank: int = 16
@@ -245,13 +245,13 @@ class Job:
         return self.batch * self.length
 
 
-def profile_method(profile: Profile) -> Method:
+def profile_method(profile: Profile) -> CountedMethod:
     """The method that a profile trains by; of a method that is not counted here, LoRA of the same precision of the base."""
     chosen = profile.chosen_method
-    return chosen if chosen in METHODS else "qlora" if profile.model.load_in_4bit else "lora"
+    return chosen if chosen in COUNTED_METHODS else "qlora" if profile.model.load_in_4bit else "lora"
 
 
-def profile_job(profile: Profile, device: Device, method: Method | None = None) -> Job:
+def profile_job(profile: Profile, device: Device, method: CountedMethod | None = None) -> Job:
     """The job of a profile on a device, at its batch and the longest row that it lets through."""
     t, dtype = profile.training, profile.model.dtype
     can = device == "cuda" or cpu_has_bfloat16()
@@ -503,7 +503,7 @@ def estimate(profile: Profile, tokens: int | None = None, tflops: float | None =
     jobs = {device: profile_job(profile, device) for device in DEVICES}
     table = []
     for name, published in published_sizes().items():
-        for how in METHODS:
+        for how in COUNTED_METHODS:
             job = replace(jobs["cuda"], method=how)
             parts = memory(published, job)
             seconds = flops_per_token(published, job) * counted / (tflops * 1e12) if tflops else None

@@ -12,7 +12,7 @@ from pipeline.training.estimate import estimate, global_batch, planned_steps, pr
 from pipeline.training.estimate_replies import estimate_replies
 
 
-def plan(profile: Profile, tflops: float | None = None) -> dict[str, Any]:
+def plan_run(profile: Profile, tflops: float | None = None) -> dict[str, Any]:
     """What a run would do, without doing it: rows, tokens, steps, and an estimate of time and memory.
 
     The time scales measured rates (``estimate`` in the profile, with the machine they were measured on); where the profile has

@@ -7,11 +7,14 @@ import io
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
 from pipeline.core.errors import UserError
 from pipeline.course import exercises
@@ -63,8 +66,18 @@ def _limit(lengths: list[int], keep: float) -> int:
     return next(n for i, n in enumerate(sorted(lengths), 1) if i / len(lengths) >= keep)
 
 
-def _bytes_of(header: dict[str, Any]) -> int:
-    return max(e["data_offsets"][1] for n, e in header.items() if n != "__metadata__")
+def _numbers_of(header: dict[str, Any]) -> int:
+    """As the notebook counts above the exercise, where no weight is packed."""
+    return sum(math.prod(e["shape"]) for n, e in header.items() if n != "__metadata__")
+
+
+def _in_four_bit(header: dict[str, Any], *, ends: tuple[str, ...] = (".weight", ".bias"), packed: int = 2) -> int:
+    own = [entry for name, entry in header.items() if name.endswith(ends)]
+    return sum(math.prod(e["shape"]) * (packed if e["dtype"] == "U8" else 1) for e in own)
+
+
+def _filled(prompt: list[int], target: list[int], length: int, filler: int = -100) -> list[int]:
+    return [-100] * len(prompt) + target + [filler] * (length - len(prompt) - len(target))
 
 
 def _without_reasoning(row: dict[str, Any]) -> Conversation:
@@ -97,9 +110,9 @@ def _without_loss(labels: list[int], count: int) -> list[int]:
 
 RIGHT: dict[str, Any] = {
     "00.1": TRIAL,
-    "00.2": lambda header: sum(math.prod(e["shape"]) for n, e in header.items() if n != "__metadata__"),
+    "00.2": _in_four_bit,
     "00.3": lambda findings: [c["name"] for c in findings["checks"] if c["required"] and not c["ok"]],
-    "01.1": lambda prompt, target: [-100] * len(prompt) + target,
+    "01.1": _filled,
     "01.2": lambda prompt: "non_thinking" if prompt.endswith(EMPTY_THINK) else "thinking",
     "01.3": _obeys,
     "02.1": _from_scratchpad,
@@ -109,7 +122,7 @@ RIGHT: dict[str, Any] = {
     "01.4": f"<|im_start|>user\nWhat is 58 + 67?<|im_end|>\n<|im_start|>assistant\n{EMPTY_THINK}",
     "01.5": lambda ids, labels: _without_loss(labels, 4),
     "02.4": lambda rows: [row for row in rows if row["labels"][-1] == rows[1]["labels"][-1]],
-    "02b.1": lambda a, b: len(a & b) / len(a | b) if a | b else 1,
+    "02b.1": lambda item, row: len(item & row) / len(item) if item else 0,
     "02b.2": 400,
     "02b.3": [2, 4, 7, 9],
     "02b.4": (1.0, 0.0),
@@ -126,10 +139,13 @@ WRONG: dict[str, list[Any]] = {
     ],
     "00.2": [
         17,
-        _bytes_of,
         len,
-        lambda header: sum(math.prod(e.get("shape", [])) for e in header.values()),  # counts the metadata
-        lambda header: sum(math.prod(e["shape"]) for n, e in header.items() if e.get("shape")),  # forgets scalars
+        _numbers_of,
+        lambda header: sum(math.prod(e["shape"]) for e in header.values()),  # the metadata has no shape
+        lambda header: 2 * _numbers_of(header),
+        lambda header: _in_four_bit(header, packed=1),
+        lambda header: _in_four_bit(header, ends=(".weight",)),  # without the biases
+        lambda header: _in_four_bit(header, ends=(".weight", ".bias", "quant_map")),  # with the tables of levels
     ],
     "00.3": [
         [],
@@ -139,12 +155,16 @@ WRONG: dict[str, list[Any]] = {
     ],
     "01.1": [
         [-100, 8],
-        lambda prompt, target: prompt + target,
-        lambda prompt, target: [0] * len(prompt) + target,
-        lambda prompt, target: target,
-        lambda prompt, target: [-100] * len(prompt) + target[1:] + [-100],  # shifted by hand
-        lambda prompt, target: [-100] * len(prompt) + sorted(target, reverse=True),
-        lambda prompt, target: [-100 if token in prompt else token for token in prompt + target],
+        lambda prompt, target: [-100] * len(prompt) + target,  # the notebook's own, not filled up
+        lambda prompt, target, length: [-100] * len(prompt) + target,
+        lambda prompt, target, length: prompt + target + [-100] * (length - len(prompt + target)),
+        lambda prompt, target, length: _filled(prompt, target, length, filler=0),
+        lambda prompt, target, length: _filled(prompt, target, length, filler=target[-1]),  # as the filling token is
+        lambda prompt, target, length: [-100] * (length - len(target)) + target,  # filled up at the wrong end
+        lambda prompt, target, length: _filled(prompt, target[:-1], length),  # no loss where the turn ends
+        lambda prompt, target, length: _filled(prompt, target[1:], length),  # shifted by hand
+        lambda prompt, target, length: _filled(prompt, [*target[1:], target[0]], length),
+        lambda prompt, target, length: [-100 if x in prompt else x for x in _filled(prompt, target, length)],
     ],
     "01.2": [
         "thinking",
@@ -223,11 +243,12 @@ WRONG: dict[str, list[Any]] = {
     "02b.1": [
         0.9,
         lambda a, b: 0.5,
-        lambda a, b: len(a & b) / len(a | b),  # divides by zero
-        lambda a, b: len(a & b) / len(a | b) if a | b else 0,
-        lambda a, b: len(a & b) / max(len(a), 1),
-        lambda a, b: len(a & b) / (len(a) + len(b)) if a | b else 1,
-        lambda a, b: a & b,
+        lambda item, row: len(item & row) / len(item | row),  # Jaccard
+        lambda item, row: len(item & row) / len(item),  # divides by zero
+        lambda item, row: len(item & row) / len(item) if item else 1,
+        lambda item, row: len(item & row) / max(len(row), 1),
+        lambda item, row: item <= row,
+        lambda item, row: item & row,
     ],
     "02b.2": [128, 20, 401, 400.0, 0, -400],
     "02b.4": [0.9, (0.0, 0.0), (1.0, 1.0), (2, 0), ("all", "none")],
@@ -340,6 +361,96 @@ def test_the_practice_file_is_the_same_each_time_and_holds_what_it_says(tmp_path
             assert row in rows[:line], "the first of two equal rows has to be the good one"
 
 
+def test_the_header_of_00_2_has_the_names_that_bitsandbytes_gives() -> None:
+    import torch
+    from bitsandbytes.functional import quantize_4bit
+
+    weight = torch.linspace(-1, 1, 128).reshape(8, 16)
+    packed, state = quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+    layer = "model.layers.0.mlp.up_proj.weight"
+    written = {layer: packed} | {f"{layer}.{name}": tensor for name, tensor in state.as_dict(packed=True).items()}
+    types = {torch.uint8: "U8", torch.float32: "F32"}
+    own = {name: (entry["dtype"], entry["shape"]) for name, entry in nb00.four_bit_header().items() if layer in name}
+    found = {name: (types[tensor.dtype], list(tensor.shape)) for name, tensor in written.items()}
+    state_of = f"{layer}.quant_state.bitsandbytes__nf4"  # its length is that of a text
+    assert found.pop(state_of)[0] == own.pop(state_of)[0] and found == own
+
+
+# --- what a learner sees of a wrong answer ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shell() -> Iterator[InteractiveShell]:
+    """The part of a notebook's kernel that runs cells and prints what went wrong."""
+    InteractiveShell.clear_instance()
+    one = InteractiveShell(config=Config({"HistoryManager": {"enabled": False}}), colors="nocolor")
+    yield one
+    one.reset(new_session=False)
+    InteractiveShell.clear_instance()
+
+
+def _seen(shell: InteractiveShell, capsys: pytest.CaptureFixture[str], answer: str) -> tuple[BaseException | None, str]:
+    """The exception that a cell with this answer to 00.2 ends with, and all that is printed."""
+    cell = f"from pipeline.course.exercises import check\n\n\n{answer}\n\n\nprint(check('00.2', answer))"
+    error = shell.run_cell(cell).error_in_exec
+    printed = capsys.readouterr()
+    return error, printed.out + printed.err
+
+
+def test_a_notebook_shows_the_hint_and_no_line_of_ours(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error, text = _seen(shell, capsys, "answer = len")
+    assert isinstance(error, exercises.Hint), "the cell failed, in batch too"
+    assert text == f"Hint: {error}\n" and str(error).startswith("A header whose only tensor is a norm")
+
+
+RAISES = """def answer(header):
+    total = 0
+    return total + header["shape"]"""
+
+
+def test_an_answer_that_raises_shows_the_learner_s_own_line(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error, text = _seen(shell, capsys, RAISES)
+    assert isinstance(error, exercises.Hint) and isinstance(error.__cause__, KeyError)
+    assert text.splitlines() == [
+        "Hint: Your code raised KeyError: 'shape'.",
+        '    return total + header["shape"]',
+        "That was in line 6 of your code. What did it get there, and what does it expect?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("def answer(header):\n    assert 'weight' in header", "Your code raised AssertionError.\n    assert 'weight'"),
+        (
+            "def answer():\n    return 5",
+            "The check cannot work with this answer. TypeError: answer() takes 0 positional",
+        ),
+        (
+            "def answer(header):\n    raise ExceptionGroup('two', [ValueError('x')])",
+            "Your code raised ExceptionGroup: two",
+        ),
+        ("def answer(header):\n    return check('01.9', 1)", "There is no exercise '01.9'"),
+    ],
+)
+def test_whatever_is_raised_is_told_without_our_code(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str], answer: str, words: str
+) -> None:
+    error, text = _seen(shell, capsys, answer)
+    assert isinstance(error, exercises.Hint) and text.startswith(f"Hint: {words}")
+    assert "Traceback" not in text and "nb00" not in text and "whole" not in text
+
+
+def test_a_right_answer_in_a_notebook(shell: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
+    shell.user_ns["answer"] = _in_four_bit
+    error, text = _seen(shell, capsys, "answer = answer")
+    assert error is None and text == "00.2: right\n"
+
+
 # --- every notebook ---------------------------------------------------------------------------------------------------
 
 
@@ -429,6 +540,26 @@ def test_exercises_at_the_end_are_left_open(path: Path) -> None:
     for cell in asked:
         assert re.search(r"^answer = \.\.\.  # .+", cell.source, re.MULTILINE), cell.source
     assert asked[-1].id == _code(path)[-1].id
+
+
+GRADES = {"easy": "简单", "medium": "中等", "hard": "较难"}
+GRADED = [path for path in COURSE if path.name[:2] in ("00", "01", "02", "03")]
+
+
+@_ids(GRADED)
+def test_each_exercise_says_how_hard_it_is_in_both_languages(path: Path) -> None:
+    number = path.name.partition("_")[0]
+    found: list[dict[str, str]] = []
+    for folder, pattern in (
+        (path.parent, r"\*\* \((?:[^()]*; )?(\w+)\)"),
+        (path.parent / "zh", r"\*\*（(?:[^（）]*；)?(\w+)）"),
+    ):
+        prose = [cell.source for cell in _read(folder / path.name).cells if cell.cell_type == "markdown"]
+        found.append(dict(re.findall(rf"^\*\*({number}\.\d+){pattern}", "\n".join(prose), re.MULTILINE)))
+    english, chinese = found
+    assert len(english) == sum("print(check(" in cell.source for cell in _code(path))
+    assert {name: GRADES[grade] for name, grade in english.items()} == chinese
+    assert len(set(english.values())) >= 2
 
 
 @pytest.mark.slow

@@ -17,15 +17,15 @@ def row(a: int, b: int, said: str | None = None, reasoning: str = "Easy.") -> di
     return {"messages": [{"role": "user", "content": f"What is {a} + {b}?"}, answer]}
 
 
-def flips(base: list[float], tuned: list[float]) -> tuple[int, int]:
-    pairs = list(zip(base, tuned, strict=True))
-    return sum(b < t for b, t in pairs), sum(b > t for b, t in pairs)
+def trains(*values: Any) -> Any:
+    """A parameter of a test whose check trains for seconds: by night; by day the solutions try the right answer."""
+    return pytest.param(*values, marks=[pytest.mark.slow, pytest.mark.nightly])
 
 
 FIVE = [row(n, 2 * n) for n in range(1, 6)]
 
 
-@pytest.mark.parametrize(("name", "answer"), [("06b.1", flips), ("06b.2", 534), ("06b.3", FIVE)])
+@pytest.mark.parametrize(("name", "answer"), [trains("06b.1", 5e-4), ("06b.2", 534), ("06b.3", FIVE)])
 def test_right_answers_pass(name: str, answer: Any) -> None:
     assert check(name, answer) == f"{name}: right"
 
@@ -33,10 +33,12 @@ def test_right_answers_pass(name: str, answer: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "answer", "hint"),
     [
-        ("06b.1", 3, "a function"),
-        ("06b.1", lambda base, tuned: 3, "a pair"),
-        ("06b.1", lambda base, tuned: flips(tuned, base), "the wrong way round"),
-        ("06b.1", lambda base, tuned: (len(base), 0), "one by one"),
+        ("06b.1", "5e-4", "a number"),
+        ("06b.1", True, "a number"),
+        ("06b.1", 2, "between"),
+        ("06b.1", float("nan"), "between"),
+        trains("06b.1", 1e-4, "hardly learns"),
+        trains("06b.1", 3e-3, "still right"),
         ("06b.2", 533.3, "whole number"),
         ("06b.2", 800, "may come twice"),
         ("06b.2", 400, "More questions are asked"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,15 @@ def token_share(examples: list[dict[str, Any]], name: str) -> float:
     return sum(len(e["labels"]) for e in examples if e["source"] == name) / sum(len(e["labels"]) for e in examples)
 
 
-def normal_interval(right: int, n: int) -> tuple[float, float]:
-    p = right / n
-    half = 1.96 * (p * (1 - p) / n) ** 0.5
-    return p - half, p + half
+def items_for(rate: float, width: float) -> int:
+    n = 1
+    while wilson(rate * n, n)[1] - wilson(rate * n, n)[0] > width:
+        n += 1
+    return n
+
+
+def items_by_the_normal(rate: float, width: float) -> int:
+    return max(1, math.ceil(4 * 1.96**2 * rate * (1 - rate) / width**2))
 
 
 def pareto_front(points: list[tuple[float, float]]) -> list[int]:
@@ -36,15 +42,32 @@ def pareto_front(points: list[tuple[float, float]]) -> list[int]:
     return [i for i, p in enumerate(points) if not any(beats(q, p) for q in points)]
 
 
-def paired(first: Any, second: Any) -> tuple[float, float]:
-    draws = np.random.default_rng(1).integers(0, len(first), (2000, len(first)))
-    low, high = np.quantile((second - first)[draws].mean(axis=1), (0.025, 0.975))
+def over_seeds(scores: Any) -> tuple[float, float]:
+    rng = np.random.default_rng(1)
+    draws = [scores[np.ix_(*(rng.integers(0, n, n) for n in scores.shape))].mean() for _ in range(2000)]
+    low, high = np.quantile(draws, (0.025, 0.975))
     return low, high
 
 
-def unpaired(first: Any, second: Any) -> tuple[float, float]:
-    one, two = np.random.default_rng(1).integers(0, len(first), (2, 2000, len(first)))
-    low, high = np.quantile(second[two].mean(axis=1) - first[one].mean(axis=1), (0.025, 0.975))
+def pooled(scores: Any) -> tuple[float, float]:
+    return over_seeds(scores.reshape(1, -1))
+
+
+def over_items_alone(scores: Any) -> tuple[float, float]:
+    return over_seeds(scores.mean(axis=0, keepdims=True))
+
+
+def over_seeds_alone(scores: Any) -> tuple[float, float]:
+    return over_seeds(scores.mean(axis=1, keepdims=True))
+
+
+def other_items_for_each_seed(scores: Any) -> tuple[float, float]:
+    rng = np.random.default_rng(1)
+    count, items = scores.shape
+    draws = [
+        np.mean([rng.choice(scores[seed], items).mean() for seed in rng.integers(0, count, count)]) for _ in range(1000)
+    ]
+    low, high = np.quantile(draws, (0.025, 0.975))
     return low, high
 
 
@@ -112,10 +135,32 @@ ANSWERS: dict[str, tuple[Any, list[Any]]] = {
     "04.2": ((64, 110), [(64, 109), (64, 109.375), (32, 219), (64,), 64]),
     "04.3": (9_437_184, [33_554_432, 8_388_608, 8_650_752, 16_777_216]),
     "05.1": (3 / 8, [4 / 8, 2 / 8, 3, "3/8"]),
-    "05.2": (wilson, [normal_interval, lambda right, n: right / n, 0.5]),
+    "05.2": (
+        items_for,
+        [
+            items_by_the_normal,
+            lambda rate, width: items_for(rate, 2 * width),  # half of the width on each side
+            lambda rate, width: items_for(rate, width) + 1,
+            lambda rate, width: 200,
+            lambda rate, width: float(items_for(rate, width)),
+            200,
+        ],
+    ),
     "05.3": ([0, 1, 2], [[0, 1, 2, 6], [0], [0, 1, 2, 3], 3]),
     "06.1": (pareto_front, [best_of_one, lambda points: list(range(len(points))), 0]),
-    "06.2": (paired, [unpaired, lambda a, b: paired(b, a), lambda a, b: (0.0, 0.0), 0.5]),
+    "06.2": (
+        over_seeds,
+        [
+            pooled,
+            over_items_alone,
+            over_seeds_alone,
+            other_items_for_each_seed,
+            lambda scores: over_seeds(scores)[::-1],
+            lambda scores: over_seeds(1 - scores),
+            lambda scores: scores.mean(),
+            0.5,
+        ],
+    ),
     "06.3": (0.88, [0.12, 0.5, 88, "0.88"]),
     "07.1": (
         lambda u, low, high: low * (high / low) ** u,
@@ -192,15 +237,7 @@ ANSWERS |= {
             0.693,
         ],
     ),
-    "03b.2": (
-        lambda W, A, B, alpha, rank: W + alpha / rank * B @ A,
-        [
-            lambda W, A, B, alpha, rank: W + B @ A,
-            lambda W, A, B, alpha, rank: alpha / rank * B @ A,
-            lambda W, A, B, alpha, rank: B @ A @ np.eye(W.shape[1])[:, :1],
-            np.eye(3),
-        ],
-    ),
+    "03b.2": ((8, 4, 128), [(4, 4, 128), (8, 8, 128), (8, 4, 200), (8, 4), (8.0, 4, 128), "8, 4, 128", 8]),
     "03b.3": (
         rank_for,
         [
@@ -216,8 +253,14 @@ ANSWERS |= {
     "05.4": ("c", ["a", "d", 2]),
     "06.4": (20, [0, 31, 5.0, "20"]),
     "07.4": (
-        {"learning_rate": 1e-2, "rank": 16},
-        [1e-2, {"learning_rate": 1e-2}, {"learning_rate": 1e-4, "rank": 4}, {"learning_rate": 1e-2, "rank": 2.0}],
+        {"learning_rate": 5e-3, "rank": 16},
+        [
+            1e-2,
+            {"learning_rate": 1e-2},
+            {"learning_rate": 1e-4, "rank": 4},
+            {"learning_rate": 1.5e-2, "rank": 16},  # a low loss, and the chat is gone
+            {"learning_rate": 1e-2, "rank": 2.0},
+        ],
     ),
     "08.4": (2.8, [32, 1.0, "2"]),
     "09.4": (

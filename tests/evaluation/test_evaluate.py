@@ -26,7 +26,7 @@ from pipeline.evaluation.evaluate import evaluate_model, evaluate_replies
 from pipeline.model.decode import Reply
 from pipeline.run import Run
 from pipeline.settings import EvaluationSettings, load_profile
-from pipeline.training.plan import plan
+from pipeline.training.plan import plan_run
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "eval"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="no copies of GSM8K and IFEval on this machine")
@@ -528,7 +528,7 @@ def test_replies_that_cannot_fit_are_refused_before_the_mix_is_built(tmp_path, s
         Run.open(profile, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match=words):
-        plan(profile)
+        plan_run(profile)
 
 
 @pytest.mark.slow

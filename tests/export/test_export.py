@@ -7,6 +7,7 @@ import errno
 import importlib.util
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -16,10 +17,13 @@ from typing import Any
 import pydantic
 import pytest
 
+from pipeline.cli.main import main, parser
 from pipeline.core.errors import UserError
 from pipeline.export import folders, gguf, requirements
+from pipeline.export.export import TRAINERS
 from pipeline.export.records import Parity
 from pipeline.export.source import open_source
+from pipeline.handover.write import TARGETS as HANDOVER_TARGETS
 
 ROOT = Path(__file__).resolve().parents[2]
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -122,6 +126,22 @@ def test_a_template_without_the_switch_is_caught(tiny_run: Path, tmp_path: Path,
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------------
+
+
+def test_another_framework_gets_a_training_by_another_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it says to type is a command that the command line takes, with the same targets."""
+    assert set(TRAINERS) == set(HANDOVER_TARGETS)
+    run = tmp_path / "my run"
+    words = ["export", str(run), "--to", "merged,ms-swift", "--to", "axolotl"]
+    assert main([*words, "--output-dir", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    command = shlex.split(said[said.index("python -m pipeline ") :])[3:]
+    asked = parser().parse_args(command)
+    assert (asked.command, asked.action, asked.to, asked.check) == ("data", "handover", [["ms-swift", "axolotl"]], True)
+    assert asked.profile == str(run / "profile.yaml") and asked.output_dir == run / "handover"
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 from pipeline.core.modes import MODES, Mode
 from pipeline.export.engines import Answer
 from pipeline.export.measure import Item, Measured
-from pipeline.export.parity import compare, parity_text, plain
+from pipeline.export.parity import compare_replies, parity_text, plain
 from pipeline.model.decode import Reply
 
 HEAD, END = "<|im_start|>user\nq{}<|im_end|>\n<|im_start|>assistant\n", 9
@@ -54,7 +54,7 @@ BASE, REFERENCE = measured(lambda n: 0), measured(lambda n: n)
 
 
 def test_the_same_replies_are_the_same() -> None:
-    result = compare(REFERENCE, measured(lambda n: n, prob=1.0), BASE, exact=True)
+    result = compare_replies(REFERENCE, measured(lambda n: n, prob=1.0), BASE, exact=True)
     assert result["verdict"] == "same" and not result["faults"]
     row = result["modes"]["thinking"]
     assert row["same_replies"] == row["accuracy"] == 1 and row["accuracy_change"] == 0
@@ -66,25 +66,25 @@ def test_another_reply_of_the_same_worth_is_close() -> None:
     one = other.items["thinking"][3]
     ids = dataclasses.replace(one.answer.reply, token_ids=[50, END])
     other.items["thinking"][3] = dataclasses.replace(one, answer=dataclasses.replace(one.answer, reply=ids))
-    result = compare(REFERENCE, other, BASE)
+    result = compare_replies(REFERENCE, other, BASE)
     assert result["verdict"] == "close" and result["modes"]["thinking"]["same_replies"] == 39 / 40
-    broken = compare(REFERENCE, other, BASE, exact=True)
+    broken = compare_replies(REFERENCE, other, BASE, exact=True)
     assert broken["verdict"] == "broken" and "the arithmetic is the reference's" in broken["faults"][0]
 
 
 def test_one_wrong_reply_differs_and_many_are_a_fault() -> None:
-    assert compare(REFERENCE, measured(lambda n: n if n else 99), BASE)["verdict"] == "differs"
-    result = compare(REFERENCE, measured(lambda n: n if n > 12 else 99), BASE)
+    assert compare_replies(REFERENCE, measured(lambda n: n if n else 99), BASE)["verdict"] == "differs"
+    result = compare_replies(REFERENCE, measured(lambda n: n if n > 12 else 99), BASE)
     assert result["verdict"] == "broken"
     assert "accuracy fell from 1.000 to 0.675 (thinking)" in result["faults"]
 
 
 def test_an_adapter_that_does_nothing() -> None:
-    (fault,) = [fault for fault in compare(REFERENCE, BASE, BASE)["faults"] if "effect" in fault]
+    (fault,) = [fault for fault in compare_replies(REFERENCE, BASE, BASE)["faults"] if "effect" in fault]
     assert fault == ("the adapter has no effect here: 100.0% of the replies are the base's, 2.5% the tuned model's")
-    assert "no effect" in compare(BASE, BASE, BASE)["faults"][0]
+    assert "no effect" in compare_replies(BASE, BASE, BASE)["faults"][0]
     # The same replies with other probabilities: it was trained, if little.
-    assert compare(measured(lambda n: 0, prob=0.8), measured(lambda n: 0, prob=0.8), BASE)["faults"] == []
+    assert compare_replies(measured(lambda n: 0, prob=0.8), measured(lambda n: 0, prob=0.8), BASE)["faults"] == []
 
 
 FAULTS: dict[str, tuple[Callable[[Measured], Measured], str]] = {
@@ -135,7 +135,7 @@ FAULTS: dict[str, tuple[Callable[[Measured], Measured], str]] = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_fault_is_named(name: str) -> None:
     make, words = FAULTS[name]
-    result = compare(REFERENCE, make(REFERENCE), BASE)
+    result = compare_replies(REFERENCE, make(REFERENCE), BASE)
     assert result["verdict"] == "broken"
     assert [fault for fault in result["faults"] if words in fault], result["faults"]
 
@@ -143,11 +143,11 @@ def test_fault_is_named(name: str) -> None:
 def test_a_prompt_that_opens_the_thought_has_not_lost_it() -> None:
     opened = changed(REFERENCE, "thinking", prompt=lambda i: i.prompt + "<think>\n")
     both = changed(opened, "thinking", answer=lambda i: with_text(i, "r\n</think>\n\n1"))
-    assert compare(both, both, BASE)["faults"] == []
+    assert compare_replies(both, both, BASE)["faults"] == []
 
 
 def test_text_has_a_line_for_each_mode_and_fault() -> None:
-    target = compare(REFERENCE, dataclasses.replace(REFERENCE, ends=[3]), BASE)
+    target = compare_replies(REFERENCE, dataclasses.replace(REFERENCE, ends=[3]), BASE)
     text = parity_text({"base": plain(BASE), "reference": plain(REFERENCE), "targets": {"gguf q8_0": target}})
     lines = text.splitlines()
     assert len(lines) == 1 + 6 + 1 and lines[-1].startswith("BROKEN gguf q8_0: the end token")

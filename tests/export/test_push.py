@@ -20,9 +20,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_plan_names_repositories_and_files(folder: Path) -> None:
-    (entry,) = push.plan({"merged": folder}, "huggingface", "me/model")
+    (entry,) = push.plan_push({"merged": folder}, "huggingface", "me/model")
     assert entry["repository"] == "me/model" and entry["files"] == {"README.md": 4, "model.safetensors": 2**20}
-    two = push.plan({"merged": folder, "int8_dynamic": folder}, "modelscope", "me/model")
+    two = push.plan_push({"merged": folder, "int8_dynamic": folder}, "modelscope", "me/model")
     assert [entry["repository"] for entry in two] == ["me/model-merged", "me/model-int8-dynamic"]
     text = push.plan_text([entry], sent=False)
     assert "would send 2 files, 1.0 MiB, to Hugging Face, me/model (private)" in text and "nothing was sent" in text
@@ -32,17 +32,17 @@ def test_plan_names_repositories_and_files(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["model", "me/", "/model", "me/model/x", "me/mo del", "../model"])
 def test_a_name_that_is_none_is_refused(folder: Path, name: str) -> None:
     with pytest.raises(UserError, match="--repo needs OWNER/NAME"):
-        push.plan({"merged": folder}, "huggingface", name)
+        push.plan_push({"merged": folder}, "huggingface", name)
 
 
 def test_a_folder_without_a_card_is_not_sent(folder: Path) -> None:
     (folder / "README.md").unlink()
     with pytest.raises(UserError, match="has no model card"):
-        push.plan({"merged": folder}, "huggingface", "me/model")
+        push.plan_push({"merged": folder}, "huggingface", "me/model")
 
 
 def test_no_token_and_no_network_are_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = push.plan({"merged": folder}, "huggingface", "me/model")
+    entries = push.plan_push({"merged": folder}, "huggingface", "me/model")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(UserError, match="Set the environment variable HF_TOKEN"):
         push.push(entries)
@@ -67,7 +67,7 @@ def test_what_a_hub_says_is_shown_without_the_token(folder: Path, monkeypatch: p
 
     monkeypatch.setattr(push, "_send", refuse)
     with pytest.raises(UserError, match="Hugging Face does not take me/model: 403") as error:
-        push.push(push.plan({"merged": folder}, "huggingface", "me/model"))
+        push.push(push.plan_push({"merged": folder}, "huggingface", "me/model"))
     assert token not in str(error.value) and error.value.__cause__ is None
     assert sent == [("huggingface", "me/model", str(folder), token)]
     assert (folder / "README.md").read_text() == "made with ***"

@@ -158,7 +158,7 @@ def test_loopback(host: str, own: bool) -> None:
 def test_an_engine_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, engine: str, package: str) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError) as error:
-        serve.require_engine(engine)
+        serve.require_installed(engine)
     assert f"-m pip install {package}" in str(error.value)
 
 

@@ -72,14 +72,26 @@ def test_unsloth_by_command(
     words += ["--recipe", "data_recipes/embedded.yaml"]
     assert main([*words, "--output-dir", str(tmp_path), "--json"]) == 0
     found = Audit.model_validate(json.loads(capsys.readouterr().out))
-    notebook, responses = found.settings
+    notebook, responses, tokens = found.settings
     assert found.recipe == "embedded" and len(notebook.rows) == 4
     assert notebook.versions["unsloth"] and not notebook.version_note
     assert {"loss_on_prompt", "empty_block_in_loss"} <= kinds(notebook, "chat")
     assert "empty_block_in_loss" in kinds(responses, "chat") and "loss_on_prompt" not in kinds(responses, "chat")
     assert responses.equal_loss_tokens == responses.loss_tokens
+    assert tokens.equal_rows == len(tokens.rows) >= len(notebook.rows) and not tokens.error
     assert json.loads((tmp_path / "audit.json").read_text()) == found.model_dump()
     assert (tmp_path / "audit.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.slow
+def test_unsloth_trains_on_tokens_as_they_are(warm_python: str) -> None:
+    """What docs/audit.md says makes it right: every case, both modes, several turns, tools."""
+    profile = load_profile("embedded", ["model.max_seq_length=1024"])
+    asked = Asked({"unsloth": ["tokens"]}, cases=True, pythons={"unsloth": Path(warm_python)})
+    (tokens,) = audit(profile, asked).settings
+    assert tokens.form == "tokens" and not tokens.error
+    assert tokens.equal_rows == len(tokens.rows) == 13
+    assert tokens.equal_loss_tokens == tokens.loss_tokens == tokens.framework_loss_tokens
 
 
 @pytest.mark.nightly

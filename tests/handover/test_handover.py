@@ -20,7 +20,7 @@ from pipeline.handover.check import check, key_of
 from pipeline.handover.compare import Tokens
 from pipeline.handover.environments import interpreter
 from pipeline.handover.frameworks import framework
-from pipeline.handover.plan import plan
+from pipeline.handover.plan import plan_handover
 from pipeline.handover.write import TARGETS, handover
 from pipeline.model.load import load_data_tokenizer
 from pipeline.settings import Profile, load_profile
@@ -145,7 +145,7 @@ def test_several_gpus(handed: Callable[[str], Path]) -> None:
     ],
 )
 def test_the_global_batch_stays(gpus: int, settings: list[str], wanted: tuple[int, int]) -> None:
-    made = plan(profile(*settings), 100, gpus)
+    made = plan_handover(profile(*settings), 100, gpus)
     assert (made.per_device, made.accumulation) == wanted
     t = profile(*settings).training
     before = t.per_device_train_batch_size * t.gradient_accumulation_steps
@@ -154,8 +154,8 @@ def test_the_global_batch_stays(gpus: int, settings: list[str], wanted: tuple[in
 
 def test_epochs_become_steps() -> None:
     epochs = profile("training.max_steps=-1", "training.num_train_epochs=2")
-    assert plan(epochs, 101, 1).steps == 26  # 13 batches of 8 an epoch
-    assert plan(epochs, 101, 4).steps == 26
+    assert plan_handover(epochs, 101, 1).steps == 26  # 13 batches of 8 an epoch
+    assert plan_handover(epochs, 101, 4).steps == 26
 
 
 @pytest.mark.parametrize(
@@ -170,12 +170,12 @@ def test_epochs_become_steps() -> None:
 )
 def test_what_they_cannot_do_is_refused(settings: list[str], said: str) -> None:
     with pytest.raises(UserError, match=f"other frameworks cannot do .*{said}"):
-        plan(profile(*settings), 100, 1)
+        plan_handover(profile(*settings), 100, 1)
 
 
 def test_bad_input(form: ChatFormat, mix: Mix, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="cannot be dealt to 3 GPUs"):
-        plan(profile(), 100, 3)
+        plan_handover(profile(), 100, 3)
     with pytest.raises(UserError, match="no target 'msswift'. Did you mean 'ms-swift'"):
         handover(profile(), mix, form, "msswift", tmp_path / "y")
     (tmp_path / "mine").write_text("precious")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.handover.configs import axolotl, commands, llama_factory, ms_swift, trl
-from pipeline.handover.plan import Plan, plan
+from pipeline.handover.plan import HandoverPlan, plan_handover
 from pipeline.handover.write import not_carried
 from pipeline.settings import load_profile
 
@@ -29,8 +29,8 @@ def test_it_is_said_where_it_is_set(setting: str, word: str) -> None:
     assert found() == [] and len(found(setting)) == 1
 
 
-def training(*sets: str, gpus: int = 1) -> Plan:
-    return plan(load_profile("qwen3-0.6b", list(sets)), rows=100, gpus=gpus)
+def training(*sets: str, gpus: int = 1) -> HandoverPlan:
+    return plan_handover(load_profile("qwen3-0.6b", list(sets)), rows=100, gpus=gpus)
 
 
 def test_axolotl_takes_a_mean_of_means() -> None:
@@ -38,7 +38,7 @@ def test_axolotl_takes_a_mean_of_means() -> None:
     one = ["training.per_device_train_batch_size=8", "training.gradient_accumulation_steps=1"]
     four = ["training.per_device_train_batch_size=2", "training.gradient_accumulation_steps=4"]
 
-    def said(target: str, made: Plan) -> bool:
+    def said(target: str, made: HandoverPlan) -> bool:
         return any("micro-batch" in text for text in not_carried(target, made))
 
     assert said("axolotl", training(*four)) and said("axolotl", training(*one, gpus=4))
@@ -72,7 +72,7 @@ def test_a_model_of_modelscope() -> None:
         (axolotl, "revision_of_model"),
     ],
 )
-def test_the_revision_goes_along(write: Callable[[Plan], dict[str, Any]], key: str) -> None:
+def test_the_revision_goes_along(write: Callable[[HandoverPlan], dict[str, Any]], key: str) -> None:
     assert write(training("model.revision=abc123"))[key] == "abc123" and key not in write(training())
 
 
@@ -80,7 +80,7 @@ def test_the_revision_goes_along(write: Callable[[Plan], dict[str, Any]], key: s
     ("write", "key"),
     [(trl, "model_name_or_path"), (llama_factory, "model_name_or_path"), (ms_swift, "model"), (axolotl, "base_model")],
 )
-def test_a_local_base_is_found_from_another_folder(write: Callable[[Plan], dict[str, Any]], key: str) -> None:
-    made = plan(load_profile("embedded", ["recipe=data_recipes/embedded.yaml"]), rows=100, gpus=1)
+def test_a_local_base_is_found_from_another_folder(write: Callable[[HandoverPlan], dict[str, Any]], key: str) -> None:
+    made = plan_handover(load_profile("embedded", ["recipe=data_recipes/embedded.yaml"]), rows=100, gpus=1)
     assert Path(write(made)[key]).is_absolute() and (Path(write(made)[key]) / "config.json").exists()
     assert write(training())[key] == load_profile("qwen3-0.6b").model.name  # a hub's name stays

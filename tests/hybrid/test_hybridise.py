@@ -19,7 +19,7 @@ from pipeline.data.rehearsal.plan import REQUEST, first_sentences, is_answer, th
 from pipeline.hybrid.accept import failures
 from pipeline.hybrid.hybridise import hybridise, needed, settings_of, training_profile
 from pipeline.hybrid.start import base_folder, make_start
-from pipeline.model.hub.check import check
+from pipeline.model.hub.check import check_folder
 from pipeline.settings import HybridSettings, load_profile, parse
 
 EMBEDDED = Path(__file__).parents[2] / "models/embedded"
@@ -40,7 +40,7 @@ def test_new_tokens_begin_at_the_mean_and_the_template_has_both_modes(instruct: 
     assert start.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
     prompt = ChatFormat(tokenizer).prompt_text([{"role": "user", "content": "x"}], "non_thinking")
     assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
-    assert check(tmp_path / "start").hybrid
+    assert check_folder(tmp_path / "start").hybrid
     assert make_start(instruct, tmp_path / "start") == record  # the second time, nothing is done
 
 
@@ -139,7 +139,7 @@ def test_a_hybrid_is_made_and_taken(
     assert record["accepted"] and record["new_tokens"] == ["<think>", "</think>"]
     assert record == json.loads((output / "hybrid.json").read_text())
     assert record["evaluation"]["hybrid"]["thinking"]["opened"] > 0.9  # the base had no such token
-    found = check(output)
+    found = check_folder(output)
     assert found.hybrid and found.trainable
     assert not (output / "hybridise/start").exists() and not (output / "hybridise/candidate").exists()
     # Trained rows differ from the mean, and from each other; the rest of the embedding is the base's.

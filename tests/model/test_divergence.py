@@ -72,6 +72,44 @@ def test_long_sequences_go_in_small_batches(
     assert [total for total, _ in found] == pytest.approx([t for t, _ in one_by_one(tuned, sequences)], rel=1e-3)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_too_little_memory_halves_the_batch(
+    tuned: Any, sequences: Any, rows: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where an allocator says no: more than ``rows`` sequences at a time do not fit."""
+    wanted = one_by_one(tuned, sequences)
+
+    def full(_: Any, given: Any, named: dict[str, Any]) -> None:
+        if len(named["input_ids"] if "input_ids" in named else given[0]) > rows:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    body, _ = module.parts_of(tuned)
+    body.register_forward_pre_hook(full, with_kwargs=True)
+    seen: list[int] = []
+    found = divergence(tuned, sequences, 4, seen.append)
+    assert sum(seen) == 4 and max(seen) == rows
+    assert [total for total, _ in found] == pytest.approx([total for total, _ in wanted], rel=1e-3)
+    assert f"going on with {rows}" in capsys.readouterr().err
+
+
+def test_too_little_memory_for_one_sequence_is_said(tuned: Any, sequences: Any) -> None:
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    module.parts_of(tuned)[0].register_forward_pre_hook(full)
+    with pytest.raises(UserError, match="a sequence of 5 tokens; set evaluation.kl_items=0"):
+        divergence(tuned, sequences, 2)
+
+
+def test_another_error_is_not_taken_for_memory(tuned: Any, sequences: Any) -> None:
+    def wrong(*_: Any) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    module.parts_of(tuned)[0].register_forward_pre_hook(wrong)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        divergence(tuned, sequences, 2)
+
+
 def test_a_fresh_adapter_is_no_distance(tiny_qwen3: Any, sequences: Any) -> None:
     from peft import LoraConfig, get_peft_model
 

@@ -110,7 +110,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import file_sha256
 from pipeline.model import batch
 from pipeline.model.decode import generate
-from pipeline.model.methods import add_method, base_identity, load_adapter, method_of, weights_files
+from pipeline.model.methods import add_method, model_identity, load_adapter, method_of, weights_files
 from pipeline.data.describe import build_profile_mix
 from pipeline.settings import METHODS, load_profile
 from pipeline.model.load import load_model
@@ -139,7 +139,7 @@ for method in sys.argv[2:]:
     mix = mix or build_profile_mix(profile)
     place = folder / method
     base, tokenizer = load_model(profile.model, profile.seed, method)
-    before, identity = logits(base), base_identity(base)
+    before, identity = logits(base), model_identity(base)
     model, section = train(base, tokenizer, profile, mix, place)
     loaded = load_adapter(load_model(profile.model, profile.seed, method)[0], place / "adapter")
     again = folder / f"{method}-resumed"
@@ -156,7 +156,7 @@ for method in sys.argv[2:]:
     with torch.no_grad():
         whole = loaded(input_ids=torch.tensor([prompts[0] + reply])).logits[0, -len(reply) - 1:-1]
     out[method] = section | {
-        "identity": identity == base_identity(load_model(profile.model, profile.seed)[0]) == base_identity(loaded),
+        "identity": identity == model_identity(load_model(profile.model, profile.seed)[0]) == model_identity(loaded),
         "method": method_of(model),
         "same": torch.equal(logits(model), logits(loaded)),
         "moved": float((logits(model) - before).abs().max()),

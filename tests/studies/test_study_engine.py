@@ -311,6 +311,52 @@ def test_an_address_that_does_not_answer(listener: tuple[str, socket.socket], mo
             require_answer(prefix + listener[0])
     with pytest.raises(UserError, match="needs HOST:PORT"):
         require_answer("localhost")
+    with pytest.raises(UserError, match="needs HOST:PORT"):
+        require_answer("localhost:99999")
+
+
+def test_one_time_limit_for_all(listener: tuple[str, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that takes long to resolve, and a listener that says nothing: each alone, and both together."""
+    monkeypatch.setattr(on_ray, "ANSWER_SECONDS", 0.6)
+    found, go_on = socket.getaddrinfo, threading.Event()
+    host, _, port = listener[0].rpartition(":")
+
+    def never(*_: Any, **__: Any) -> list[Any]:
+        go_on.wait(30)
+        raise OSError("nobody waits for this")
+
+    def late(*_: Any, **__: Any) -> list[Any]:
+        time.sleep(0.4)
+        return 2 * found(host, int(port), type=socket.SOCK_STREAM)
+
+    for resolver, said in ((never, "timed out: the name head.example was not resolved"), (late, "timed out")):
+        monkeypatch.setattr(socket, "getaddrinfo", resolver)
+        began = time.monotonic()
+        with pytest.raises(UserError, match=f"No Ray cluster answers .*{said}"):
+            require_answer(f"head.example:{port}")
+        assert 0.5 < time.monotonic() - began < 1.0  # three limits in a row would be 0.4 + 0.6 + 0.6
+    go_on.set()
+
+
+@pytest.mark.parametrize("host", ["no..name", "x" * 80 + ".example"])
+def test_what_is_no_name_is_said(host: str) -> None:
+    with pytest.raises(UserError, match="No Ray cluster answers"):
+        require_answer(f"{host}:6379")
+
+
+def test_an_answer_in_pieces(listener: tuple[str, socket.socket]) -> None:
+    def serve() -> None:
+        connection, _ = listener[1].accept()
+        with connection:
+            for byte in bytes([0, 0, 6, 4, 0]):
+                connection.sendall(bytes([byte]))
+                time.sleep(0.02)
+            connection.recv(64)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    require_answer(listener[0])
+    thread.join()
 
 
 def test_something_else_that_answers(listener: tuple[str, socket.socket]) -> None:

@@ -1,4 +1,4 @@
-"""Exercises of notebook 00: overrides, parameter counts, the doctor's findings."""
+"""Exercises of notebook 00: overrides, the parameters of a 4-bit checkpoint, the doctor's findings, a sum that needs thinking."""
 
 from __future__ import annotations
 
@@ -34,19 +34,38 @@ def overrides_for_a_trial(answer: Any) -> None:
     assert not changed, f"These were to stay as they are: {', '.join(changed)}."
 
 
-@exercise("00.2")
-def count_parameters(answer: Any) -> None:
-    """``answer(header)``: the number of parameters that a safetensors header describes."""
-    assert callable(answer), "The answer should be a function that takes a header (a dict)."
-    first = {
-        "a.weight": {"dtype": "BF16", "shape": [4, 3], "data_offsets": [0, 24]},
-        "b.weight": {"dtype": "F32", "shape": [5], "data_offsets": [24, 44]},
+def four_bit_header() -> dict[str, Any]:
+    """The header of a small checkpoint as bitsandbytes writes it in 4 bit: a linear layer of 8 × 16, its bias, a norm."""
+    layer = "model.layers.0.mlp.up_proj"
+    tensors: dict[str, tuple[str, list[int]]] = {
+        f"{layer}.bias": ("BF16", [8]),
+        f"{layer}.weight": ("U8", [64, 1]),  # 128 parameters, two a byte
+        f"{layer}.weight.absmax": ("U8", [2]),
+        f"{layer}.weight.nested_absmax": ("F32", [1]),
+        f"{layer}.weight.nested_quant_map": ("F32", [256]),
+        f"{layer}.weight.quant_map": ("F32", [16]),
+        f"{layer}.weight.quant_state.bitsandbytes__nf4": ("U8", [85]),
+        "model.norm.weight": ("BF16", [16]),
     }
-    assert answer(first) == 17, "Two tensors, 4 × 3 and 5 numbers. Count numbers, not bytes and not tensors."
-    second = {"__metadata__": {"format": "pt"}, **first}
-    assert answer(second) == 17, "A header may have the entry __metadata__, which is no tensor."
-    third = {**second, "scale": {"dtype": "F32", "shape": [], "data_offsets": [44, 48]}}
-    assert answer(third) == 18, "A tensor with an empty shape is a single number."
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    return header | {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in tensors.items()}
+
+
+@exercise("00.2")
+def parameters_in_four_bit(answer: Any) -> None:
+    """``answer(header)``: the parameters of the model whose 4-bit checkpoint has this header."""
+    assert callable(answer), "The answer should be a function that takes a header (a dict)."
+    whole = {"__metadata__": {}, "model.norm.weight": {"dtype": "F32", "shape": [5]}}
+    assert answer(whole) == 5, "A header whose only tensor is a norm of 5 numbers in F32 has 5 parameters."
+    packed = whole | {"up_proj.weight": {"dtype": "U8", "shape": [6, 1]}}
+    assert answer(packed) == 17, (
+        "A weight of 6 bytes (dtype U8) holds two parameters a byte; the 5 of the norm come on top."
+    )
+    scaled = packed | {"up_proj.weight.absmax": {"dtype": "F32", "shape": [4]}}
+    assert answer(scaled) == 17, "A scale is no parameter. How does its name end, and how does that of a weight?"
+    assert answer(four_bit_header()) == 128 + 8 + 16, (
+        "For the header of the cell above the number is not right. Which of its entries are weights or biases?"
+    )
 
 
 @exercise("00.3")

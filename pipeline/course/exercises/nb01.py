@@ -1,4 +1,4 @@
-"""Exercises of notebook 01: labels, modes, the parity rule."""
+"""Exercises of notebook 01: labels of a row that is filled up, modes, the parity rule, a prompt by hand, a mask to repair."""
 
 from __future__ import annotations
 
@@ -50,17 +50,21 @@ PROMPTS: tuple[tuple[list[dict[str, str]], str, str], ...] = (
 
 
 @exercise("01.1")
-def my_labels(answer: Any) -> None:
-    """``answer(prompt_ids, target_ids)``: the labels of one example."""
-    assert callable(answer), "The answer should be a function of two lists, prompt_ids and target_ids."
-    for prompt, target in (([5, 6, 7], [8, 9]), ([5], [5, 5, 2]), ([3, 4, 3, 4], [3])):
-        labels = list(answer(list(prompt), list(target)))
-        assert len(labels) == len(prompt) + len(target), (
-            f"{len(prompt)} prompt and {len(target)} target tokens need one label each; there are {len(labels)} labels."
+def labels_of_a_filled_row(answer: Any) -> None:
+    """``answer(prompt_ids, target_ids, length)``: the labels of an example that is filled up to ``length`` tokens."""
+    assert callable(answer), "The answer should be a function of prompt_ids, target_ids and length."
+    for prompt, target, length in (([5, 6, 7], [8, 9, 2], 9), ([5], [5, 5, 2], 4), ([3, 4, 3, 4], [3, 2], 8)):
+        labels = list(answer(list(prompt), list(target), length))
+        assert len(labels) == length, (
+            f"The row is {length} tokens long once it is filled up, so it needs as many labels; there are {len(labels)}."
         )
+        end = len(prompt) + len(target)
         assert all(label == -100 for label in labels[: len(prompt)]), "A prompt token carries loss; it must not."
-        assert -100 not in labels[len(prompt) :], "A target token carries no loss; it must."
-        assert labels[len(prompt) :] == target, (
+        assert all(label == -100 for label in labels[end:]), (
+            "A place that was only filled up carries loss; it must not."
+        )
+        assert -100 not in labels[len(prompt) : end], "A target token carries no loss; it must."
+        assert labels[len(prompt) : end] == target, (
             "The label of a target token is the token itself, at its own place. The model's own code shifts by one."
         )
 
@@ -106,7 +110,7 @@ def obeys_parity(answer: Any) -> None:
 def a_prompt_by_hand(answer: Any) -> None:
     """``answer``: the whole prompt, as text, that asks for 58 + 67 without thinking."""
     assert isinstance(answer, str), "The answer should be the prompt, written out as one text."
-    assert "58" in answer and "67" in answer, "Ask what 58 + 67 is."
+    assert "58" in answer and "67" in answer, "Ask what 58 + 67 is: both numbers stand in the question."
     assert "125" not in answer, "The prompt gives the result away."
     asked = [{"prompt": answer, "mode": "non_thinking", "answer": "125"}]
     reply = teach([], asked, steps=0)["replies"][0]

@@ -1,4 +1,4 @@
-"""Exercises of notebook 02b: a similarity, a number of hash functions, contaminated rows, what a leak does to a score."""
+"""Exercises of notebook 02b: an item within a row, a number of hash functions, contaminated rows, what a leak does to a score."""
 
 from __future__ import annotations
 
@@ -83,28 +83,34 @@ def rows_of(items: list[lab.Question]) -> list[lab.Row]:
 
 
 @exercise("02b.1")
-def jaccard(answer: Any) -> None:
-    """``answer(a, b)``: |a ∩ b| / |a ∪ b| of two sets."""
-    assert callable(answer), "The answer should be a function of two sets."
-    for a, b in (
-        ({1, 2, 3}, {2, 3, 4}),
-        ({"x"}, {"x"}),
+def containment(answer: Any) -> None:
+    """``answer(item, row)``: |item ∩ row| / |item| of two sets, 0 for an empty item."""
+    assert callable(answer), "The answer should be a function of two sets: the n-grams of the item and of the row."
+    for item, row in (
+        ({1, 2, 3, 4}, {3, 4, 5, 6, 7, 8}),
+        (set(range(20)), set(range(200))),
+        (set(range(50)), set(range(10))),
         ({"x"}, {"y"}),
-        (set(range(61)), set(range(3, 67))),
-        (set(), {1}),
+        ({"x"}, set()),
     ):
-        given = answer(set(a), set(b))
+        given = answer(set(item), set(row))
         assert isinstance(given, int | float) and not isinstance(given, bool), "The function should return one number."
-        wanted = len(a & b) / len(a | b)
-        assert math.isclose(given, answer(set(b), set(a))), "The order of the two sets must not matter."
-        assert math.isclose(given, wanted, abs_tol=1e-9), (
-            f"For two sets of {len(a)} and {len(b)} that share {len(a & b)}, {given:.4g} is not right. What do you divide by?"
+        shared, wanted = len(item & row), len(item & row) / len(item)
+        right = math.isclose(given, wanted, abs_tol=1e-9)
+        assert right or not math.isclose(given, shared / len(item | row)), (
+            "That is the Jaccard similarity. It is small where the row is long, even if the whole item stands in it."
+        )
+        assert right or not row or not math.isclose(given, shared / len(row)), (
+            "That is the part of the row that comes from the item. How much of the item is there?"
+        )
+        assert right, (
+            f"An item of {len(item)} n-grams and a row of {len(row)} share {shared}; then {given:.4g} is not right."
         )
     try:
-        empty = answer(set(), set())
+        empty = answer(set(), {1})
     except ZeroDivisionError:
-        raise AssertionError("Two empty sets make it divide by zero. Nothing differs between them.") from None
-    assert empty == 1, "Two empty sets do not differ in anything."
+        raise AssertionError("An item without n-grams makes it divide by zero. Such an item is in no row.") from None
+    assert empty == 0, "An item without n-grams is in no row: that part is 0."
 
 
 @exercise("02b.2")

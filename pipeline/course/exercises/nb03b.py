@@ -1,4 +1,4 @@
-"""Exercises of notebook 03b: a loss, a merge, a rank, and a learning rate that is too large."""
+"""Exercises of notebook 03b: a loss, ranks of sums of adapters, a rank for an error, and a learning rate that is too large."""
 
 from __future__ import annotations
 
@@ -28,29 +28,35 @@ def cross_entropy(answer: Any) -> None:
         )
 
 
-@exercise("03b.2")
-def merge(answer: Any) -> None:
-    """``answer(W, A, B, alpha, rank)``: W + alpha / rank · B · A."""
-    assert callable(answer), "The answer should be a function of W, A, B, alpha and rank."
+def changes() -> list[Any]:
+    """Three changes of a matrix of 128 × 384 by LoRA, as arrays of numbers drawn at random.
+
+    Returns:
+        The sum of two adapters of rank 4; the sum of two of rank 4 with the same A; one adapter of rank 200.
+    """
     draw = np.random.default_rng(5)
-    for outputs, inputs, rank, alpha in ((6, 6, 2, 2), (12, 5, 3, 6), (4, 9, 1, 16)):
-        weight, down, up = (
-            draw.normal(size=(outputs, inputs)),
-            draw.normal(size=(rank, inputs)),
-            draw.normal(size=(outputs, rank)),
-        )
-        before = weight.copy()
-        given = np.asarray(answer(weight, down, up, alpha, rank))
-        assert given.shape == before.shape, (
-            f"One matrix of the shape of W, {before.shape}, is wanted, not {given.shape}."
-        )
-        assert np.array_equal(weight, before), "The function changed W itself. Give back a new matrix."
-        assert not np.allclose(given, before + up @ down) or alpha == rank, "The strength is missing: alpha / rank."
-        vector = draw.normal(size=inputs)
-        wanted = before @ vector + alpha / rank * (up @ (down @ vector))
-        assert np.allclose(given @ vector, wanted), (
-            "Merged, the layer gives another result. Look at the sum in section 3."
-        )
+    a, other = draw.normal(size=(2, 4, 384))
+    b, more = draw.normal(size=(2, 128, 4))
+    return [b @ a + more @ other, b @ a + more @ a, draw.normal(size=(128, 200)) @ draw.normal(size=(200, 384))]
+
+
+@exercise("03b.2")
+def ranks_of_changes(answer: Any) -> None:
+    """``answer``: the ranks of the three ``changes``."""
+    assert isinstance(answer, tuple | list) and len(answer) == 3, "The answer should be three ranks, one a change."
+    assert all(isinstance(rank, int | np.integer) and rank >= 0 for rank in answer), (
+        "A rank is a whole number from 0 on."
+    )
+    two, shared, large = (int(np.linalg.matrix_rank(change)) for change in changes())
+    assert answer[0] == two, (
+        "The first is not right. Two adapters that have nothing in common: how many independent directions have both together?"
+    )
+    assert answer[1] == shared, (
+        "The second is not right. Take the same A out of the sum: (B₁ + B₂) · A. What is its rank?"
+    )
+    assert answer[2] == large, (
+        "The third is not right. How many rows has the matrix, and can its rank be larger than that?"
+    )
 
 
 @exercise("03b.3")

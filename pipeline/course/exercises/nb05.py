@@ -1,12 +1,14 @@
-"""Exercises of notebook 05: mode fidelity, Wilson's interval, which replies count as right."""
+"""Exercises of notebook 05: mode fidelity, how many items an interval takes, which replies count as right."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from pipeline.core.errors import UserError
+from pipeline.core.statistics import wilson
 from pipeline.course.exercises import exercise
 from pipeline.course.lab import Answered, Question, lesson, questions, rate_of, teach
 from pipeline.data.chat_format import EmptyThink
@@ -41,21 +43,28 @@ def fidelity_of_practice_replies(answer: Any) -> None:
     )
 
 
+def _width(rate: float, items: int) -> float:
+    low, high = wilson(rate * items, items)
+    return high - low
+
+
 @exercise("05.2")
-def wilson_interval(answer: Any) -> None:
-    """``answer(right, n)``: the 95 % Wilson interval as a pair."""
-    assert callable(answer), "The answer should be a function of the number of right replies and of all replies."
-    for right, n in ((0, 10), (10, 10), (150, 200), (1, 3), (499, 500)):
-        # The bounds are the p at which the observed rate lies 1.96 standard errors away: solve the quadratic for them.
-        z2, rate = 1.959964**2, right / n
-        a, b, c = 1 + z2 / n, -(2 * rate + z2 / n), rate**2
-        root = math.sqrt(max(b * b - 4 * a * c, 0.0))
-        low, high = (-b - root) / (2 * a), (-b + root) / (2 * a)
-        given = answer(right, n)
-        assert isinstance(given, tuple | list) and len(given) == 2, "The function should return a pair: (low, high)."
-        assert math.isclose(given[0], low, abs_tol=2e-3) and math.isclose(given[1], high, abs_tol=2e-3), (
-            f"For {right} of {n}, {tuple(round(float(g), 4) for g in given)} is not Wilson's interval. "
-            "Is the centre pulled towards one half, and is everything divided by 1 + z²/n?"
+def items_for_a_width(answer: Any) -> None:
+    """``answer(rate, width)``: the smallest number of items with which Wilson's 95 % interval is at most so wide."""
+    assert callable(answer), "The answer should be a function of a rate and a width, both from 0 to 1."
+    for rate, width in ((0.7, 0.3), (0.9, 0.1), (0.5, 0.1), (1.0, 0.1), (0.9, 0.05), (0.99, 0.02)):
+        given = answer(rate, width)
+        assert isinstance(given, Integral) and not isinstance(given, bool) and given >= 1, (
+            "The function should return a whole number of items, 1 or more."
+        )
+        items = int(given)
+        # Half a thousandth of play, for z may be 1.96 or 1.959964.
+        assert _width(rate, items) <= width * 1.0005, (
+            f"For a rate of {rate:g} and a width of {width:g}, {items} items are too few: the interval is "
+            f"{_width(rate, items):.4f} wide, from its lower to its upper end."
+        )
+        assert items == 1 or _width(rate, items - 1) > width * 0.9995, (
+            f"For a rate of {rate:g} and a width of {width:g}, {items} items are enough, but fewer are enough too."
         )
 
 

@@ -1,4 +1,4 @@
-"""Exercises of notebook 06: the Pareto front, a paired bootstrap, shares by rows and by loss tokens."""
+"""Exercises of notebook 06: the Pareto front, a bootstrap over seeds and items, shares by rows and by loss tokens."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.core.statistics import bootstrap, interval95
 from pipeline.course.exercises import exercise
 from pipeline.course.lab import lesson, questions, rate_of, teach
 
@@ -29,26 +30,31 @@ def pareto_front(answer: Any) -> None:
         )
 
 
-@exercise("06.2")
-def paired_interval(answer: Any) -> None:
-    """``answer(first, second)``: 95 % bootstrap interval of the mean difference, items drawn once for both."""
-    assert callable(answer), "The answer should be a function of two arrays."
+def _scores_of_seeds() -> list[np.ndarray]:
+    """Three arrays [seeds, items] of 0 and 1: the items differ, the seeds differ, both do."""
     rng = np.random.default_rng(7)
-    for rate, flips in ((0.9, 0.1), (0.5, 0.3), (0.7, 0.05)):
-        first = (rng.random(300) < rate).astype(float)
-        second = np.where(rng.random(300) < flips, 1 - first, first)
-        difference = second - first
-        half = 1.96 * difference.std() / math.sqrt(len(difference))
-        given = answer(first, second)
+    easy = rng.choice([0.02, 0.98], 200)
+    seeds = np.array([0.3, 0.5, 0.7, 0.9, 0.95])[:, None]
+    rates = (np.tile(easy, (5, 1)), np.tile(seeds, (1, 200)), (seeds + easy) / 2)
+    return [(rng.random(rate.shape) < rate).astype(float) for rate in rates]
+
+
+@exercise("06.2")
+def interval_over_seeds(answer: Any) -> None:
+    """``answer(scores)``: 95 % bootstrap interval of the mean of [seeds, items], the same items drawn for all seeds."""
+    assert callable(answer), "The answer should be a function of an array with a row for each seed."
+    for scores in _scores_of_seeds():
+        draws = bootstrap({"all": scores[None]}, lambda drawn: drawn["all"].mean())
+        right = interval95(draws)
+        given = answer(scores.copy())
         assert isinstance(given, tuple | list) and len(given) == 2, "The function should return a pair: (low, high)."
         low, high = float(given[0]), float(given[1])
         assert low < high, "The lower end comes first, and must be below the upper one."
-        assert abs((low + high) / 2 - difference.mean()) < 0.5 * half, (
-            "The interval is not around the mean of second minus first. Did you take first minus second?"
-        )
-        assert 0.75 * half < (high - low) / 2 < 1.25 * half, (
-            f"The interval is {(high - low) / 2 / half:.1f} times as wide as it should be. Are the same items drawn for "
-            "both, and are its ends the 2.5th and the 97.5th percentile?"
+        half = (right[1] - right[0]) / 2
+        assert abs((low + high) / 2 - scores.mean()) < 0.5 * half, "The interval is not around the mean of all scores."
+        assert 0.8 * half < (high - low) / 2 < 1.25 * half, (
+            f"The interval is {(high - low) / 2 / half:.1f} times as wide as it should be. Are seeds and items both drawn "
+            "again, the same items for all seeds, and are its ends the 2.5th and the 97.5th percentile?"
         )
 
 

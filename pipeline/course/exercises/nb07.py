@@ -1,4 +1,4 @@
-"""Exercises of notebook 07: a logarithmic scale, the best trial under a constraint, the number of optimiser steps."""
+"""Exercises of notebook 07: a logarithmic scale, the best trial under a constraint, accumulation, a search under a floor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from pipeline.course.exercises import exercise
-from pipeline.course.lab import lesson, teach
+from pipeline.course.lab import lesson, questions, rate_of, teach
 
 # (balance, fidelity thinking, fidelity non-thinking) of trials, as a search might leave them.
 PRACTICE_TRIALS: tuple[tuple[float, float, float], ...] = (
@@ -60,16 +60,19 @@ def accumulation_steps(answer: Any) -> None:
 
 
 @exercise("07.4")
-def a_study_of_your_own(answer: Any) -> None:
-    """``{"learning_rate": …, "rank": …}`` with which 20 steps bring the loss below 0.6."""
+def a_search_under_a_floor(answer: Any) -> None:
+    """``{"learning_rate": …, "rank": …}`` with which 20 steps bring the loss below 0.45 and leave 0.9 of the chat right."""
     assert isinstance(answer, dict) and set(answer) == {"learning_rate", "rank"}, (
         "The answer should be a dict with the keys learning_rate and rank, as study.best_params is."
     )
     rate, rank = answer["learning_rate"], answer["rank"]
     assert isinstance(rate, int | float) and 0 < rate <= 1, "The learning rate should lie between 0 and 1."
     assert isinstance(rank, int) and 1 <= rank <= 128, "The rank should be a whole number from 1 to 128."
-    loss = teach(lesson(0.0, 200), steps=20, rate=rate, rank=rank)["loss"]
-    last = sum(loss[-5:]) / 5
-    assert last < 0.6, (
+    taught = teach(lesson(0.0, 200), questions("chat", 20), steps=20, rate=rate, rank=rank)
+    last, kept = sum(taught["loss"][-5:]) / 5, rate_of(taught["replies"])
+    assert kept >= 0.9, (
+        f"With these values only {kept:.2f} of the chat is right. A trial below the floor must not win, however low its loss is."
+    )
+    assert last < 0.45, (
         f"With these values the loss of the last five steps is {last:.2f}. Give the search a wider range, or more trials."
     )

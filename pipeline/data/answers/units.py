@@ -129,7 +129,6 @@ def _registry() -> Any:
 
 
 _SQUARE = re.compile(r"(?i)\b(square|sq\.?|cubic|cu\.?) +([a-z]+)|\b([a-z]+)[ -](squared|cubed)\b", re.ASCII)
-_POWER = re.compile(r"(?<=[A-Za-z])\^?([23])(?![\d])")
 
 
 def _english(text: str) -> str:

@@ -29,18 +29,6 @@ _PERIODS = 8  # lengths of blocks that are tried, the likeliest first
 OFTEN = 16  # anywhere in a text: a month in each line of a year comes twelve times
 
 
-def repeated_part(text: str, ngram: int) -> float:
-    """Part (0..1) of the word n-grams of a text that repeat earlier ones; code left out, 0 for fewer than 100 words.
-
-    A measure of how varied a text is. It is high for songs and plans too, so cleaning goes by ``looping_part``.
-    """
-    words = _words(text)
-    if len(words) < max(_FEWEST_WORDS, ngram):
-        return 0.0
-    grams = list(zip(*(words[shift:] for shift in range(ngram)), strict=False))
-    return 1 - len(set(grams)) / len(grams)
-
-
 def _words(text: str) -> list[str]:
     """The words of a text, code and mathematics left out; a CJK character is a word."""
     text = unprotected(text)

@@ -105,7 +105,7 @@ def _json_row(file: DataFile, line: int, raw: bytes, size: int) -> SourceRow:
     return SourceRow(file.name, line, value)
 
 
-def read_jsonl(file: DataFile, place: Place) -> Iterator[SourceRow]:
+def rows_of_jsonl(file: DataFile, place: Place) -> Iterator[SourceRow]:
     with open_file(file) as stream:
         for number, raw, size, _ in lines_of(stream, file):
             if not raw.isspace() and not place.skipped(number):
@@ -228,7 +228,7 @@ def _list_of_rows(file: DataFile, members: list[tuple[bytes, int, int]]) -> int:
     )
 
 
-def read_json(file: DataFile, place: Place) -> Iterator[SourceRow]:
+def rows_of_json(file: DataFile, place: Place) -> Iterator[SourceRow]:
     with open_file(file) as stream:
         blanks = _skip_blanks(stream, file)
         sign = stream.peek(1)[:1]
@@ -242,7 +242,7 @@ def read_json(file: DataFile, place: Place) -> Iterator[SourceRow]:
         _skip_blanks(stream, file)
         more = stream.peek(1)[:1] == b"{"
     if more and _is_object(first):  # one object a line, though the name says .json: common on the hubs
-        yield from read_jsonl(file, place)
+        yield from rows_of_jsonl(file, place)
         return
     with open_file(file) as stream:
         stream.read(blanks)

@@ -27,7 +27,7 @@ from pipeline.settings import EvaluationSettings
 if TYPE_CHECKING:
     from pipeline.model.engines.base import Engine
 
-Row = dict[str, Any]
+TaskRow = dict[str, Any]
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def run_benchmark(
     work_dir: Path,
     engine: Engine,
     progress: bool,
-) -> list[Row]:
+) -> list[TaskRow]:
     """Run one benchmark in one mode; what ``work_dir`` holds already is not asked again.
 
     EvalScope works in a thread of its own and stores every reply when it has it, the replies are made here.
@@ -107,7 +107,7 @@ def _stored(work_dir: Path, kind: str, name: str, benchmark: Benchmark) -> dict[
     return rows
 
 
-def _rows(benchmark: Benchmark, mode: Mode, name: str, work_dir: Path, score: float | None) -> list[Row]:
+def _rows(benchmark: Benchmark, mode: Mode, name: str, work_dir: Path, score: float | None) -> list[TaskRow]:
     """One row a reply: what EvalScope stored of it, its form, and its score.
 
     Raises:

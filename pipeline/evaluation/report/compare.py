@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
 from pipeline.core.modes import Mode
+from pipeline.core.statistics import Z95
 from pipeline.evaluation.report.schema import MODELS, modes_of
-
-Z95 = NormalDist().inv_cdf(0.975)
-
 
 # --- intervals --------------------------------------------------------------------------------------------------------
 

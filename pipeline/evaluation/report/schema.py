@@ -101,7 +101,7 @@ class BenchmarkScore(_Strict):
     ci95: RateInterval
 
 
-class Cell(_Strict):
+class CellSection(_Strict):
     """One model in one mode. ``n`` is the number of replies; without it, the sum over the benchmarks.
 
     ``opened``, ``closed``, ``leaked`` and ``truncated`` are shares of the replies.
@@ -122,8 +122,8 @@ class Cell(_Strict):
 class ModeCells(_Strict):
     """The modes of one model: both, or the one that it has."""
 
-    thinking: Cell | None = None
-    non_thinking: Cell | None = None
+    thinking: CellSection | None = None
+    non_thinking: CellSection | None = None
 
 
 class EvaluationSection(_Strict):

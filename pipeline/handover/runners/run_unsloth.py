@@ -1,4 +1,4 @@
-"""Unsloth: rows as text through the chat template, as its notebooks do it, then its trainer (see runner_io)."""
+"""Unsloth: rows as text through the chat template, as its notebooks do it, or as tokens; then its trainer (see runner_io)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,14 @@ def prepare(job: dict[str, Any], task: dict[str, Any]) -> list[dict[str, Any]]:
     settings = dict(task["settings"])
     responses = settings.pop("train_on_responses_only", None)
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
-    texts = [
-        tokenizer.apply_chat_template(row["messages"], tools=row["tools"] or None, tokenize=False)
-        for row in task["rows"]
-    ]
+    if settings.pop("form", "text") == "tokens":
+        dataset = Dataset.from_list([row["ours"] for row in task["rows"]])
+    else:
+        texts = [
+            tokenizer.apply_chat_template(row["messages"], tools=row["tools"] or None, tokenize=False)
+            for row in task["rows"]
+        ]
+        dataset = Dataset.from_dict({"text": texts})
     config = SFTConfig(
         output_dir=str(folder / "out"),
         report_to="none",
@@ -38,7 +42,6 @@ def prepare(job: dict[str, Any], task: dict[str, Any]) -> list[dict[str, Any]]:
     shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "head_dim": 64}
     heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
     model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **shape, **heads))
-    dataset = Dataset.from_dict({"text": texts})
     trainer = SFTTrainer(model, args=config, train_dataset=dataset, processing_class=tokenizer)
     if responses is not None:
         trainer = train_on_responses_only(trainer, **responses)

@@ -3,8 +3,8 @@
     PYTHON run_NAME.py JOB.json RESULT.json
 
 JOB.json: ``model`` (folder with tokenizer and config.json), ``max_length`` (tokens) and ``tasks``, a list: ``name``, ``folder``
-(to work in), ``rows`` (``id``, ``messages``, ``tools``, ``mode``), ``settings`` (under the framework's own names), ``data``
-(null, or a folder that was handed over: its files are read in the place of ``rows``).
+(to work in), ``rows`` (``id``, ``messages``, ``tools``, ``mode``, ``ours``: tokens and labels of its last answer), ``settings``
+(under the framework's own names), ``data`` (null, or a folder that was handed over: its files are read in the place of ``rows``).
 RESULT.json: ``versions`` and ``tasks``: name → ``rows`` (``input_ids`` and ``labels``, in the framework's order). It is written
 anew after each task, so where one fails, those before it are there.
 """

@@ -1,6 +1,6 @@
 """What a model's folder is good for: read from its files, without loading the weights.
 
-In: any folder. Out: a ``Finding``: architecture and sizes, chat template and its switch, modes, end tokens, context, and
+In: any folder. Out: a ``CheckedFolder``: architecture and sizes, chat template and its switch, modes, end tokens, context, and
 whether this pipeline can train it; where it cannot, or only in one mode, what would do.
 """
 
@@ -22,7 +22,7 @@ HYBRIDISE = "python -m pipeline hybridise"
 
 
 @dataclass
-class Finding:
+class CheckedFolder:
     """What ``check`` found. ``trainable``: in its own modes, by this pipeline; ``advice`` says what to do about the rest."""
 
     folder: str
@@ -50,7 +50,7 @@ class Finding:
         return asdict(self)
 
 
-def check(folder: Path) -> Finding:
+def check_folder(folder: Path) -> CheckedFolder:
     """Look at a model's folder.
 
     Raises:
@@ -63,7 +63,7 @@ def check(folder: Path) -> Finding:
     if not (folder / "config.json").exists():
         raise UserError(f"{folder} is no model folder: it has no config.json.")
     require_weights([path.name for path in folder.iterdir()], str(folder))
-    found = Finding(str(folder))
+    found = CheckedFolder(str(folder))
     _fetched(folder, found)
     _architecture(read_json(folder / "config.json"), folder, found)
     _weights(folder, found)
@@ -72,7 +72,7 @@ def check(folder: Path) -> Finding:
     return found
 
 
-def _fetched(folder: Path, found: Finding) -> None:
+def _fetched(folder: Path, found: CheckedFolder) -> None:
     """Compare the checksums of a folder that was fetched here."""
     if not (folder / RECORD).is_file():
         return
@@ -86,7 +86,7 @@ def _fetched(folder: Path, found: Finding) -> None:
     found.fetched = {key: value for key, value in record.items() if key != "files"}
 
 
-def _architecture(config: dict[str, Any], folder: Path, found: Finding) -> None:
+def _architecture(config: dict[str, Any], folder: Path, found: CheckedFolder) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
     kind = config.get("model_type", "")
@@ -108,7 +108,7 @@ def _architecture(config: dict[str, Any], folder: Path, found: Finding) -> None:
             found.advice.append("Take its 16-bit original, or a -bnb-4bit version.")
 
 
-def _weights(folder: Path, found: Finding) -> None:
+def _weights(folder: Path, found: CheckedFolder) -> None:
     """Count weights from the headers of the safetensors files."""
     dtypes: set[str] = set()
     for path in sorted(folder.glob("*.safetensors")):
@@ -140,7 +140,7 @@ def _header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _tokenizer(folder: Path, found: Finding) -> None:
+def _tokenizer(folder: Path, found: CheckedFolder) -> None:
     from transformers import AutoTokenizer
 
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
@@ -184,7 +184,7 @@ def _tokenizer(folder: Path, found: Finding) -> None:
         )
 
 
-def text(found: Finding) -> str:
+def text(found: CheckedFolder) -> str:
     """A finding in lines."""
     lines = [
         f"{found.folder}",

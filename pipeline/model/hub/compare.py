@@ -19,7 +19,7 @@ TEXTS = (
 )
 
 
-def compare(first: Path, second: Path) -> dict[str, Any]:
+def compare_models(first: Path, second: Path) -> dict[str, Any]:
     """Compare the logits of two models with one vocabulary, in float32.
 
     Returns:

