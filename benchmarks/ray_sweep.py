@@ -124,6 +124,29 @@ def without_times(folder: Path) -> Any:
     return result
 
 
+TOLD = {
+    "local": "this machine's own pool, one cell at a time",
+    "one": "Ray, one node of one core",
+    "two": "Ray, two nodes of one core",
+    "killed": "two nodes, one killed in the middle",
+    "resumed": "head and coordinator killed; the local pool ends it",
+}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result in Markdown: a line a part."""
+    parts = result["parts"]
+    lines = ["| where | seconds | cells an hour | cells done | same `sweep.json` |", "|---|--:|--:|--:|---|"]
+    for name, entry in parts.items():
+        same = "" if name == "local" else "yes" if entry["same"] else "no"
+        cells = f"{entry['seconds']:.0f} | {entry['cells_an_hour']:.0f} | {entry['reports']} of {result['cells']}"
+        lines.append(f"| {TOLD[name]} | {cells} | {same} |")
+    if {"one", "two"} <= set(parts):
+        ratio = parts["two"]["cells_an_hour"] / parts["one"]["cells_an_hour"]
+        lines += ["", f"Two nodes against one: {ratio:.2f} times the cells an hour, {result['cells']} cells."]
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> int:
     sys.path.insert(0, str(ROOT))
     from pipeline.core.files import write_json
@@ -151,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
             entry["same"] = without_times(base / part) == without_times(base / "local")
         result["parts"][part] = entry
         print(json.dumps({part: entry}), file=sys.stderr, flush=True)
-    print(json.dumps(result, indent=2))
+    print(table(result))
     if args.output:
         write_json(args.output, result)
     return 0
