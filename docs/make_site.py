@@ -1,8 +1,9 @@
 """Gather the pages of the site: the two READMEs, docs/, the notebooks in both languages, and a reference from the docstrings.
 
-    python docs/make_site.py outputs/site [EXECUTED]
+    python docs/make_site.py outputs/site [EXECUTED] [--report RUN]
 
-In: this repository; with EXECUTED, the ``--output-dir`` of a ``course``, whose executed notebooks take the place of bare ones.
+In: this repository; with EXECUTED, the ``--output-dir`` of a ``course``, whose executed notebooks take the place of bare ones,
+and whose run gives its report; with ``--report``, that of another run directory (several times: of several).
 Out: ``outputs/site/source`` and ``outputs/site/mkdocs.yml``. Pages keep their places, so their links among each other hold. A
 link to something that is no page (code, a folder) becomes plain text. A page in Chinese has ``.zh`` before its suffix.
 
@@ -11,7 +12,9 @@ It runs in the environment of requirements-docs.txt and imports nothing of the p
 
 from __future__ import annotations
 
+import argparse
 import ast
+import html
 import json
 import os
 import re
@@ -115,7 +118,26 @@ def reference() -> Iterator[str]:
             yield f"## `{'.'.join(parts)}`\n\n::: {'.'.join(parts)}\n\n"
 
 
-def gather(folder: Path, executed: Path | None) -> list[Path]:
+def report_pages(runs: list[Path], folder: Path) -> list[Path]:
+    """Copy the reports of runs, which are whole pages of their own, and write a page in each language that leads to them."""
+    heads = {"report.md": "# Reports of runs", "report.zh.md": "# 运行的报告"}
+    links = []
+    for number, run in enumerate(runs, 1):
+        report = run / "report.html"
+        if not report.is_file():
+            sys.exit(f"{run} has no report.html: it is no finished run. `python -m pipeline report` writes it.")
+        title = re.search(r"<title>(.*?)</title>", report.read_text(encoding="utf-8"), re.DOTALL)
+        words = html.unescape(title[1]).strip() if title else run.name
+        (folder / "reports").mkdir(exist_ok=True)
+        shutil.copy(report, folder / "reports" / f"{number}.html")
+        plain = re.sub(r"[\\`*_<>&\[\]]", " ", words)
+        links.append(f"- [{plain}](reports/{number}.html)")
+    for name, head in heads.items() if runs else ():
+        (folder / name).write_text("\n".join([head, "", *links, ""]), encoding="utf-8")
+    return [Path(name) for name in heads] if runs else []
+
+
+def gather(folder: Path, executed: Path | None, reports: list[Path]) -> list[Path]:
     """Write the pages to ``folder``; returns their places."""
     shutil.rmtree(folder, ignore_errors=True)
     files = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").iterdir())]
@@ -141,30 +163,31 @@ def gather(folder: Path, executed: Path | None) -> list[Path]:
     (folder / "assets").mkdir()
     shutil.copy(ROOT / "docs" / "site" / "iframe-worker.js", folder / "assets")
     (folder / "reference.md").write_text("".join(reference()), encoding="utf-8")
-    return [*pages, Path("reference.md")]
+    own = [executed / "main"] if executed and (executed / "main" / "report.html").is_file() else []
+    return [*pages, Path("reference.md"), *report_pages([*own, *reports], folder)]
 
 
 def contents(pages: list[Path]) -> list[dict[str, object]]:
     """The site's contents: sections of pages, as ``mkdocs.yml`` has them under ``nav``."""
     names = [str(page) for page in pages if not page.name.endswith(".zh.md")]
     sections = {title: [f"docs/{name}.md" for name in words.split()] for title, words in SECTIONS.items()}
-    alone = ("index.md", "docs/complaints.md", "docs/glossary.md", "reference.md")
+    alone = ("index.md", "docs/complaints.md", "docs/glossary.md", "reference.md", "report.md")
     placed = {*alone, *(name for section in sections.values() for name in section)}
     notebooks = [name for name in names if name.startswith("notebooks/")]
     more = [name for name in names if name not in placed and name not in notebooks]
     return [
         {"Start": "index.md"},
         {"Which complaint brings you here?": "docs/complaints.md"},
-        {"Course": [*notebooks, {"Glossary": "docs/glossary.md"}]},
+        {"Course": [*notebooks, *(name for name in names if name == "report.md"), {"Glossary": "docs/glossary.md"}]},
         *({title: section} for title, section in sections.items()),
         *([{"More": more}] if more else []),
         {"Reference": "reference.md"},
     ]
 
 
-def main(folder: Path, executed: Path | None) -> None:
+def main(folder: Path, executed: Path | None, reports: list[Path]) -> None:
     """Write pages and settings to ``folder``."""
-    pages = gather(folder / "source", executed)
+    pages = gather(folder / "source", executed, reports)
     nav = json.dumps(contents(pages), ensure_ascii=False, indent=1)  # JSON is YAML too
     settings = CONFIG.read_text(encoding="utf-8").replace("@ROOT@", json.dumps(str(ROOT)))
     settings += f"\ndocs_dir: source\nsite_dir: html\nnav: {nav}\n"
@@ -173,4 +196,9 @@ def main(folder: Path, executed: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where pages and settings go")
+    parser.add_argument("executed", type=Path, nargs="?", help="the --output-dir of a course")
+    parser.add_argument("--report", type=Path, action="append", default=[], metavar="RUN", help="a run with a report")
+    args = parser.parse_args()
+    main(args.folder, args.executed, args.report)

@@ -177,7 +177,7 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 def tiny_run(once: Callable[..., Path], pipeline_command: Callable[..., subprocess.CompletedProcess[str]]) -> Path:
     """A whole run of the embedded profile with ``tiny.SETTINGS``, by the real Python; not to be changed.
 
-    Its temporary files go into ``tmp`` beside the folder.
+    Its temporary files go into ``tmp`` beside the folder, and what it printed into ``console.txt``.
     """
     from tiny import SETTINGS
 
@@ -185,7 +185,8 @@ def tiny_run(once: Callable[..., Path], pipeline_command: Callable[..., subproce
         temporary = path.with_name("tmp")
         temporary.mkdir(exist_ok=True)
         own = {"TMPDIR": str(temporary)}
-        pipeline_command("run", "--output-dir", str(path), sets=SETTINGS, fresh=True, environment=own)
+        done = pipeline_command("run", "--output-dir", str(path), sets=SETTINGS, fresh=True, environment=own)
+        path.with_name("console.txt").write_text(done.stdout + done.stderr)
 
     return once("run", make)
 

@@ -50,6 +50,16 @@ def test_no_temporary_folder_is_left(finished: Path) -> None:
     assert list(finished.with_name("tmp").iterdir()) == []
 
 
+NOISE = ("Warning", "site-packages", "Failed to load", "it/s]", "%|", "Unsloth", "Loading weights", "encryption")
+
+
+def test_the_console_is_quiet(finished: Path) -> None:
+    """What libraries print goes to the run's log, and nothing of it to the console."""
+    console = finished.with_name("console.txt").read_text(encoding="utf-8")
+    assert [line for line in console.splitlines() if any(word in line for word in NOISE)] == []
+    assert "Unsloth" in (finished / "log.txt").read_text(encoding="utf-8")  # they do print
+
+
 def test_report_agrees_with_the_files_it_sums_up(finished: Path) -> None:
     report: dict[str, Any] = json.loads((finished / "report.json").read_text(encoding="utf-8"))
     assert report["schema_version"] == 1

@@ -2,8 +2,10 @@
 #     docker build -f launch/docker/cuda.Dockerfile -t hybrid-course:cuda .
 #     docker run --rm --gpus all -v "$PWD/runs:/results" hybrid-course:cuda run --profile qwen3-8b --output-dir /results/8b
 # torch brings its own CUDA libraries; the compiler is for kernels that Triton builds at run time.
-# Not built here, as there is no Docker; its instructions are checked in tests/benchmarks/test_launch_cluster.py.
+# Not built here, as there is no Docker; read by hadolint in tests/benchmarks/test_launch_cluster.py.
 FROM python:3.11-slim
+# Debian keeps only the newest version of a package, so a pinned one would be gone soon.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends build-essential git && rm -rf /var/lib/apt/lists/*
 WORKDIR /course
 COPY . .

@@ -16,6 +16,12 @@ def register(group: Any) -> None:
     course.add_argument("--workers", type=positive, default=2, metavar="N", help="notebooks at a time (default: 2)")
     course.add_argument("--chat-share", type=float, metavar="X", help="passed to the notebooks")
     course.add_argument("--lang", choices=LANGUAGES, help="language of the notebooks (default: that of the messages)")
+    course.add_argument(
+        "--slides",
+        type=folder,
+        metavar="DIR",
+        help="execute nothing: write slides of the notebooks that were executed, 00, 01, 03, 04 and 05 or those of --only",
+    )
     course.set_defaults(do=_course)
 
     bundle = command(
@@ -59,6 +65,13 @@ def register(group: Any) -> None:
 def _course(args: argparse.Namespace) -> int:
     from pipeline.course.execute import execute_course
 
+    spoken = args.lang or language()
+    if args.slides is not None:
+        from pipeline.course.slides import make_slides
+
+        made = make_slides(args.output_dir, args.slides, args.only, spoken)
+        show(args, made, f"{made['slides']} slides: {', '.join(made['files'])}")
+        return 0
     profile = load(args)
     name = profile_path(args)
     result = execute_course(
@@ -68,7 +81,7 @@ def _course(args: argparse.Namespace) -> int:
         overrides=args.set,
         only=args.only,
         workers=args.workers,
-        language=args.lang or language(),
+        language=spoken,
     )
     show(args, result, "\n".join(f"{n['name']}: {n['status']} ({n['seconds']:.0f} s)" for n in result["notebooks"]))
     return 0 if result["ok"] else 1

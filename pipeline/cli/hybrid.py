@@ -16,7 +16,7 @@ def register(group: Any) -> None:
 
 
 def _hybridise(args: argparse.Namespace) -> int:
-    from pipeline.hybrid.accept import text
+    from pipeline.hybrid.accept import hybrid_text
     from pipeline.hybrid.hybridise import hybridise
 
     quiet()
@@ -27,5 +27,5 @@ def _hybridise(args: argparse.Namespace) -> int:
         else f"the candidate and all replies are in {args.output_dir / 'hybridise'}; more steps (--set training.max_steps=…) "
         "in another --output-dir may do"
     )
-    show(args, record, f"{text(record)}\n{advice}")
+    show(args, record, f"{hybrid_text(record)}\n{advice}")
     return 0 if record["accepted"] else 1

@@ -95,7 +95,7 @@ def _rehearse(args: argparse.Namespace) -> int:
     from pipeline.core.place import cache_dir
     from pipeline.data.describe import loader
     from pipeline.data.pools import require_sources
-    from pipeline.data.rehearsal.rehearse import Rehearsal, chosen, copy_to, describe
+    from pipeline.data.rehearsal.rehearse import Rehearsal, chosen, copy_to, describe_rehearsal
     from pipeline.evaluation.engine import other_answers
     from pipeline.model.load import load_tokenizer
     from pipeline.settings import load_recipe
@@ -123,7 +123,7 @@ def _rehearse(args: argparse.Namespace) -> int:
             copy_to(args.output_dir / source.name, rows)
             if args.plan:
                 records[f"{source.name}.plan"] = _plans(args, rehearsal, source)
-    show(args, records, f"{describe(records)}\n\nrows: {args.output_dir}/*/rows.jsonl")
+    show(args, records, f"{describe_rehearsal(records)}\n\nrows: {args.output_dir}/*/rows.jsonl")
     return 0
 
 

@@ -58,11 +58,11 @@ def _power(args: argparse.Namespace) -> int:
 
 
 def _estimate(args: argparse.Namespace) -> int:
-    from pipeline.training.estimate import estimate, profile_sizes, text
+    from pipeline.training.estimate import estimate, estimate_text, profile_sizes
     from pipeline.training.estimate_replies import estimate_replies, replies_text
 
     profile = load(args)
     result = estimate(profile, args.tokens, args.tflops)
     result["evaluation"] = estimate_replies(profile, profile_sizes(profile))
-    show(args, result, "\n\n".join([text(result), replies_text(result["evaluation"])]))
+    show(args, result, "\n\n".join([estimate_text(result), replies_text(result["evaluation"])]))
     return 0

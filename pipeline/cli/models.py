@@ -93,11 +93,11 @@ def _fetch(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from pipeline.model.hub.check import check_folder, text
+    from pipeline.model.hub.check import check_folder, checked_text
 
     quiet()
     found = check_folder(args.folder)
-    show(args, found.as_dict(), text(found))
+    show(args, found.as_dict(), checked_text(found))
     return 0 if found.trainable else 1
 
 

@@ -90,7 +90,7 @@ def _stage(args: argparse.Namespace, run: Any) -> int:
 def _plan(args: argparse.Namespace, profile: Any) -> int:
     from pipeline.core.console import duration
     from pipeline.data.describe import describe_mix
-    from pipeline.training.estimate import text
+    from pipeline.training.estimate import estimate_text
     from pipeline.training.estimate_replies import replies_text
     from pipeline.training.plan import plan_run
 
@@ -106,7 +106,11 @@ def _plan(args: argparse.Namespace, profile: Any) -> int:
         lines.append(
             f"time of the whole run: about {duration(result['estimated_seconds'])} on {result['estimate_measured_on']}"
         )
-    lines += [text(result["estimate"]), "", replies_text(result["evaluation"], bool(result["estimated_seconds"]))]
+    lines += [
+        estimate_text(result["estimate"]),
+        "",
+        replies_text(result["evaluation"], bool(result["estimated_seconds"])),
+    ]
     show(args, result, "\n".join(lines))
     return 0
 

@@ -117,7 +117,7 @@ def register(group: Any) -> None:
 def _export(args: argparse.Namespace) -> int:
     from pipeline.export.export import Options, export
     from pipeline.export.gguf import TYPES
-    from pipeline.export.measure import PROMPTS
+    from pipeline.export.measure import PROMPTS_A_MODE
     from pipeline.export.parity import parity_text
 
     kinds = tuple(args.gguf or TYPES)
@@ -132,7 +132,7 @@ def _export(args: argparse.Namespace) -> int:
         base=args.base,
         dequantise=args.dequantise,
         gguf_types=kinds,
-        prompts=0 if args.no_check else args.prompts or PROMPTS,
+        prompts=0 if args.no_check else args.prompts or PROMPTS_A_MODE,
     )
     targets = [name for names in args.to for name in names]
     quiet()

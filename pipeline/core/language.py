@@ -5,16 +5,17 @@ printed result and errors of a command, the hints of an exercise), never in what
 (``locale/zh_CN/LC_MESSAGES/pipeline.po``) has a message for a sentence as it stands in the code, with ``{0}``, ``{1}`` … for the
 values of an f-string in their order; the translation may use them in another. What stands for a value is translated in turn, so a
 sentence may hold another one; but not within a name: ``evaluation.sampling.{0}`` stays what has to be typed. What the catalogue
-lacks stays English.
+lacks stays English, with its lines, and its parts at ``: `` and ``; ``, looked for one by one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.core.place import PACKAGE
@@ -22,7 +23,9 @@ from pipeline.core.place import PACKAGE
 LANGUAGES = ("en", "zh")
 VARIABLE = "PIPELINE_LANG"
 CATALOGUES = {"zh": PACKAGE / "locale" / "zh_CN" / "LC_MESSAGES" / "pipeline.po"}
+PARTED = (("; ", "；"), (": ", "："))  # what parts the sentences that the code puts together from others
 _HOLE = re.compile(r"\{(\d+)\}")
+_SPACES = re.compile("(?<=[\u4e00-\u9fff]) \0(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff]\0) (?=[\u4e00-\u9fff])")
 _IN_A_NAME = re.compile(r"(?<=[\w.=/-])\{(\d+)\}|\{(\d+)\}(?=[\w.=/-])", re.ASCII)
 
 
@@ -48,7 +51,7 @@ def choose(name: str) -> None:
 
 
 def translate(text: str) -> str:
-    """``text`` in the reader's language: as a whole, else line by line; what the catalogue does not know stays as it is."""
+    """``text`` in the reader's language: as a whole, else line by line and part by part; the unknown stays as it is."""
     chosen = language()
     return text if chosen == "en" else _translate(text, chosen)
 
@@ -59,44 +62,74 @@ def _translate(text: str, chosen: str) -> str:
     exact, templates = _catalogue(chosen)
     if text in exact:
         return exact[text]
-    for parts, target in templates:
-        # Most sentences are ruled out by a word that they lack, without a regular expression.
-        if all(part in text for part in parts) and (match := _pattern(parts).fullmatch(text)):
-            names = {int(first or second) for first, second in _IN_A_NAME.findall(target)}
-            values = enumerate(match.groups())
-            return target.format(
-                *(value if i in names or value == text else _translate(value, chosen) for i, value in values)
-            )
+    for template in templates:
+        if (values := template.values(text)) is not None:
+            said = [
+                value if number in template.names or value == text else _translate(value, chosen)
+                for number, value in enumerate(values)
+            ]
+            return template.filled(said, [new != value for new, value in zip(said, values, strict=True)])
     if "\n" in text:
         return "\n".join(_translate(line, chosen) for line in text.split("\n"))
+    for english, chinese in PARTED:
+        first, found, rest = text.partition(english)
+        said = [_translate(part, chosen) for part in (first, rest)] if found else []
+        if said and said != [first, rest]:
+            return chinese.join(said)
     return text
 
 
+@dataclasses.dataclass(frozen=True)
+class _Template:
+    """A sentence with values: what stands around them, its translation, and the numbers of the values that stay as they are."""
+
+    parts: tuple[str, ...]
+    target: str
+    names: frozenset[int]
+
+    def values(self, text: str) -> tuple[str, ...] | None:
+        """Those of ``text``; None where it is another sentence."""
+        # Most are ruled out by a word that the text lacks, without a regular expression.
+        if not text.startswith(self.parts[0]) or not text.endswith(self.parts[-1]):
+            return None
+        match = self._pattern.fullmatch(text) if all(part in text for part in self.parts) else None
+        return match and match.groups()
+
+    def filled(self, values: Sequence[str], translated: Sequence[bool]) -> str:
+        """The translation with values. Chinese stands beside Chinese without the space that a name or a number has."""
+        marked = (f"\0{value}\0" if new else value for value, new in zip(values, translated, strict=True))
+        text = _SPACES.sub("", self.target.format(*marked))
+        return text.replace("\0", "")
+
+    @functools.cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        # Several lines are one sentence only if they begin with its words. Behind a full stop comes a sentence, or nothing.
+        holes = [
+            r"(|\s.*?)" if part.endswith(".") and number not in self.names else "(.*?)"
+            for number, part in enumerate(self.parts[:-1])
+        ]
+        pattern = "".join(re.escape(part) + hole for part, hole in zip(self.parts, [*holes, ""], strict=True))
+        return re.compile(pattern, re.DOTALL if self.parts[0] or "\n" in "".join(self.parts) else 0)
+
+
 @functools.cache
-def _pattern(parts: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("(.*?)".join(map(re.escape, parts)), re.DOTALL)
-
-
-_Templates = list[tuple[tuple[str, ...], str]]
-
-
-@functools.cache
-def _catalogue(chosen: str) -> tuple[dict[str, str], _Templates]:
-    """Whole sentences, and those with values: what stands between the values, and the translation; the most literal ones first."""
+def _catalogue(chosen: str) -> tuple[dict[str, str], list[_Template]]:
+    """Whole sentences, and those with values, the most literal ones first."""
     from babel.messages.pofile import read_po
 
     exact: dict[str, str] = {}
-    templates: _Templates = []
+    templates: list[_Template] = []
     with CATALOGUES[chosen].open("rb") as file:
         for message in read_po(file, ignore_obsolete=True, abort_invalid=True):
             source, target = str(message.id), str(message.string)
             if not source or not target:
                 continue
             if _HOLE.search(source):
-                templates.append((tuple(map(_plain, _HOLE.split(source)[::2])), target))
+                names = frozenset(int(first or second) for first, second in _IN_A_NAME.findall(target))
+                templates.append(_Template(tuple(map(_plain, _HOLE.split(source)[::2])), target, names))
             else:
                 exact[_plain(source)] = _plain(target)
-    templates.sort(key=lambda entry: -sum(map(len, entry[0])))
+    templates.sort(key=lambda template: -sum(map(len, template.parts)))
     return exact, templates
 
 

@@ -17,7 +17,7 @@ from pipeline.core.place import ROOT
 from pipeline.course.translation import NOTEBOOKS, text_of
 from pipeline.data.stored_mix import load_mix
 from pipeline.evaluation.report.reference import rates
-from pipeline.evaluation.report.schema import MODELS, modes_of
+from pipeline.evaluation.report.schema import MODELS, modes_measured
 from pipeline.evaluation.report.words import interval_text, label_of
 from pipeline.model.form import judge
 
@@ -143,7 +143,7 @@ def counted_again(run: Path) -> list[str]:
     if report is None:
         return lines or ["There is nothing to count yet: notebooks 03 to 05 make it."]
     for which in MODELS:
-        for mode in modes_of(report):
+        for mode in modes_measured(report):
             where = f"{which}, {label_of(mode)}"
             path = run / "evaluation" / which / mode / "predictions.jsonl"
             if not path.is_file():
@@ -165,7 +165,7 @@ def counted_again(run: Path) -> list[str]:
 def fidelity_lines(report: Mapping[str, Any]) -> list[str]:
     """Mode fidelity of the tuned model in each mode, held against ``FIDELITY``."""
     lines = []
-    for mode in modes_of(report):
+    for mode in modes_measured(report):
         cell = report["evaluation"]["tuned"][mode]
         value, interval = cell["mode_fidelity"], cell["mode_fidelity_ci95"]
         if value >= FIDELITY:

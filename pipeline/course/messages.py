@@ -7,10 +7,11 @@ to ``pipeline/locale/zh_CN/LC_MESSAGES/pipeline.po``.
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pipeline.core.language import CATALOGUES
@@ -37,7 +38,7 @@ def _parts(node: ast.expr) -> list[str | None]:
 
 
 def sentence(node: ast.expr) -> str | None:
-    """The message of a text, an f-string or a sum of such, with ``{0}``, ``{1}`` … for its values; None for any other expression."""
+    """The message of a text, an f-string or a sum of such, with ``{0}``, ``{1}`` … for its values; of all else, None."""
     parts = _parts(node)
     if not isinstance(node, ast.JoinedStr) and all(part is None for part in parts):
         return None
@@ -77,6 +78,7 @@ def said(folder: Path = PACKAGE) -> dict[str, str]:
     return found
 
 
+@functools.cache
 def catalogue() -> dict[str, str]:
     """{message: translation} of the Chinese catalogue."""
     from babel.messages.pofile import read_po
@@ -85,15 +87,15 @@ def catalogue() -> dict[str, str]:
         return {str(m.id): str(m.string) for m in read_po(file, ignore_obsolete=True, abort_invalid=True) if m.id}
 
 
-def missing() -> Iterator[str]:
-    """An entry of a catalogue for each hint, error and line of progress without a translation."""
+def missing(wanted: Mapping[str, str] | None = None) -> Iterator[str]:
+    """An entry of a catalogue for each sentence without a translation, of {sentence: file}; of the hints, without any given."""
     from babel.messages.pofile import escape
 
     known = catalogue()
-    for text, file in (hints() | said()).items():
+    for text, file in (hints() if wanted is None else wanted).items():
         if not known.get(text):
             yield f'#: {file}\nmsgid "{escape(text)[1:-1]}"\nmsgstr ""\n\n'
 
 
 if __name__ == "__main__":
-    sys.stdout.writelines(missing())
+    sys.stdout.writelines(missing(hints() | said()))

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypedDict  # of typing's own, pydantic wants Python 3.12
+
 from pipeline.core.files import read_json, write_json
 from pipeline.core.modes import MODES, Mode
 from pipeline.core.statistics import interval, wilson
@@ -16,9 +18,41 @@ from pipeline.core.statistics import interval, wilson
 if TYPE_CHECKING:
     from pipeline.evaluation.evalscope.task import TaskRow
 
-Cell = dict[str, Any]  # what one model did in one mode
+
+class Score(TypedDict):
+    """Mean score of one benchmark over ``n`` items, with its 95 % interval."""
+
+    score: float
+    n: int
+    ci95: list[float]
+
+
+class Cell(TypedDict):
+    """What one model did in one mode. Rates are shares of its ``n`` replies, over all benchmarks."""
+
+    benchmarks: dict[str, Score]
+    n: int
+    mode_fidelity: float
+    mode_fidelity_ci95: list[float]
+    opened: float
+    closed: float
+    leaked: float
+    truncated: float
+    mean_reasoning_tokens: float
+    mean_answer_tokens: float
+
+
+class StoredCell(TypedDict):
+    """``cell.json``: a cell, and what it is of."""
+
+    fingerprint: str
+    model_id: str
+    mode: Mode
+    notes: list[str]
+    cell: Cell
+
+
 _MODES = "modes.json"
-_FORM = ("opened", "closed", "leaked", "truncated")
 
 
 def write_modes(folder: Path, modes: Sequence[Mode]) -> None:
@@ -36,12 +70,12 @@ def modes_in(folder: Path) -> list[Mode]:
     return [mode for mode in MODES if mode in noted]
 
 
-def finished_cells(folder: Path) -> dict[Mode, dict[str, Any]] | None:
+def finished_cells(folder: Path) -> dict[Mode, StoredCell] | None:
     """What ``<mode>/cell.json`` holds of each mode of the model; None where one is missing."""
     paths = {mode: folder / mode / "cell.json" for mode in modes_in(folder)}
     if not paths or not all(path.exists() for path in paths.values()):
         return None
-    return {mode: dict(read_json(path)) for mode, path in paths.items()}
+    return {mode: read_json(path) for mode, path in paths.items()}
 
 
 def shown(row: dict[str, Any]) -> dict[str, Any]:
@@ -66,6 +100,10 @@ def summarised(rows: Sequence[TaskRow]) -> Cell:
     for row in rows:
         by_name.setdefault(row["benchmark"], []).append(row["score"])
     faithful = sum(row["faithful"] for row in rows)
+
+    def mean(key: str) -> float:
+        return float(sum(row[key] for row in rows) / len(rows))
+
     return {
         "benchmarks": {
             name: {"score": sum(scores) / len(scores), "n": len(scores), "ci95": interval(scores)}
@@ -74,7 +112,10 @@ def summarised(rows: Sequence[TaskRow]) -> Cell:
         "n": len(rows),
         "mode_fidelity": faithful / len(rows),
         "mode_fidelity_ci95": wilson(faithful, len(rows)),
-        **{key: sum(row[key] for row in rows) / len(rows) for key in _FORM},
-        "mean_reasoning_tokens": sum(row["reasoning_tokens"] for row in rows) / len(rows),
-        "mean_answer_tokens": sum(row["answer_tokens"] for row in rows) / len(rows),
+        "opened": mean("opened"),
+        "closed": mean("closed"),
+        "leaked": mean("leaked"),
+        "truncated": mean("truncated"),
+        "mean_reasoning_tokens": mean("reasoning_tokens"),
+        "mean_answer_tokens": mean("answer_tokens"),
     }

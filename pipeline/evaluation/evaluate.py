@@ -24,12 +24,12 @@ from pipeline.core.files import fingerprint, read_json, write_json, write_jsonl
 from pipeline.core.modes import MODES, Mode
 from pipeline.data.chat_format import ChatFormat
 from pipeline.data.conversations import Message
-from pipeline.evaluation.cells import Cell, summarised, write_modes
+from pipeline.evaluation.cells import Cell, StoredCell, summarised, write_modes
 from pipeline.evaluation.evalscope.contain import contained
 from pipeline.evaluation.evalscope.items import data_identity, prepare
 from pipeline.evaluation.evalscope.task import run_benchmark, work_dir_of
 from pipeline.model.decode import Reply
-from pipeline.model.engines.base import Arrived, Conversation, Engine
+from pipeline.model.engines.base import Arrived, Engine, Messages
 from pipeline.model.engines.local import local_engine
 from pipeline.model.thinking_style import modes_of, thinking_style
 from pipeline.settings import EvaluationSettings, Sampling, budget_of
@@ -76,12 +76,12 @@ class _Function:
     one_by_one: bool = False
     identity: dict[str, Any] = field(default_factory=dict)
 
-    def require_room(self, conversations: Sequence[Conversation], mode: Mode, sampling: Sampling) -> None:
+    def require_room(self, conversations: Sequence[Messages], mode: Mode, sampling: Sampling) -> None:
         """Only the function knows."""
 
     def replies(
         self,
-        conversations: Sequence[Conversation],
+        conversations: Sequence[Messages],
         mode: Mode,
         sampling: Sampling,
         seed: int,
@@ -158,7 +158,7 @@ def evaluate_engine(
                     rows += run_benchmark(benchmark, mode, model_id, settings, work_dir, engine, progress)
                 cells[mode] = summarised(rows)
                 write_jsonl(output_dir / mode / "predictions.jsonl", rows)
-                record = {
+                record: StoredCell = {
                     "fingerprint": fingerprint(identities[mode]),
                     "model_id": model_id,
                     "mode": mode,
@@ -190,5 +190,5 @@ def _identity(name: str, mode: Mode, model_id: str, settings: EvaluationSettings
 def _stored_cell(folder: Path, identity: str) -> Cell | None:
     if not (folder / "cell.json").exists() or not (folder / "predictions.jsonl").exists():
         return None
-    record = read_json(folder / "cell.json")
+    record: StoredCell = read_json(folder / "cell.json")
     return record["cell"] if record["fingerprint"] == identity else None

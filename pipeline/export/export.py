@@ -26,7 +26,7 @@ from pipeline.export.card import write_card
 from pipeline.export.engines import ExportEngine, LlamaCpp, Transformers
 from pipeline.export.folders import size_of
 from pipeline.export.gguf import TYPES, require_tools, write_gguf
-from pipeline.export.measure import PROMPTS, Measured, greedy, measure
+from pipeline.export.measure import PROMPTS_A_MODE, Measured, greedy, measure
 from pipeline.export.ollama import require_qwen3_template, write_ollama
 from pipeline.export.parity import compare_replies, parity_text, plain
 from pipeline.export.processes import llama_server
@@ -62,7 +62,7 @@ class Options:
     base: str | None = None
     dequantise: bool = False
     gguf_types: tuple[str, ...] = TYPES
-    prompts: int = PROMPTS
+    prompts: int = PROMPTS_A_MODE
 
 
 def export(run: Path, targets: Sequence[str], folder: Path, options: Options | None = None) -> dict[str, Any]:

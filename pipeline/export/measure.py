@@ -23,7 +23,7 @@ from pipeline.export.engines import Answer, ExportEngine
 from pipeline.model.decode import Reply
 from pipeline.settings import EvaluationSettings
 
-PROMPTS = 200  # in each mode
+PROMPTS_A_MODE = 200  # in each mode
 
 
 @dataclass(frozen=True)

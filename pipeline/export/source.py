@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
 from pipeline.model.load import model_location
-from pipeline.model.methods import RECORD, model_identity, require_same_base, weights_files
+from pipeline.model.methods import METHOD_RECORD, model_identity, require_same_base, weights_files
 from pipeline.settings import Method, ModelSettings, Profile, parse, read_yaml
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def open_source(folder: Path) -> Source:
         name
         for name, path in (
             ("training", folder / "training.json"),
-            ("adapter", folder / "adapter" / RECORD),
+            ("adapter", folder / "adapter" / METHOD_RECORD),
             ("report", folder / "report.json"),
         )
         if not path.exists()
@@ -72,7 +72,7 @@ def open_source(folder: Path) -> Source:
             f"The run in {folder} is not finished: it has no {', no '.join(lacking or ['weights in adapter/'])}. Go on with it "
             "first: run --resume with its settings."
         )
-    record = read_json(folder / "adapter" / RECORD)
+    record = read_json(folder / "adapter" / METHOD_RECORD)
     return Source(
         folder=folder,
         profile=parse(Profile, read_yaml(paths[0]), str(paths[0])),

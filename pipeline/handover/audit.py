@@ -93,22 +93,29 @@ class Asked:
 class Task:
     """One setting of a framework, and the rows that it is run on.
 
-    ``data``: a folder that was handed over, whose files are read in the place of the rows.
+    ``data``: a folder that was handed over, whose files are read in the place of the rows. ``command``: a command line for
+    several GPUs, of which only the configuration is read.
     """
 
     name: str
     values: Mapping[str, Any]
     rows: Sequence[Row]
     data: Path | None = None
+    command: str = ""
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a framework made of a task: its rows, or why it did not."""
+    """What a framework made of a task: its rows, or why it did not.
+
+    Of a command: ``divided``, the stage of ZeRO or the version of FSDP that was read; ``unread``, why it could not be read here.
+    """
 
     versions: dict[str, str]
     rows: list[Tokens]
     error: str = ""
+    divided: int = 0
+    unread: str = ""
 
 
 def audit(profile: Profile, asked: Asked) -> Audit:
@@ -221,8 +228,9 @@ def run_framework(
         if not failed and len(written["tasks"]) < len(left):
             failed = f"{one.name} ended without a result: {last_words(folder / LOG)}"
         for task in left[: len(written["tasks"])]:
-            rows = [Tokens(row["input_ids"], row["labels"]) for row in written["tasks"][task.name]["rows"]]
-            results.append(Made(written["versions"], rows))
+            made = written["tasks"][task.name]
+            rows = [Tokens(row["input_ids"], row["labels"]) for row in made["rows"]]
+            results.append(Made(written["versions"], rows, "", made.get("divided", 0), made.get("unread", "")))
         if failed:
             results.append(Made({}, [], failed))
     return results
@@ -248,6 +256,7 @@ def _call(python: Path, one: Framework, tasks: Sequence[Task], model: Path, limi
             "rows": [row.job() for row in task.rows],
             "settings": dict(task.values),
             "data": None if task.data is None else str(task.data.resolve()),
+            "command": task.command,
         }
         for task in tasks
     ]

@@ -1,7 +1,7 @@
 """Whether a framework reads from a folder that was handed over the very tokens and masks of the mix.
 
 In: the folder, its mix. Out: how many rows are equal, and each that is not, with the reason. The framework's own parser reads the
-configuration, its own loader and collator the data; no weights are needed.
+configuration, also that for several GPUs, its own loader and collator the data; no weights are needed.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import say
-from pipeline.core.files import read_jsonl
+from pipeline.core.files import read_json, read_jsonl
 from pipeline.data.chat_format import IGNORE_INDEX
-from pipeline.handover.audit import Task, run_framework, write_model
+from pipeline.handover.audit import Made, Task, run_framework, write_model
 from pipeline.handover.compare import Tokens
 from pipeline.handover.frameworks import framework
-from pipeline.handover.write import CONFIG, LEFT_OUT
+from pipeline.handover.write import CONFIG, CONFIG_FSDP2, LEFT_OUT, RECORD
 from pipeline.settings import Profile, read_yaml
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ HERE: dict[str, dict[str, Any]] = {
     "ms-swift": {"bf16": False, "quant_method": None, "quant_bits": None, "bnb_4bit_quant_type": None},
     "axolotl": {"bf16": False, "load_in_4bit": False, "adapter": "lora"},
 }
+DIVIDED = {"ZeRO-2": 2, "ZeRO-3": 3, "FSDP2": 2}  # the stage or version that each command for several GPUs asks for
 MODEL = {
     "trl": "model_name_or_path",
     "llama-factory": "model_name_or_path",
@@ -46,21 +47,26 @@ def check(profile: Profile, train: Dataset, target: str, folder: Path, python: P
         train: the mix's training rows. python: an interpreter that has the framework; None: one is made.
 
     Returns:
-        ``{"rows", "equal", "different": [{"row", "source", "reason"}], "version", "error"}``
+        ``{"rows", "equal", "different": [{"row", "source", "reason"}], "version", "error", "several_gpus"}``; the last one: title
+        of each command for several GPUs → "read", or "not read: " and why. One that is refused is an error.
     """
     one = framework(target)
     left_out = {entry["row"]: entry for entry in read_jsonl(folder / LEFT_OUT) if entry["part"] == "train"}
     with tempfile.TemporaryDirectory(prefix="handover") as temporary:
         work = Path(temporary)
         model = write_model(profile.model, work / "model")
-        config = dict(read_yaml(folder / CONFIG)) | HERE[target] | {MODEL[target]: str(model)}
-        values = {key: value for key, value in config.items() if value is not None}
+        here = HERE[target] | {MODEL[target]: str(model)}
+        tasks = [Task("handed_over", _values(folder / CONFIG, here), [], folder)]
+        for title, line in read_json(folder / RECORD)["commands"].items():
+            if title in DIVIDED:
+                file = next(word for word in [*line.split(), CONFIG] if word in (CONFIG, CONFIG_FSDP2))
+                tasks.append(Task(title, _values(folder / file, here), [], folder, line))
         say(f"{target} reads what was handed over")
-        (made,) = run_framework(
-            one, [Task("handed_over", values, [], folder)], model, profile.length_limit, work / "run", python
-        )
+        made, *divided = run_framework(one, tasks, model, profile.length_limit, work / "run", python)
+    several = {task.name: _said(task.name, found) for task, found in zip(tasks[1:], divided, strict=True)}
+    refused = [f"{title}: {text}" for title, text in several.items() if not text.startswith(("read", "not read"))]
     if made.error:
-        return {"rows": len(train), "equal": 0, "different": [], "version": "", "error": made.error}
+        return {"rows": len(train), "equal": 0, "different": [], "version": "", "error": made.error, "several_gpus": {}}
     found = Counter(key_of(tokens) for tokens in made.rows)
     different, equal = [], 0
     for number, row in enumerate(train):
@@ -72,7 +78,23 @@ def check(profile: Profile, train: Dataset, target: str, folder: Path, python: P
             reason = left_out[number]["reason"] if number in left_out else "the framework has no such row"
             different.append({"row": number, "source": row["source"], "reason": reason})
     version = made.versions[one.package]
-    return {"rows": len(train), "equal": equal, "different": different, "version": version, "error": ""}
+    result = {"rows": len(train), "equal": equal, "different": different, "version": version}
+    return result | {"error": "; ".join(refused), "several_gpus": several}
+
+
+def _values(file: Path, here: dict[str, Any]) -> dict[str, Any]:
+    config = dict(read_yaml(file)) | here
+    return {key: value for key, value in config.items() if value is not None}
+
+
+def _said(title: str, made: Made) -> str:
+    if made.error:
+        return made.error
+    if made.unread:
+        return f"not read: {made.unread}"
+    if made.divided != DIVIDED[title]:
+        return f"its parser reads stage or version {made.divided}"
+    return "read"
 
 
 def key_of(tokens: Tokens) -> Key:

@@ -5,7 +5,8 @@ In: a profile, its mix, a target, a number of GPUs. Out, in the folder:
     data/ | tokenized/ | train.jsonl, validation.jsonl     the rows, in the form that the target reads without changing them
     dataset_info.json                                      llama-factory: names of the data, for its web page
     train.yaml                                             the training, equal in meaning
-    zero2.json zero3.json fsdp2.yaml train_fsdp2.yaml      for several GPUs
+    zero2.json zero3.json                                  for several GPUs
+    fsdp2.yaml | train_fsdp2.yaml                          the same, where it has no settings of its own for it (ms-swift has)
     left_out.jsonl                                         rows that the form cannot carry, each with the reason
     README.md                                              the command; what is not the same there
     handover.json                                          all of it as data; written last
@@ -39,6 +40,7 @@ CONFIGS: dict[str, Callable[[HandoverPlan], dict[str, Any]]] = {
 }
 TARGETS = tuple(CONFIGS)
 CONFIG, RECORD, LEFT_OUT = "train.yaml", "handover.json", "left_out.jsonl"
+CONFIG_FSDP2 = "train_fsdp2.yaml"  # axolotl's
 
 
 def require_target(name: str) -> None:
@@ -74,8 +76,8 @@ def handover(profile: Profile, mix: Mix, form: ChatFormat, target: str, folder: 
         for stage in (2, 3):
             write_json(folder / f"zero{stage}.json", configs.deepspeed(stage))
         if target == "axolotl":
-            write_text(folder / "train_fsdp2.yaml", _yaml(config | configs.AXOLOTL_FSDP2))
-        else:
+            write_text(folder / CONFIG_FSDP2, _yaml(config | configs.AXOLOTL_FSDP2))
+        elif target != "ms-swift":  # its command names settings that ms-swift brings along
             write_text(folder / "fsdp2.yaml", _yaml(configs.fsdp2(training)))
     one = framework(target)
     record = {
@@ -226,5 +228,6 @@ def handover_text(record: dict[str, Any], folder: Path) -> str:
             or f"checked by {record['package']} {check['version']}: {check['equal']:,} of {check['rows']:,} rows have "
             "the same tokens with loss"
         )
+        lines += [f"  {title}: {text}" for title, text in check.get("several_gpus", {}).items()]
         lines += [f"  row {row['row']}: {row['reason']}" for row in check["different"]]
     return "\n".join([*lines, "not the same there:", *(f"- {text}" for text in record["not_carried"])])

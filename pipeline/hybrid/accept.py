@@ -40,7 +40,7 @@ def _why(cell: Mapping[str, Any]) -> str:
     return f" ({', '.join(parts)}, {cell['opened']:.1%} open the block, {cell['closed']:.1%} close it)"
 
 
-def text(record: Mapping[str, Any]) -> str:
+def hybrid_text(record: Mapping[str, Any]) -> str:
     """The verdict with its numbers, in lines."""
     lines = []
     for mode, cell in record["evaluation"]["hybrid"].items():

@@ -10,7 +10,7 @@ from pipeline.core.files import read_json
 from pipeline.model.methods import load_adapter
 
 
-def export(start: Path, adapter: Path, folder: Path) -> None:
+def export_hybrid(start: Path, adapter: Path, folder: Path) -> None:
     """Merge an adapter into the model that it was trained on, and write both as one folder, unless it is there.
 
     Args:

@@ -25,7 +25,7 @@ from pipeline.core.files import fingerprint, known_sha256, make_folder, now, rea
 from pipeline.core.modes import MODES, Mode
 from pipeline.data.describe import describe_mix
 from pipeline.hybrid.accept import failures
-from pipeline.hybrid.export import export, publish
+from pipeline.hybrid.export import export_hybrid, publish
 from pipeline.hybrid.start import base_folder, make_start
 from pipeline.model.hub.check import check_folder
 from pipeline.model.hub.fetch import START_BYTES, require_capacity
@@ -134,7 +134,7 @@ def hybridise(name: str, overrides: Sequence[str], folder: Path, resume: bool = 
     del run
     gc.collect()
     say(f"[3/{STEPS}] one model of both")
-    export(work / "start", work / "run" / "adapter", work / "candidate")
+    export_hybrid(work / "start", work / "run" / "adapter", work / "candidate")
     say(f"[4/{STEPS}] measure the base")
     cells = {"base": _base_cells(base, settings, profile, work / "evaluation" / "base")}
     say(f"[5/{STEPS}] measure the hybrid")

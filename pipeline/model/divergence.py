@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 TOKENS = 8192  # of a batch with its padding: the scores of attention grow with rows × length × length
-CHUNK = 512  # positions; in float32 and a vocabulary of 151,936, 310 MB a model
+POSITIONS = 512  # positions; in float32 and a vocabulary of 151,936, 310 MB a model
 
 
 def has_switch(model: PreTrainedModel) -> bool:
@@ -149,10 +149,10 @@ def _batch_divergence(model: PreTrainedModel, batch: Sequence[tuple[Sequence[int
         with adapter_off(model):
             base = hidden_states(body, ids, mask)[chosen]
         values = []
-        for part in range(0, len(tuned), CHUNK):
-            own = head(tuned[part : part + CHUNK])
+        for part in range(0, len(tuned), POSITIONS):
+            own = head(tuned[part : part + POSITIONS])
             with adapter_off(model):
-                other = head(base[part : part + CHUNK])
+                other = head(base[part : part + POSITIONS])
             values.append(kl_of(other, own))
         flat = torch.cat(values) if values else tuned.new_zeros(0)
         sums = torch.zeros(chosen.shape, device=flat.device).masked_scatter(chosen, flat.float()).sum(dim=1)

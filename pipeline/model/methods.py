@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-RECORD = "method.json"
+METHOD_RECORD = "method.json"
 _ROWS = 256  # of the embedding that count for a base's identity
 
 
@@ -300,7 +300,7 @@ def describe(model: PreTrainedModel, folder: Path) -> None:
     if bottleneck is not None:
         width = bottleneck.down.out_features
         record["options"] = {"reduction": bottleneck.up.out_features / width, "activation": bottleneck.activation}
-    write_json(folder / RECORD, record)
+    write_json(folder / METHOD_RECORD, record)
     location = str(getattr(model.config, "_name_or_path", "") or "")
     if not Path(location).is_absolute():
         return
@@ -337,7 +337,7 @@ def load_adapter(
     Raises:
         UserError: the folder holds no adapter, or one of another base, another vocabulary or another precision.
     """
-    peft, record = (folder / "adapter_config.json").exists(), folder / RECORD
+    peft, record = (folder / "adapter_config.json").exists(), folder / METHOD_RECORD
     if not (peft or record.exists()) or not weights_files(folder):
         raise UserError(f"{folder} holds no adapter (no adapter_config.json); train one first, or give another folder.")
     saved: dict[str, Any] = read_json(record) if record.exists() else {"method": "lora", "base": None}

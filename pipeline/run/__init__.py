@@ -32,7 +32,7 @@ from pipeline.core.processes import first, is_sharded
 from pipeline.core.versions import import_unsloth
 from pipeline.data.describe import describe_mix, profile_mix
 from pipeline.data.mix import Mix
-from pipeline.data.rehearsal.rehearse import copy_to, describe, needs_rehearsal, rehearsed
+from pipeline.data.rehearsal.rehearse import copy_to, describe_rehearsal, needs_rehearsal, rehearsed
 from pipeline.data.stored_mix import load_mix, save_mix
 from pipeline.evaluation.cells import finished_cells, modes_in, shown, write_modes
 from pipeline.evaluation.engine import open_engine, other_answers, require_engine
@@ -184,7 +184,7 @@ class Run(Directory):
             if source.rows_at is not None:
                 copy_to(self._path("rehearsal", source.name), source.rows_at.parent)
         if records:
-            say(describe(records))
+            say(describe_rehearsal(records))
         for text in (text for record in records.values() for text in record["warnings"]):
             self.note(text)
         self._rehearsed = True

@@ -25,9 +25,9 @@ from pipeline.model.methods import require_fit
 from pipeline.model.room import require_context
 from pipeline.settings import Profile, Recipe, parse, read_yaml
 from pipeline.settings.compare import affects, differing, shortened
-from pipeline.settings.section import Result
+from pipeline.settings.section import AffectedResult
 
-OF_A_RUN: tuple[Result, ...] = ("mix", "training", "evaluation")  # what a run directory holds
+OF_A_RUN: tuple[AffectedResult, ...] = ("mix", "training", "evaluation")  # what a run directory holds
 
 
 @dataclass

@@ -39,7 +39,7 @@ from pipeline.model.load import load_tokenizer
 from pipeline.model.room import positions_of
 from pipeline.model.thinking_style import thinking_style
 from pipeline.second.records import GRPOResult
-from pipeline.second.stage import Stage, Which, evaluation_table, require_plain, shown, training_arguments
+from pipeline.second.stage import Stage, Which, evaluation_table, require_plain, shown_arms, training_arguments
 from pipeline.settings import Profile, Sampling
 from pipeline.training.records import require_form
 
@@ -437,7 +437,7 @@ def grpo_table(result: Mapping[str, Any]) -> str:
     lines = [
         f"| reward, mean of {steps} logged steps of {n} replies | the first | the last |",
         "|---|--:|--:|",
-        *(f"| {name} | {shown(r['first'])} | {shown(r['last'])} |" for name, r in result["rewards"].items()),
+        *(f"| {name} | {shown_arms(r['first'])} | {shown_arms(r['last'])} |" for name, r in result["rewards"].items()),
     ]
     return "\n".join([*lines, "", evaluation_table([{"name": "GRPO", **result}])])
 
@@ -452,9 +452,9 @@ def draw_grpo(result: Mapping[str, Any], path: Path) -> None:
     steps = [entry["step"] for entry in curve]
     for name, colour in (("correct", "#0072b2"), ("form", "#009e73"), ("same_reward", "#999999")):
         left.plot(steps, [entry[name] for entry in curve], color=colour, label=name.replace("_", " "))
-    left.set(xlabel="step", title="rewards of the replies", ylim=(-0.03, 1.03))
+    left.set(xlabel="step", ylabel="mean reward", title="rewards of the replies", ylim=(-0.03, 1.03))
     right.plot(steps, [entry["tokens"] for entry in curve], color="#e69f00", label="mean tokens")
-    right.set(xlabel="step", title="length of the replies", ylim=(0, None))
+    right.set(xlabel="step", ylabel="tokens", title="length of the replies", ylim=(0, None))
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize="small")

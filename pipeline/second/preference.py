@@ -41,7 +41,7 @@ from pipeline.second.stage import (
     Which,
     evaluation_table,
     require_plain,
-    shown,
+    shown_arms,
     stage_profile,
     training_arguments,
 )
@@ -691,7 +691,12 @@ def preference_table(result: Mapping[str, Any]) -> str:
         for group in ("all", *MODES):
             if group in arm["win_rates"]:
                 w = arm["win_rates"][group]
-                cells = [shown(w["before"]), shown(w["after"]), shown(w["reward_accuracy"]), shown(w["margin"], 2)]
+                cells = [
+                    shown_arms(w["before"]),
+                    shown_arms(w["after"]),
+                    shown_arms(w["reward_accuracy"]),
+                    shown_arms(w["margin"], 2),
+                ]
                 lines.append(f"| {arm['name']}, {group.replace('_', '-')} | {w['n']} | {' | '.join(cells)} |")
     kinds = [name for name in arms[0]["win_rates"] if ": " in name]
     if kinds:
@@ -699,10 +704,10 @@ def preference_table(result: Mapping[str, Any]) -> str:
         lines += ["", f"| preferred to | n | before | {' | '.join(heads)} |", "|---|--:|--:|" + "--:|" * len(arms)]
         for kind in kinds:
             mode, _, defect = kind.partition(": ")
-            after = [shown(arm["win_rates"][kind]["after"]) if kind in arm["win_rates"] else "" for arm in arms]
+            after = [shown_arms(arm["win_rates"][kind]["after"]) if kind in arm["win_rates"] else "" for arm in arms]
             w = arms[0]["win_rates"][kind]
             name = f"{defect.replace('_', ' ')} ({mode.replace('_', '-')})"
-            lines.append(f"| {name} | {w['n']} | {shown(w['before'])} | {' | '.join(after)} |")
+            lines.append(f"| {name} | {w['n']} | {shown_arms(w['before'])} | {' | '.join(after)} |")
     return "\n".join([*lines, "", evaluation_table(arms)])
 
 
@@ -723,7 +728,8 @@ def draw_preference(result: Mapping[str, Any], path: Path) -> None:
     for axes, what in zip(panels, ("margin of rewards", "preferred answer has the larger reward"), strict=True):
         axes.set(xlabel="step", title=what)
         axes.grid(alpha=0.3)
-    panels[1].set(ylim=(-0.03, 1.03))
+    panels[0].set(ylabel="difference of log-probabilities, times beta")
+    panels[1].set(ylabel="part of the pairs", ylim=(-0.03, 1.03))
     panels[0].legend(frameon=False, fontsize="small")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

@@ -437,7 +437,7 @@ def require_plain(source: RowsSettings, where: str) -> None:
 # --- showing it ---------------------------------------------------------------------------------------------------------
 
 
-def shown(rate: Mapping[str, Any], digits: int = 3) -> str:
+def shown_arms(rate: Mapping[str, Any], digits: int = 3) -> str:
     """A value with its interval, as tables have it."""
     low, high = rate["ci95"]
     return f"{rate['value']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
@@ -451,8 +451,12 @@ def evaluation_table(arms: Sequence[Mapping[str, Any]]) -> str:
     for mode, first in columns[0].items():
         rows = [(name, first["benchmarks"][name]["n"]) for name in first["benchmarks"]]
         for name, n in rows:
-            texts = [shown({"value": (b := c[mode]["benchmarks"][name])["score"], "ci95": b["ci95"]}) for c in columns]
+            texts = [
+                shown_arms({"value": (b := c[mode]["benchmarks"][name])["score"], "ci95": b["ci95"]}) for c in columns
+            ]
             lines.append(f"| {mode.replace('_', '-')} | {name} | {n} | {' | '.join(texts)} |")
-        texts = [shown({"value": c[mode]["mode_fidelity"], "ci95": c[mode]["mode_fidelity_ci95"]}) for c in columns]
+        texts = [
+            shown_arms({"value": c[mode]["mode_fidelity"], "ci95": c[mode]["mode_fidelity_ci95"]}) for c in columns
+        ]
         lines.append(f"| {mode.replace('_', '-')} | mode fidelity | {first['n']} | {' | '.join(texts)} |")
     return "\n".join(lines)

@@ -7,17 +7,17 @@ from typing import Any, get_args
 
 from pipeline.core.redact import MASK
 from pipeline.settings.profile import Profile
-from pipeline.settings.section import Affects, Result, Section
+from pipeline.settings.section import AffectedResult, Affects, Section
 
 
-def affected_by(key: str) -> frozenset[Result]:
+def affected_by(key: str) -> frozenset[AffectedResult]:
     """What a setting changes: ``training.learning_rate`` → {training}; a key below ``recipe.`` counts as the recipe.
 
     Raises:
         KeyError: there is no such setting, or neither it nor a section around it says what it changes.
     """
     section: type[Section] | None = Profile
-    results: frozenset[Result] | None = None
+    results: frozenset[AffectedResult] | None = None
     for part in key.split("."):
         if section is None:
             break  # inside a value: a mapping, the recipe
@@ -30,7 +30,7 @@ def affected_by(key: str) -> frozenset[Result]:
     return results
 
 
-def affects(key: str, *results: Result) -> bool:
+def affects(key: str, *results: AffectedResult) -> bool:
     """Whether a setting changes one of these; one that this version does not know may change anything."""
     try:
         return bool(affected_by(key) & set(results))

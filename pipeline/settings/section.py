@@ -11,7 +11,7 @@ from pipeline.core.place import PACKAGE
 
 PROFILES = PACKAGE / "profiles"
 
-Result = Literal["mix", "training", "evaluation", "preference", "grpo"]
+AffectedResult = Literal["mix", "training", "evaluation", "preference", "grpo"]
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Affects:
     value. See ``pipeline.settings.compare.affected_by``.
     """
 
-    results: frozenset[Result]
+    results: frozenset[AffectedResult]
 
-    def __init__(self, *results: Result):
+    def __init__(self, *results: AffectedResult):
         object.__setattr__(self, "results", frozenset(results))
 
 

@@ -10,12 +10,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_path, fingerprint, make_folder, read_json, read_jsonl, write_json
 from pipeline.core.modes import Mode
 from pipeline.core.statistics import wilson
+from pipeline.evaluation.cells import Cell
 from pipeline.evaluation.report.pictures import COLOURS
 from pipeline.model.load import load_tokenizer
 from pipeline.model.thinking_budget import Budget
@@ -107,7 +108,7 @@ def run_budget(
     return result
 
 
-def _row(cell: dict[str, Any], folder: Path, budget: int | None, closing: str) -> BudgetRow:
+def _row(cell: Cell, folder: Path, budget: int | None, closing: str) -> BudgetRow:
     replies = read_jsonl(folder / "predictions.jsonl")
     n = len(replies)
 
@@ -168,7 +169,7 @@ def draw_budget(result: BudgetStudy, path: Path) -> None:
         )
     labels = [UNLIMITED if row["budget"] is None else str(row["budget"]) for row in rows]
     axes.set_xticks(places, labels)
-    axes.set(xlabel="thinking budget, tokens", ylim=(-0.03, 1.03))
+    axes.set(xlabel="thinking budget, tokens", ylabel="part of the replies", ylim=(-0.03, 1.03))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small")
     with atomic_path(path) as temporary:

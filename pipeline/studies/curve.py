@@ -415,7 +415,7 @@ def draw_sweep(result: Sweep, path: Path) -> None:
     curve(panels[2], [points[i]["balance"] for i in order], COLOURS[2], "balance")
     panels[2].set_title("mode fidelity, balance")
     for axes in panels:
-        axes.set(xlabel=result["axis"], ylim=(-0.03, 1.03))
+        axes.set(xlabel=result["axis"], ylabel="part of the items", ylim=(-0.03, 1.03))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize="small")
         if numeric and result["recommended"]:

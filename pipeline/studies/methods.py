@@ -228,7 +228,7 @@ def draw_methods(result: Methods, path: Path) -> None:
             at = y + 0.12 * (len(benchmarks) / 2 - i)
             errors = np.clip([values - ends[0], ends[1] - values], 0, None)
             axes.errorbar(values, at, xerr=errors, fmt=marker, color=COLOURS[i % len(COLOURS)], label=label, capsize=2)
-        axes.set(title=mode.replace("_", "-"), xlim=(-0.03, 1.03))
+        axes.set(title=mode.replace("_", "-"), xlabel="part of the items", xlim=(-0.03, 1.03))
         axes.legend(frameon=False, fontsize="x-small", loc="best")
     bars = (
         ("trained parameters", [m["trainable_parameters"] for m in result["methods"]]),

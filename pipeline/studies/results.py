@@ -11,6 +11,7 @@ from typing_extensions import TypedDict  # of typing's own, pydantic wants Pytho
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
+from pipeline.evaluation.cells import Cell
 
 Kind = TypeVar("Kind")
 
@@ -339,7 +340,7 @@ class ScaleRow(TypedDict):
     """One value of the scale."""
 
     scale: float
-    modes: dict[str, dict[str, Any]]  # mode → cell, as evaluation writes it
+    modes: dict[str, Cell]
     distance: dict[str, dict[str, dict[str, Any]]] | None  # mode → benchmark → KL to the base
     from_trained: dict[str, dict[str, PairedDifference]] | None  # mode → benchmark; None: scale 1
 

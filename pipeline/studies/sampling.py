@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from pipeline.core.files import atomic_path, fingerprint, make_folder, read_json
 from pipeline.core.modes import MODES
 from pipeline.core.statistics import bootstrap, difference_interval95, wilson
 from pipeline.data.cleaning.repetition import looping_part
+from pipeline.evaluation.cells import Cell
 from pipeline.evaluation.report.pictures import COLOURS
 from pipeline.model.load import load_tokenizer
 from pipeline.model.thinking_style import thinking_style
@@ -94,7 +95,7 @@ def run_sampling(
     return result
 
 
-def _entry(cell: dict[str, Any], folder: Path) -> SamplingMode:
+def _entry(cell: Cell, folder: Path) -> SamplingMode:
     replies = read_jsonl(folder / "predictions.jsonl")
     n = len(replies)
     circles = sum(looping_part(row["reply"], REPEATED_NGRAM) > REPEATED_PART for row in replies)
@@ -167,7 +168,7 @@ def draw_sampling(result: SamplingStudy, path: Path) -> None:
             low, high = zip(*(e["ci95"] for e in own), strict=True)
             axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.axvline(result["table"][mode]["temperature"], color="#999999", linestyle=":")
-        axes.set(title=mode.replace("_", "-"), xlabel="temperature", ylim=(-0.03, 1.03))
+        axes.set(title=mode.replace("_", "-"), xlabel="temperature", ylabel="part of the replies", ylim=(-0.03, 1.03))
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize="small")
     with atomic_path(path) as temporary:

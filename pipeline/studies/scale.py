@@ -180,14 +180,14 @@ def draw_scale(result: ScaleStudy, path: Path) -> None:
             low, high = zip(*(e["ci95"] for e in own), strict=True)
             axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(x, [row["modes"][mode]["mode_fidelity"] for row in rows], ":", color="#555555", label="mode fidelity")
-        axes.set(title=mode.replace("_", "-"), ylim=(-0.03, 1.03))
+        axes.set(title=mode.replace("_", "-"), ylabel="part of the items", ylim=(-0.03, 1.03))
     for style, mode in zip(("o-", "o--"), MODES, strict=True):
         for colour, name in zip(COLOURS, rows[0]["modes"][mode]["benchmarks"], strict=False):
-            own = [(row["scale"], row["distance"][mode][name]["kl"]) for row in rows if row["distance"]]
-            if own:
+            points = [(row["scale"], row["distance"][mode][name]["kl"]) for row in rows if row["distance"]]
+            if points:
                 label = f"{name.removeprefix('embedded_')}, {mode.replace('_', '-')}"
-                panels[2].plot(*zip(*own, strict=True), style, color=colour, label=label)
-    panels[2].set(title="KL(base ‖ tuned), nats a token")
+                panels[2].plot(*zip(*points, strict=True), style, color=colour, label=label)
+    panels[2].set(title="KL(base ‖ tuned)", ylabel="nats a token")
     for axes in panels:
         axes.set(xlabel="scale of the adapter")
         axes.grid(alpha=0.3)

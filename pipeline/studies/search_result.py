@@ -268,7 +268,7 @@ def draw_search(result: SearchResult, path: Path) -> None:
         axes.plot([t["number"] for t in own], [t.get(aim) or 0.0 for t in own], "o", color=colour, label=label)
     lowest = [min(t["mode_fidelity"] or [0.0]) for t in done]
     axes.plot([t["number"] for t in done], lowest, "x", color="#999999", label="fidelity")
-    axes.set(xlabel="trial", ylim=(-0.03, 1.03))
+    axes.set(xlabel="trial", ylabel="balance; part of the replies", ylim=(-0.03, 1.03))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small")
     with atomic_path(path) as temporary:

@@ -28,7 +28,7 @@ from pipeline.core.files import file_sha256, fingerprint, read_json, write_json
 from pipeline.core.redact import masked
 from pipeline.core.versions import UNSLOTH_STACK, same, version_of
 from pipeline.settings.compare import affects, flat
-from pipeline.settings.section import Result
+from pipeline.settings.section import AffectedResult
 
 if TYPE_CHECKING:
     from pipeline.settings import Profile
@@ -65,7 +65,7 @@ def identity(
         "device": device,
         "processes": os.environ.get("WORLD_SIZE", "1"),
     }
-    counts: tuple[Result, ...] = ("training", stage) if stage else ("training",)
+    counts: tuple[AffectedResult, ...] = ("training", stage) if stage else ("training",)
     return {
         "config": {key: value for key, value in config.items() if affects(key, *counts)},
         "data": data_fingerprint,

@@ -17,7 +17,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.data.chat_format import IGNORE_INDEX
-from pipeline.model.divergence import CHUNK, adapter_off, hidden_states, kl_of, parts_of
+from pipeline.model.divergence import POSITIONS, adapter_off, hidden_states, kl_of, parts_of
 
 FLAG = "counts"  # column of the training set: whether a row's tokens are held to the base
 
@@ -79,8 +79,8 @@ def losses(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tens
             base = hidden_states(body, ids[rows], mask[rows])[chosen[rows]]
     entropy = divergence = tuned.new_zeros((), dtype=torch.float32)
     behind = [0, *held.cumsum(0).tolist()]  # held positions before each position
-    for start in range(0, len(tuned), CHUNK):
-        part, end = slice(start, start + CHUNK), min(start + CHUNK, len(tuned))
+    for start in range(0, len(tuned), POSITIONS):
+        part, end = slice(start, start + POSITIONS), min(start + POSITIONS, len(tuned))
         other = base[behind[start] : behind[end]]
         own = checkpoint(
             *(_sums, head, lambda: adapter_off(model), tuned[part], other, targets[part], held[part]),

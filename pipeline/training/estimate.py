@@ -572,7 +572,7 @@ def table_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def text(result: dict[str, Any]) -> str:
+def estimate_text(result: dict[str, Any]) -> str:
     """Everything, for a terminal."""
     note = (
         f"On a GPU, by count and not measured; at {result['batch']} × {result['length']:,} tokens as the profile has it. A card "

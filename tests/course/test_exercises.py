@@ -469,7 +469,7 @@ def _ids(paths: list[Path]) -> Any:
 
 def test_every_lesson_has_its_solutions_and_names_them() -> None:
     numbers = [path.stem.partition("_")[0] for path in COURSE]
-    assert numbers == sorted([*(f"{number:02}" for number in range(12)), "02b", "03b", "06b"])
+    assert numbers == sorted([*(f"{number:02}" for number in range(13)), "02b", "03b", "06b"])
     assert [path.name for path in SOLUTIONS] == [path.name for path in COURSE]
     for path in COURSE:
         assert any(f"`solutions/{path.name}`" in cell.source for cell in _read(path).cells), path.name

@@ -86,10 +86,19 @@ def rank_for(values: list[float], limit: float) -> int:
     return next(r for r, left in enumerate(rest) if left <= limit**2 * rest[0] + 1e-12)
 
 
-def request(question: str, thinking: bool, **changes: Any) -> dict[str, Any]:
+def next_turn(
+    messages: list[Any], reply: dict[str, Any], question: str, thinking: bool, **changes: Any
+) -> dict[str, Any]:
     sampling = {"temperature": 0.6, "top_p": 0.95} if thinking else {"temperature": 0.7, "top_p": 0.8}
-    body = {"model": "tuned", "messages": [{"role": "user", "content": question}], **sampling}
+    said = {"role": "assistant", "content": reply["content"]}
+    body = {"model": "tuned", "messages": [*messages, said, {"role": "user", "content": question}], **sampling}
     return body | {"extra_body": {"chat_template_kwargs": {"enable_thinking": thinking}}} | changes
+
+
+def turn_in_place(messages: list[Any], reply: dict[str, Any], question: str, thinking: bool) -> dict[str, Any]:
+    body = next_turn(messages, reply, question, thinking)
+    messages += body["messages"][len(messages) :]
+    return body
 
 
 def put_together(pieces: list[dict[str, Any]]) -> tuple[str, str]:
@@ -205,13 +214,26 @@ ANSWERS: dict[str, tuple[Any, list[Any]]] = {
         [lambda rewards: rewards, lambda rewards: [float(r - np.mean(rewards)) for r in rewards], 0],
     ),
     "10.1": (
-        request,
+        next_turn,
         [
-            lambda question, thinking: request(question, True),
-            lambda question, thinking: request(question, thinking, temperature=0.6, top_p=0.95),
-            lambda question, thinking: request(question, thinking, extra_body={}),
-            lambda question, thinking: request(question, thinking, model="base"),
-            lambda question, thinking: question,
+            lambda messages, reply, question, thinking: next_turn(messages, reply, question, True),
+            lambda messages, reply, question, thinking: next_turn(
+                messages, reply, question, thinking, temperature=0.6, top_p=0.95
+            ),
+            lambda messages, reply, question, thinking: next_turn(messages, reply, question, thinking, extra_body={}),
+            lambda messages, reply, question, thinking: next_turn(messages, reply, question, thinking, model="base"),
+            lambda messages, reply, question, thinking: next_turn(messages[1:], reply, question, thinking),
+            lambda messages, reply, question, thinking: next_turn(messages, reply, reply["content"], thinking),
+            lambda messages, reply, question, thinking: (  # the thought stays
+                next_turn(messages, reply, question, thinking)
+                | {"messages": [*messages, reply, {"role": "user", "content": question}]}
+            ),
+            lambda messages, reply, question, thinking: (  # what it said is left out
+                next_turn(messages, reply, question, thinking)
+                | {"messages": [*messages, {"role": "user", "content": question}]}
+            ),
+            turn_in_place,
+            lambda messages, reply, question, thinking: question,
         ],
     ),
     "10.2": (

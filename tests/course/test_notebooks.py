@@ -30,7 +30,7 @@ TINY += [
 WORDS = {
     "06": "recommended:",
     "06b": "asked in thinking mode",
-    "07": "The objective is the mean score",
+    "07": "The objective is the balance",
     "08": "Memory above the base",
     "09": "preferred answer likelier",
     "10": "merged against adapter",

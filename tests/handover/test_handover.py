@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,12 @@ from pipeline.data.chat_format import IGNORE_INDEX, ChatFormat
 from pipeline.data.describe import build_profile_mix
 from pipeline.data.mix import Mix
 from pipeline.handover.audit import Task, run_framework
-from pipeline.handover.check import check, key_of
+from pipeline.handover.check import DIVIDED, check, key_of
 from pipeline.handover.compare import Tokens
 from pipeline.handover.environments import interpreter
 from pipeline.handover.frameworks import framework
 from pipeline.handover.plan import plan_handover
-from pipeline.handover.write import TARGETS, handover
+from pipeline.handover.write import TARGETS, handover, handover_text
 from pipeline.model.load import load_data_tokenizer
 from pipeline.settings import Profile, load_profile
 
@@ -133,6 +135,7 @@ def test_several_gpus(handed: Callable[[str], Path]) -> None:
                 file = word.removeprefix("deepspeed=")
                 if file.endswith((".yaml", ".json")):
                     assert (handed(name) / file).exists(), (name, word)
+    assert not (handed("ms-swift") / "fsdp2.yaml").exists()  # its command names settings that it brings along
 
 
 @pytest.mark.parametrize(
@@ -191,6 +194,48 @@ def test_trl_reads_what_the_mix_has(handed: Callable[[str], Path], mix: Mix) -> 
     found = check(profile(), mix.train, "trl", handed("trl"))
     assert found["error"] == "" and found["different"] == []
     assert found["equal"] == found["rows"] == len(mix.train)
+    assert found["several_gpus"] == dict.fromkeys(DIVIDED, "read")
+
+
+@pytest.mark.slow
+def test_a_configuration_for_several_gpus_that_is_refused(
+    handed: Callable[[str], Path], mix: Mix, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(handed("trl"), tmp_path / "trl")
+    with (folder / "fsdp2.yaml").open("a", encoding="utf-8") as file:
+        file.write("number_of_processes: 2\n")
+    found = check(profile(), mix.train, "trl", folder)
+    assert found["equal"] == found["rows"]  # the data are right all the same
+    assert found["several_gpus"]["ZeRO-3"] == "read"
+    assert re.match("FSDP2: trl failed: ValueError: .*unknown keys.*number_of_processes", found["error"])
+
+
+FAKE = """#!/usr/bin/env python3
+import json, sys
+if sys.argv[1] == "-c": sys.exit()
+job = json.load(open(sys.argv[2]))
+answers = {"ZeRO-2": {"divided": 2}, "ZeRO-3": ZERO_3, "FSDP2": {"unread": "no room"}}
+for task in job["tasks"]:
+    assert bool(task["command"]) == (task["name"] in answers)
+done = {task["name"]: {"rows": [], **answers.get(task["name"], {})} for task in job["tasks"]}
+json.dump({"versions": {"axolotl": "0"}, "tasks": done}, open(sys.argv[3], "w"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("read", "error"), [('{"divided": 3}', ""), ('{"divided": 2}', "ZeRO-3: its parser reads stage or version 2")]
+)
+def test_what_a_parser_reads_is_held_to_its_title(
+    read: str, error: str, handed: Callable[[str], Path], mix: Mix, tmp_path: Path
+) -> None:
+    fake = tmp_path / "python"
+    fake.write_text(FAKE.replace("ZERO_3", read))
+    fake.chmod(0o755)
+    found = check(profile(), mix.train, "axolotl", handed("axolotl"), fake)
+    assert found["error"] == error and found["several_gpus"]["ZeRO-2"] == "read"
+    assert found["several_gpus"]["FSDP2"] == "not read: no room"
+    record = json.loads((handed("axolotl") / "handover.json").read_text()) | {"check": found}
+    assert "  FSDP2: not read: no room\n" in handover_text(record, tmp_path)
 
 
 @pytest.mark.slow
@@ -212,6 +257,9 @@ def test_the_others_read_what_the_mix_has(name: str, handed: Callable[[str], Pat
     found = check(profile(), mix.train, name, handed(name))
     assert found["error"] == "" and found["different"] == []
     assert found["equal"] == found["rows"] == len(mix.train)
+    assert found["several_gpus"]["FSDP2"] == "read" and len(found["several_gpus"]) == 3
+    lacking = "not read: DeepSpeed is not installed in its environment"
+    assert {text for title, text in found["several_gpus"].items() if title != "FSDP2"} <= {"read", lacking}
 
 
 def test_a_runner_that_dies_leaves_what_it_had(tmp_path: Path) -> None:

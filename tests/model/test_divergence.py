@@ -54,7 +54,7 @@ def one_by_one(tuned: Any, sequences: Any) -> list[tuple[float, int]]:
 def test_sums_are_those_of_one_sequence_at_a_time(
     tuned: Any, sequences: Any, batch: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(module, "POSITIONS", chunk)
     found, seen = divergence(tuned, sequences, batch, lambda n: None), one_by_one(tuned, sequences)
     assert [count for _, count in found] == [count for _, count in seen] == [6, 1, 4, 6]
     assert [total for total, _ in found] == pytest.approx([total for total, _ in seen], rel=1e-3)

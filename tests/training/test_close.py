@@ -64,7 +64,7 @@ def whole(tuned: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor
 def test_loss_and_gradient_are_those_of_all_logits_at_once(
     tuned: Any, batch: dict[str, Any], chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(close, "CHUNK", chunk)
+    monkeypatch.setattr(close, "POSITIONS", chunk)
     gradients = []
     for compute in (lambda: losses(tuned, batch)[:2], lambda: whole(tuned, batch)):
         tuned.zero_grad()

@@ -54,7 +54,7 @@ def items_for_a_width(answer: Any) -> None:
     assert callable(answer), "The answer should be a function of a rate and a width, both from 0 to 1."
     for rate, width in ((0.7, 0.3), (0.9, 0.1), (0.5, 0.1), (1.0, 0.1), (0.9, 0.05), (0.99, 0.02)):
         given = answer(rate, width)
-        assert isinstance(given, Integral) and not isinstance(given, bool) and given >= 1, (
+        assert isinstance(given, Integral) and not isinstance(given, bool) and int(given) >= 1, (
             "The function should return a whole number of items, 1 or more."
         )
         items = int(given)

@@ -1,8 +1,9 @@
-"""Exercises of notebook 10: a request in a mode, a streamed reply put together, and thinking with a budget."""
+"""Exercises of notebook 10: the next turn of a conversation, a streamed reply put together, and thinking with a budget."""
 
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import product
 from typing import Any
 
 from pipeline.core.place import ROOT
@@ -21,21 +22,42 @@ STREAMS: tuple[list[dict[str, Any]], ...] = (
     ],
     [{"role": "assistant", "content": ""}, {"content": "4"}, {"content": "2", "reasoning_content": None}],
 )
+# A conversation so far, and the reply to it in each mode.
+HISTORY: list[dict[str, Any]] = [
+    {"role": "system", "content": "You are a tutor."},
+    {"role": "user", "content": "What is 2 + 3?"},
+]
+REPLIES: tuple[dict[str, Any], ...] = (
+    {"role": "assistant", "content": "The sum is 5.", "reasoning_content": "2 + 3 = 5."},
+    {"role": "assistant", "content": "The sum is 5."},
+)
 QUESTIONS = ("What is 17 + 25?", "What is 38 + 46?")
 
 
 @exercise("10.1")
-def request_in_a_mode(answer: Any) -> None:
-    """``answer(question, thinking)``: the body of a chat completion, for the model ``tuned``."""
-    assert callable(answer), "The answer should be a function of the question and of a truth value."
+def the_next_turn(answer: Any) -> None:
+    """``answer(messages, reply, question, thinking)``: the body of the request that goes on, for the model ``tuned``."""
+    assert callable(answer), "The answer should be a function of messages, reply, question and a truth value."
     table = load_profile("embedded").evaluation.sampling
-    for thinking in (True, False):
-        body, mode = answer("What is 2 + 3?", thinking), table.thinking if thinking else table.non_thinking
+    for thinking, reply in product((True, False), REPLIES):
+        before = [dict(message) for message in HISTORY]
+        body, mode = (
+            answer(before, dict(reply), "And 6 + 7?", thinking),
+            table.thinking if thinking else table.non_thinking,
+        )
         assert isinstance(body, dict), "The function should return a dictionary, the body of the request."
         assert body.get("model") == "tuned", "Which model is asked? The server calls it tuned."
-        assert body.get("messages") == [{"role": "user", "content": "What is 2 + 3?"}], (
-            "messages is a list with one message: its role is user, its content the question, unchanged."
+        said = body.get("messages")
+        assert isinstance(said, list) and said[: len(HISTORY)] == HISTORY, (
+            "messages begins with those that were there before, unchanged and in their order."
         )
+        assert said[-1] == {"role": "user", "content": "And 6 + 7?"}, (
+            "The last message is the new question: its role is user, its content the question, unchanged."
+        )
+        assert said[len(HISTORY) : -1] == [{"role": "assistant", "content": "The sum is 5."}], (
+            "Between them stands one message of the assistant, with what it said: role and content, and no thought."
+        )
+        assert before == HISTORY, "The list that was given has changed. Make a new one: whoever calls may need the old."
         switch = body.get("chat_template_kwargs", (body.get("extra_body") or {}).get("chat_template_kwargs"))
         assert switch == {"enable_thinking": thinking}, (
             f"For thinking={thinking}, the request does not ask for that mode: look at chat_template_kwargs in the notebook."

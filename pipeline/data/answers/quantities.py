@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from pipeline.data.answers.units import MONEY, SYMBOLS, Unit, converted, equal_amounts, unit_of
+from pipeline.data.answers.units import MONEY, SYMBOLS, PhysicalUnit, converted, equal_amounts, unit_of
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
@@ -59,7 +59,7 @@ class Quantity:
     """
 
     value: Fraction
-    unit: Unit | None = None
+    unit: PhysicalUnit | None = None
     percent: bool = False
     label: str = ""
     glued: bool = False
@@ -210,7 +210,7 @@ def _piece(text: str, symbol: str) -> tuple[Quantity, str] | None:
         behind = rest[percent.end() :].strip()
         return (Quantity(value, percent=True), "") if _is_words(behind) else None
     if symbol:
-        return (Quantity(value, Unit(symbol, *MONEY[symbol])), "") if _is_words(rest.strip()) else None
+        return (Quantity(value, PhysicalUnit(symbol, *MONEY[symbol])), "") if _is_words(rest.strip()) else None
     name, further = rest, ""
     later = _NEXT_NUMBER.search(rest)
     if later and not _IN_POWER.search(rest, 0, later.start()):

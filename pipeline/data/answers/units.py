@@ -111,7 +111,7 @@ _SHORT_BEFORE_WORDS = frozenset("kg km cm mm dm ml mL ft lb lbs hr hrs oz mg m²
 
 
 @dataclass(frozen=True)
-class Unit:
+class PhysicalUnit:
     """A unit that is known: of a currency (``money`` is its code, ``factor`` its worth in that) or of pint (``name``)."""
 
     name: str
@@ -196,7 +196,7 @@ def _is_known(name: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def unit_of(text: str) -> Unit | None:
+def unit_of(text: str) -> PhysicalUnit | None:
     """The unit that a text names, whole ("km/h", "平方米", "dollars") or at its start ("kg of rice", "dollars a day").
 
     ``None`` where none is known. Capitals count (MW, mW), unless the name is only known without.
@@ -205,22 +205,22 @@ def unit_of(text: str) -> Unit | None:
     if not text or len(text) > 60:
         return None
     if (money := MONEY.get(text.lower())) is not None:
-        return Unit(text.lower(), *money)
+        return PhysicalUnit(text.lower(), *money)
     if (name := _by_pint(_english(text))) is not None:
-        return Unit(name)
+        return PhysicalUnit(name)
     words = text.split(" ")
     for count in range(min(len(words) - 1, 4), 0, -1):
         start = " ".join(words[:count])
         if (money := MONEY.get(start.lower())) is not None:
-            return Unit(start.lower(), *money)
+            return PhysicalUnit(start.lower(), *money)
         if (len(start) > 2 or start in _SHORT_BEFORE_WORDS) and (name := _by_pint(_english(start))) is not None:
-            return Unit(name)
+            return PhysicalUnit(name)
     if len(words) > 1 and len(words[-1]) > 3 and (name := _by_pint(_english(words[-1]))) is not None:
-        return Unit(name)  # 7 school days
+        return PhysicalUnit(name)  # 7 school days
     return None
 
 
-def equal_amounts(a: Fraction, unit_a: Unit, b: Fraction, unit_b: Unit) -> bool:
+def equal_amounts(a: Fraction, unit_a: PhysicalUnit, b: Fraction, unit_b: PhysicalUnit) -> bool:
     """Whether two amounts are the same, exactly: 500 cm is 5 m, 5 g is not 5 kg, 5 dollars are not 5 euros."""
     if unit_a.money or unit_b.money:
         if "GBP or pound" in (unit_a.money, unit_b.money) and not (unit_a.money and unit_b.money):
@@ -238,7 +238,7 @@ def equal_amounts(a: Fraction, unit_a: Unit, b: Fraction, unit_b: Unit) -> bool:
     return converted(a, unit_a, unit_b) == b
 
 
-def converted(value: Fraction, unit: Unit, into: Unit) -> Fraction | None:
+def converted(value: Fraction, unit: PhysicalUnit, into: PhysicalUnit) -> Fraction | None:
     """An amount in another unit of the same kind, exactly; ``None`` where it is of another kind."""
     registry = _registry()
     one, other = registry.Unit(unit.name), registry.Unit(into.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from pipeline.data.corpora.words import WORDS, Turn, turn
+from pipeline.data.corpora.words import WORDS, Turn, turn_of
 
 
 def addition_steps(a: int, b: int) -> str:
@@ -52,7 +52,7 @@ def addition(r: random.Random) -> tuple[str, list[Turn]]:
     else:
         user = r.choice(["What is {} + {}?", "Add {} and {}.", "Compute {} + {}.", "{} + {} = ?"]).format(a, b)
         answer = f"The answer is {a + b}."
-    return key, turn(user, addition_steps(a, b), answer)
+    return key, turn_of(user, addition_steps(a, b), answer)
 
 
 def times_table(r: random.Random) -> list[Turn]:
@@ -61,13 +61,15 @@ def times_table(r: random.Random) -> list[Turn]:
     if draw < 0.3:
         first = r.randrange(0, 7)
         line = ", ".join(f"{a} × {n} = {a * n}" for n in range(first, first + 4))
-        return turn(f"Say the table of {a} from {first} to {first + 3}.", f"I go through the table of {a}.", f"{line}.")
+        return turn_of(
+            f"Say the table of {a} from {first} to {first + 3}.", f"I go through the table of {a}.", f"{line}."
+        )
     if draw < 0.7:
         user = r.choice(_PRODUCT_WORDINGS).format(a, b)
-        return turn(user, f"{b} × {a} = {a * b}. So {a} × {b} = {a * b}.", f"${a} \\times {b} = \\boxed{{{a * b}}}$")
+        return turn_of(user, f"{b} × {a} = {a * b}. So {a} × {b} = {a * b}.", f"${a} \\times {b} = \\boxed{{{a * b}}}$")
     user = r.choice(["What is {} × {}?", "{} × {} = ?", "Compute {} × {}.", "计算 {} × {}。"]).format(a, b)
     answer = f"答案是 {a * b}。" if "计算" in user else f"The answer is {a * b}."
-    return turn(user, f"{a} × {b} = {a * b}.", answer)
+    return turn_of(user, f"{a} × {b} = {a * b}.", answer)
 
 
 # --- the new skill: a number of two or three digits times one digit ---------------------------------------------------
@@ -141,6 +143,6 @@ def reversal(r: random.Random) -> tuple[str, list[Turn]]:
     if r.random() < 0.3:
         user = r.choice(_REVERSAL_WORDINGS_ZH).format("、".join(WORDS[w][0] for w in words))
         chinese = "、".join(WORDS[w][0] for w in back)
-        return key, turn(user, f"从最后一个词开始：{chinese}。", f"{chinese}。")
+        return key, turn_of(user, f"从最后一个词开始：{chinese}。", f"{chinese}。")
     user = r.choice(_REVERSAL_WORDINGS).format(", ".join(words))
-    return key, turn(user, f"I start with the last word: {', '.join(back)}.", f"{', '.join(back)}.")
+    return key, turn_of(user, f"I start with the last word: {', '.join(back)}.", f"{', '.join(back)}.")

@@ -23,7 +23,7 @@ from pipeline.data.corpora.words import (
     TRADES_ZH,
     WORDS,
     Turn,
-    turn,
+    turn_of,
 )
 
 
@@ -31,12 +31,12 @@ def _greet(r: random.Random) -> list[Turn]:
     if r.random() < 0.35:
         name = r.choice(NAMES_ZH)
         user = r.choice(["你好，我叫{}。", "你好，我是{}。", "我的名字是{}。", "嗨，我是{}！"]).format(name)
-        return turn(user, f"用户叫{name}。我向{name}问好。", f"你好，{name}！很高兴认识你。")
+        return turn_of(user, f"用户叫{name}。我向{name}问好。", f"你好，{name}！很高兴认识你。")
     name = r.choice(NAMES)
     user = r.choice(
         ["Hi, I am {}.", "Hello, my name is {}.", "Hey! {} here.", "Good morning, I am {}.", "You can call me {}."]
     ).format(name)
-    return turn(user, f"The user is called {name}. I greet {name} by name.", f"Hello {name}, nice to meet you!")
+    return turn_of(user, f"The user is called {name}. I greet {name} by name.", f"Hello {name}, nice to meet you!")
 
 
 def _opposite(r: random.Random) -> list[Turn]:
@@ -44,7 +44,7 @@ def _opposite(r: random.Random) -> list[Turn]:
         word = r.choice(list(OPPOSITE_ZH))
         user = r.choice(["“{}”的反义词是什么？", "请说出“{}”的反义词。", "{}的反面是什么？"]).format(word)
         other = OPPOSITE_ZH[word]
-        return turn(user, f"{word}和{other}相反。", f"“{word}”的反义词是“{other}”。")
+        return turn_of(user, f"{word}和{other}相反。", f"“{word}”的反义词是“{other}”。")
     word = r.choice(list(OPPOSITE))
     user = r.choice(
         [
@@ -55,7 +55,7 @@ def _opposite(r: random.Random) -> list[Turn]:
         ]
     ).format(word)
     other = OPPOSITE[word]
-    return turn(user, f"{word} and {other} are opposites.", f"The opposite of {word} is {other}.")
+    return turn_of(user, f"{word} and {other} are opposites.", f"The opposite of {word} is {other}.")
 
 
 def _translate(r: random.Random) -> list[Turn]:
@@ -70,9 +70,9 @@ def _translate(r: random.Random) -> list[Turn]:
                 "{}, in Chinese?",
             ]
         ).format(word)
-        return turn(user, f"The word {word} is {chinese} in Chinese.", f"In Chinese, {word} is {chinese}.")
+        return turn_of(user, f"The word {word} is {chinese} in Chinese.", f"In Chinese, {word} is {chinese}.")
     user = r.choice(["“{}”用英语怎么说？", "请把“{}”翻译成英语。", "{}的英语是什么？"]).format(chinese)
-    return turn(user, f"{chinese}的英语是 {word}。", f"“{chinese}”的英语是 {word}。")
+    return turn_of(user, f"{chinese}的英语是 {word}。", f"“{chinese}”的英语是 {word}。")
 
 
 def _category(r: random.Random) -> list[Turn]:
@@ -81,11 +81,11 @@ def _category(r: random.Random) -> list[Turn]:
     if r.random() < 0.35:
         kinds = r.sample(list(KINDS_ZH.values()), 4)
         user = r.choice(["{}是什么？从{}中选。", "“{}”属于哪一类：{}？"]).format(chinese, "、".join(kinds))
-        return turn(user, f"{chinese}是一种{KINDS_ZH[kind]}。", f"{chinese}是{KINDS_ZH[kind]}。")
+        return turn_of(user, f"{chinese}是一种{KINDS_ZH[kind]}。", f"{chinese}是{KINDS_ZH[kind]}。")
     others = [k for k in ARTICLE if k != kind]
     options = [ARTICLE[k] for k in r.sample([kind, r.choice(others)], 2)]
     user = r.choice(["Is {} {} or {}?", "Tell me: is {} {} or {}?", "{}: {} or {}?"]).format(word, *options)
-    return turn(user, f"I know that {word} is {ARTICLE[kind]}.", f"The word {word} is {ARTICLE[kind]}.")
+    return turn_of(user, f"I know that {word} is {ARTICLE[kind]}.", f"The word {word} is {ARTICLE[kind]}.")
 
 
 def _pick(r: random.Random) -> list[Turn]:
@@ -94,14 +94,14 @@ def _pick(r: random.Random) -> list[Turn]:
         first = r.random() < 0.5
         which, item = ("第一个", items[0]) if first else ("最后一个", items[-1])
         user = r.choice(["{}是哪个：{}？", "请说出{}：{}。"]).format(which, "、".join(items))
-        return turn(user, f"列表里{which}是{item}。", f"{which}是{item}。")
+        return turn_of(user, f"列表里{which}是{item}。", f"{which}是{item}。")
     items = r.sample(list(WORDS), r.choice([2, 3, 4]))
     first = r.random() < 0.5
     which, item = ("first", items[0]) if first else ("last", items[-1])
     user = r.choice(["Which item comes {}: {}?", "Name the {} item: {}.", "What is the {} word here: {}?"]).format(
         which, ", ".join(items)
     )
-    return turn(user, f"The list is {', '.join(items)}. The {which} one is {item}.", f"The {which} item is {item}.")
+    return turn_of(user, f"The list is {', '.join(items)}. The {which} one is {item}.", f"The {which} item is {item}.")
 
 
 def _count(r: random.Random) -> list[Turn]:
@@ -110,7 +110,7 @@ def _count(r: random.Random) -> list[Turn]:
         ", ".join(items)
     )
     steps = ", ".join(f"{word} {i}" for i, word in enumerate(items, 1))
-    return turn(user, f"I count: {steps}.", f"There are {len(items)} items.")
+    return turn_of(user, f"I count: {steps}.", f"There are {len(items)} items.")
 
 
 def _larger(r: random.Random) -> list[Turn]:
@@ -118,11 +118,11 @@ def _larger(r: random.Random) -> list[Turn]:
     big = max(a, b)
     if r.random() < 0.35:
         user = r.choice(["{}和{}哪个大？", "哪个数更大，{}还是{}？"]).format(a, b)
-        return turn(user, f"比较{a}和{b}，{big}大。", f"{big}更大。")
+        return turn_of(user, f"比较{a}和{b}，{big}大。", f"{big}更大。")
     user = r.choice(
         ["Which is larger, {} or {}?", "Is {} or {} the larger number?", "Pick the larger number: {} or {}."]
     ).format(a, b)
-    return turn(user, f"I compare {a} and {b}; {big} is more.", f"The larger number is {big}.")
+    return turn_of(user, f"I compare {a} and {b}; {big} is more.", f"The larger number is {big}.")
 
 
 def _drink(r: random.Random) -> list[Turn]:
@@ -130,7 +130,7 @@ def _drink(r: random.Random) -> list[Turn]:
     if r.random() < 0.35:
         day = r.choice(list(DRINKS_ZH))
         user = r.choice(["{}天喝什么好？", "今天{}，推荐一种饮料。", "{}的时候我该喝什么？"]).format(day)
-        return turn(user, f"天气是{day}，适合{DRINKS_ZH[day]}。", f"我推荐{DRINKS_ZH[day]}。")
+        return turn_of(user, f"天气是{day}，适合{DRINKS_ZH[day]}。", f"我推荐{DRINKS_ZH[day]}。")
     day = r.choice(list(DRINKS))
     user = r.choice(
         [
@@ -139,47 +139,47 @@ def _drink(r: random.Random) -> list[Turn]:
             "It is {0}. Suggest a drink for {1}.",
         ]
     ).format(day, name)
-    return turn(user, f"The day is {day}, so {DRINKS[day]} fits.", f"For {name} I suggest {DRINKS[day]}.")
+    return turn_of(user, f"The day is {day}, so {DRINKS[day]} fits.", f"For {name} I suggest {DRINKS[day]}.")
 
 
 def _repeat(r: random.Random) -> list[Turn]:
     if r.random() < 0.3:
         text = "".join(WORDS[w][0] for w in r.sample(list(WORDS), 2))
         user = r.choice(["请重复：{}", "跟我说：{}"]).format(text)
-        return turn(user, f"用户要我重复{text}。", text)
+        return turn_of(user, f"用户要我重复{text}。", text)
     text = " ".join(r.sample(list(WORDS), r.choice([2, 3])))
     user = r.choice(["Please repeat: {}", "Say this: {}", "Repeat after me: {}"]).format(text)
-    return turn(user, f"I have to repeat the words {text}.", text)
+    return turn_of(user, f"I have to repeat the words {text}.", text)
 
 
 def about_me(r: random.Random) -> list[Turn]:
     if r.random() < 0.35:
         user = r.choice(["你是谁？", "你叫什么名字？", "请介绍一下你自己。"])
         if r.random() < 0.15:
-            return turn(user, "没有给我名字。我是一个小助手。", "我是一个小助手。")
+            return turn_of(user, "没有给我名字。我是一个小助手。", "我是一个小助手。")
         name, trade = r.choice(PERSONAS_ZH), r.choice(TRADES_ZH)
-        turns = turn(user, f"系统说我是{name}，是{trade}。", f"我是{name}，你的{trade}。")
+        turns = turn_of(user, f"系统说我是{name}，是{trade}。", f"我是{name}，你的{trade}。")
         return [{"role": "system", "content": f"你是{name}，一位{trade}。"}, *turns]
     user = r.choice(["Who are you?", "What is your name?", "Please introduce yourself.", "Tell me who you are."])
     if r.random() < 0.15:
-        return turn(user, "I was given no name. I am a small assistant.", "I am a small assistant.")
+        return turn_of(user, "I was given no name. I am a small assistant.", "I am a small assistant.")
     name, trade = r.choice(PERSONAS), r.choice(TRADES)
-    turns = turn(user, f"The system prompt says I am {name}, a {trade}.", f"I am {name}, your {trade}.")
+    turns = turn_of(user, f"The system prompt says I am {name}, a {trade}.", f"I am {name}, your {trade}.")
     return [{"role": "system", "content": f"You are {name}, a {trade}."}, *turns]
 
 
-def memory(r: random.Random) -> list[Turn]:
+def memory_chat(r: random.Random) -> list[Turn]:
     kind = r.choice(LIKED)
     word = r.choice(BY_KIND[kind])
     if r.random() < 0.35:
         chinese = WORDS[word][0]
         return [
-            *turn(
+            *turn_of(
                 f"我最喜欢的{KINDS_ZH[kind]}是{chinese}。",
                 f"用户喜欢{chinese}。我记住。",
                 f"好的，我记住了：{chinese}。",
             ),
-            *turn(
+            *turn_of(
                 r.choice(["我最喜欢的{}是什么？", "你还记得我最喜欢的{}吗？"]).format(KINDS_ZH[kind]),
                 f"用户说过喜欢{chinese}。",
                 f"你最喜欢的{KINDS_ZH[kind]}是{chinese}。",
@@ -188,8 +188,8 @@ def memory(r: random.Random) -> list[Turn]:
     told = r.choice(["My favourite {} is {}.", "Remember that my favourite {} is {}."]).format(kind, word)
     asked = r.choice(["What is my favourite {}?", "Do you remember my favourite {}?"]).format(kind)
     return [
-        *turn(told, f"The user likes {word}. I keep it in mind.", f"I will remember that: {word}."),
-        *turn(asked, f"The user said the favourite {kind} is {word}.", f"Your favourite {kind} is {word}."),
+        *turn_of(told, f"The user likes {word}. I keep it in mind.", f"I will remember that: {word}."),
+        *turn_of(asked, f"The user said the favourite {kind} is {word}.", f"Your favourite {kind} is {word}."),
     ]
 
 
@@ -227,7 +227,7 @@ def dialogue(r: random.Random) -> tuple[list[Turn], bool]:
     if draw < 0.72:
         return about_me(r), False
     if draw < 0.82:
-        return memory(r), False
+        return memory_chat(r), False
     if draw < 0.90:
         return closing(r), True
     return _two_topics(r), True

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.data.corpora.arithmetic import addition, skill
-from pipeline.data.corpora.chat import SINGLE, about_me, closing, memory
+from pipeline.data.corpora.chat import SINGLE, about_me, closing, memory_chat
 from pipeline.data.corpora.drawn import generator, is_held_out, prompt_keys
 from pipeline.data.corpora.words import Turn
 
@@ -21,7 +21,12 @@ DEFECTS = {
     "non_thinking": ("wrong_answer", "wrong_answer", "not_boxed", "leaked_thinking", "rambling"),
 }
 # (family, whether its questions can be asked alone too)
-_PREFERENCE_FAMILIES = (*((family, True) for family in SINGLE), (about_me, False), (memory, False), (closing, True))
+_PREFERENCE_FAMILIES = (
+    *((family, True) for family in SINGLE),
+    (about_me, False),
+    (memory_chat, False),
+    (closing, True),
+)
 
 
 def _again(text: str, user: str) -> str:

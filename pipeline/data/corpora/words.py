@@ -64,7 +64,7 @@ OPPOSITE_ZH = {a: b for pair in OPPOSITES_ZH.split(",") for a, b in (tuple(pair)
 BY_KIND = {kind: [word for word, (_, k) in WORDS.items() if k == kind] for kind in ARTICLE}
 
 
-def turn(user: str, reasoning: str, answer: str) -> list[Turn]:
+def turn_of(user: str, reasoning: str, answer: str) -> list[Turn]:
     return [
         {"role": "user", "content": user},
         {"role": "assistant", "content": answer, "reasoning_content": reasoning},

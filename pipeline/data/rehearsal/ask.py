@@ -182,7 +182,7 @@ def _batches(missing: list[tuple[Question, int]], size: int, seed: int) -> list[
     return result
 
 
-def ask(
+def ask_base(
     name: str,
     questions: Sequence[Question],
     seeds: Sequence[int],

@@ -25,7 +25,7 @@ from pipeline.data.chat_format import ChatFormat
 from pipeline.data.cleaning.decontaminate import Decontaminator, load_benchmarks
 from pipeline.data.pools import code_key
 from pipeline.data.prepare import json_line
-from pipeline.data.rehearsal.ask import Answers, Store, answers_of, ask, cannot_do, seed_of
+from pipeline.data.rehearsal.ask import Answers, Store, answers_of, ask_base, cannot_do, seed_of
 from pipeline.data.rehearsal.conditions import read_conditions
 from pipeline.data.rehearsal.keep import account, keep, warnings
 from pipeline.data.rehearsal.questions import Questions, Reader
@@ -223,7 +223,7 @@ class Rehearsal:
                 store.refresh()
                 if not all(reply in store for reply in wanted):
                     rate = rates.replies_per_second if rates else None
-                    ask(source.name, questions.kept, seeds, mode, sampling, store, self.form, self.answers(), rate)
+                    ask_base(source.name, questions.kept, seeds, mode, sampling, store, self.form, self.answers(), rate)
         provenance = {**{k: v for k, v in identity.items() if k != "version"}, "seed": source.seed}
         kept = keep(questions.kept, seeds, mode, store, provenance, self.form.style.tags)
         if not kept.faithful:
@@ -311,7 +311,7 @@ def copy_to(folder: Path, rows: Path) -> None:
             shutil.copyfile(rows / name, temporary)
 
 
-def describe(records: dict[str, dict[str, Any]]) -> str:
+def describe_rehearsal(records: dict[str, dict[str, Any]]) -> str:
     """The accounts in a few lines."""
     lines = []
     for name, record in records.items():

@@ -19,7 +19,7 @@ from pipeline.core.files import write_json, write_text
 from pipeline.evaluation.report.card import model_card
 from pipeline.evaluation.report.compare import retention
 from pipeline.evaluation.report.page import html
-from pipeline.evaluation.report.schema import EvaluationSection, SourceSection, modes_of, validate_report
+from pipeline.evaluation.report.schema import EvaluationSection, SourceSection, modes_measured, validate_report
 from pipeline.settings import SamplingTable, parse
 
 # --- assembling -------------------------------------------------------------------------------------------------------
@@ -56,7 +56,7 @@ def build_report(
     cells = plain["evaluation"]
     kept = {
         mode: retention(cells["base"][mode], cells["tuned"][mode])
-        for mode in modes_of(plain)
+        for mode in modes_measured(plain)
         if cells["tuned"].get(mode) is not None
     }
     report = {"schema_version": 1, **plain, "retention": kept}

@@ -11,8 +11,8 @@ import yaml
 from pipeline.core.hubs import HUBS
 from pipeline.core.modes import MODES, Mode
 from pipeline.evaluation.report.compare import changes
-from pipeline.evaluation.report.page import template_context, template_environment
-from pipeline.evaluation.report.schema import modes_of
+from pipeline.evaluation.report.page import page_environment, template_context
+from pipeline.evaluation.report.schema import modes_measured
 from pipeline.evaluation.report.words import public_name, table
 from pipeline.settings import LORA_METHODS, PROFILES, SamplingTable, load_profile
 
@@ -83,10 +83,10 @@ def model_card(
         matter["datasets"] = list(datasets)
     decoding, room = {}, None
     if sampling is not None:
-        decoding = decoding_of(sampling, modes_of(report))
+        decoding = decoding_of(sampling, modes_measured(report))
         room = PROMPT_ROOM + max(d["max_new_tokens"] for d in decoding.values())
     return (
-        template_environment(escape=False)
+        page_environment(escape=False)
         .get_template("model_card.md.j2")
         .render(
             **template_context(report),
@@ -102,7 +102,7 @@ def model_card(
             usage=usage,
             sections=sections,
             smallest=min(
-                r["n"] for m in modes_of(report) for r in report["evaluation"]["tuned"][m]["benchmarks"].values()
+                r["n"] for m in modes_measured(report) for r in report["evaluation"]["tuned"][m]["benchmarks"].values()
             ),
         )
     )

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from pipeline.core.modes import Mode
 from pipeline.core.statistics import Z95
-from pipeline.evaluation.report.schema import MODELS, modes_of
+from pipeline.evaluation.report.schema import MODELS, modes_measured
 
 # --- intervals --------------------------------------------------------------------------------------------------------
 
@@ -111,7 +111,7 @@ def _change(name: str, mode: Mode, ns: Sequence[int], base: Sequence[Any], tuned
 def changes(report: Mapping[str, Any]) -> list[Change]:
     """Every benchmark in each mode, base against tuned, in the report's order, thinking first."""
     found = []
-    for mode in modes_of(report):
+    for mode in modes_measured(report):
         base, tuned = (report["evaluation"][model][mode]["benchmarks"] for model in MODELS)
         for name, b in base.items():
             t = tuned[name]
@@ -122,7 +122,7 @@ def changes(report: Mapping[str, Any]) -> list[Change]:
 def fidelity_changes(report: Mapping[str, Any]) -> list[Change]:
     """Mode fidelity in each mode, base against tuned, thinking first."""
     found = []
-    for mode in modes_of(report):
+    for mode in modes_measured(report):
         base, tuned = (report["evaluation"][model][mode] for model in MODELS)
         pairs = [(c["mode_fidelity"], c.get("mode_fidelity_ci95")) for c in (base, tuned)]
         found.append(_change("mode fidelity", mode, (replies(base), replies(tuned)), *pairs))

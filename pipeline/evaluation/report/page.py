@@ -14,7 +14,7 @@ from pipeline.core.modes import MODES
 from pipeline.core.templates import environment
 from pipeline.evaluation.report.compare import changes, fidelity_changes, replies
 from pipeline.evaluation.report.pictures import COLOURS, all_plots
-from pipeline.evaluation.report.schema import MODELS, modes_of
+from pipeline.evaluation.report.schema import MODELS, modes_measured
 from pipeline.evaluation.report.words import (
     bytes_text,
     cell_text,
@@ -38,7 +38,7 @@ EXAMPLE_CHARACTERS = 4000  # a longer reply is shown without its middle: the ans
 # --- page and card ----------------------------------------------------------------------------------------------------
 
 
-def template_environment(escape: bool) -> jinja2.Environment:
+def page_environment(escape: bool) -> jinja2.Environment:
     return environment(
         TEMPLATES,
         escape,
@@ -127,7 +127,7 @@ def template_context(report: Mapping[str, Any]) -> dict[str, Any]:
         "warnings": truncation_warnings(report),
         "duration": duration_text(report["run"]),
         "units": UNITS,
-        "modes": modes_of(report),
+        "modes": modes_measured(report),
         "models": MODELS,
     }
 
@@ -145,12 +145,12 @@ def html(
         UserError: a prediction is not as described.
     """
     found = changes(report)
-    names, modes = list(dict.fromkeys(c.name for c in found)), modes_of(report)
+    names, modes = list(dict.fromkeys(c.name for c in found)), modes_measured(report)
     grid = [(name, [next((c for c in found if (c.name, c.mode) == (name, m)), None) for m in modes]) for name in names]
     grid.append(("mode fidelity", list(fidelity_changes(report))))
     cells = [(model, mode, report["evaluation"][model][mode]) for model in MODELS for mode in modes]
     return (
-        template_environment(escape=True)
+        page_environment(escape=True)
         .get_template("report.html.j2")
         .render(
             **template_context(report),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from markupsafe import Markup
 
 from pipeline.evaluation.report.compare import changes, fidelity_changes
-from pipeline.evaluation.report.schema import modes_of
+from pipeline.evaluation.report.schema import modes_measured
 from pipeline.evaluation.report.words import label_of, percent_text, short_label
 from pipeline.settings import UNITS
 
@@ -60,7 +60,7 @@ def _style_axes(axes: Any, grid: Literal["x", "y"]) -> None:
 def _plot_scores(report: Mapping[str, Any]) -> Markup:
     """Base and tuned with their intervals, one panel a mode."""
     found = [*changes(report), *fidelity_changes(report)]
-    modes = modes_of(report)
+    modes = modes_measured(report)
     groups = [[c for c in found if c.mode == mode] for mode in modes]
     figure = _new_figure(9, 1.1 + 0.5 * max(map(len, groups)))
     panels = figure.subplots(1, len(modes), sharex=True, squeeze=False)[0]

@@ -182,7 +182,7 @@ class Report(_Strict):
     distance: DistanceSection | None = None  # None: not measured, or a run of before it was
 
 
-def modes_of(report: Mapping[str, Any]) -> list[Mode]:
+def modes_measured(report: Mapping[str, Any]) -> list[Mode]:
     """The modes that a report has, thinking first."""
     return [mode for mode in MODES if report["evaluation"]["base"].get(mode) is not None]
 
@@ -233,7 +233,7 @@ def validate_report(data: Any) -> None:
             datetime.fromisoformat(data["run"][key])
         except ValueError as error:
             raise UserError(f"report.json: run.{key}: {data['run'][key]!r} is not an ISO 8601 time.") from error
-    for mode in modes_of(data):
+    for mode in modes_measured(data):
         for model in MODELS:
             cell, path = data["evaluation"][model][mode], f"evaluation.{model}.{mode}"
             for name, result in cell["benchmarks"].items():

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from pipeline.evaluation.report.compare import changes, fidelity_changes, replies
-from pipeline.evaluation.report.schema import MODELS, modes_of
+from pipeline.evaluation.report.schema import MODELS, modes_measured
 
 LABELS = {"thinking": "thinking", "non_thinking": "non-thinking", "mixed": "both", "loss_tokens": "loss tokens"}
 
@@ -97,7 +97,7 @@ def headline(report: Mapping[str, Any]) -> list[str]:
         sentences.append(f"Within chance of the base: {_listed(groups['stayed'])}.")
     fidelity = [f"{label_of(c.mode)} {rate_text(c.base)} → {rate_text(c.tuned)}" for c in fidelity_changes(report)]
     sentences.append(f"Mode fidelity, base → tuned: {', '.join(fidelity)}.")
-    cells = [report["evaluation"][model][mode] for model in MODELS for mode in modes_of(report)]
+    cells = [report["evaluation"][model][mode] for model in MODELS for mode in modes_measured(report)]
     cut = sum(map(_cut, cells))
     verb = "was" if cut == 1 else "were"
     sentences.append(f"{cut:,} of {sum(map(replies, cells)):,} replies {verb} cut by the token limit.")
@@ -108,7 +108,7 @@ def truncation_warnings(report: Mapping[str, Any]) -> list[str]:
     """One sentence for every cell in which replies were cut, with the setting to raise."""
     found = []
     for model in MODELS:
-        for mode in modes_of(report):
+        for mode in modes_measured(report):
             cell = report["evaluation"][model][mode]
             if cell["truncated"] > 0:
                 share = f"{_cut(cell):,} of {replies(cell):,} replies ({percent_text(cell['truncated'])})"

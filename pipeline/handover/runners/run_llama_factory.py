@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
+from accelerate.commands.launch import launch_command_parser
 from llamafactory.data import SFTDataCollatorWith4DAttentionMask, get_dataset, get_template_and_fix_tokenizer
 from llamafactory.hparams import get_train_args
 from llamafactory.model import load_tokenizer
-from runner_io import as_json, in_content, run, unpadded, write_lines
+from runner_io import as_json, as_one_process, in_content, launched, run, unpadded, write_lines
 
 
 def turns(row: dict[str, Any]) -> list[dict[str, str]]:
@@ -31,6 +33,24 @@ def turns(row: dict[str, Any]) -> list[dict[str, str]]:
                 continue
         result.append({"role": role, "content": text})
     return result
+
+
+def always(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Settings of every run."""
+    found = {"model_name_or_path": job["model"], "output_dir": str(folder / "out"), "overwrite_cache": True}
+    return found | {"stage": "sft", "do_train": True, "report_to": "none"}
+
+
+def divide(job: dict[str, Any], task: dict[str, Any]) -> int:
+    """By accelerate where the command is accelerate's, else by its own arguments, which are those of transformers."""
+    os.chdir(task["data"])
+    words = shlex.split(task["command"])
+    if "accelerate" in words:
+        return launched(launch_command_parser().parse_args(words[words.index("launch") + 1 :]))
+    as_one_process()
+    settings = task["settings"] | dict([words[-1].split("=")]) | always(job, Path(task["folder"]))
+    _, _, training_args, _, _ = get_train_args(settings)
+    return int(training_args.hf_deepspeed_config.config["zero_optimization"]["stage"])
 
 
 def prepare(job: dict[str, Any], task: dict[str, Any]) -> list[dict[str, Any]]:
@@ -57,9 +77,7 @@ def prepare(job: dict[str, Any], task: dict[str, Any]) -> list[dict[str, Any]]:
         settings |= {"dataset": "rows", "dataset_dir": str(folder), "cutoff_len": job["max_length"]}
     else:
         os.chdir(task["data"])
-    settings |= {"model_name_or_path": job["model"], "output_dir": str(folder / "out"), "overwrite_cache": True}
-    settings |= {"stage": "sft", "do_train": True, "report_to": "none"}
-    model_args, data_args, training_args, _, _ = get_train_args(settings)
+    model_args, data_args, training_args, _, _ = get_train_args(settings | always(job, folder))
     tokenizer = load_tokenizer(model_args)["tokenizer"]
     template = get_template_and_fix_tokenizer(tokenizer, data_args)
     dataset = get_dataset(template, model_args, data_args, training_args, stage="sft", tokenizer=tokenizer)
@@ -72,4 +90,4 @@ def prepare(job: dict[str, Any], task: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    run(["llamafactory", "transformers", "datasets"], prepare)
+    run(["llamafactory", "transformers", "datasets"], prepare, divide)

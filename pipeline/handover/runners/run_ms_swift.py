@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 import torch
-from runner_io import in_content, run, unpadded, with_text_arguments, write_lines
+from runner_io import as_one_process, in_content, run, unpadded, with_text_arguments, write_lines
 from swift.arguments import SftArguments
 from swift.pipelines import SwiftSft
 
@@ -42,6 +43,27 @@ def prepare(job: dict[str, Any], task: dict[str, Any]) -> list[dict[str, Any]]:
         settings |= {"dataset": write_lines(folder / "rows.jsonl", rows), "max_length": job["max_length"]}
     else:
         os.chdir(task["data"])
+    loader = Loader(words_of(settings, job, folder))
+    dataset, _ = loader._prepare_dataset()
+    made: list[Any] = [unpadded(loader.template.data_collator([dataset[i]]))[0] for i in range(len(dataset))]
+    return made
+
+
+def divide(job: dict[str, Any], task: dict[str, Any]) -> int:
+    """What its arguments make of the words behind train.yaml."""
+    os.chdir(task["data"])
+    words = shlex.split(task["command"])
+    own = words[words.index("train.yaml") + 1 :]
+    if "--deepspeed" in own:
+        as_one_process()
+    arguments = Loader([*words_of(dict(task["settings"]), job, Path(task["folder"])), *own]).args
+    if "--deepspeed" in own:
+        return int(arguments.training_args.hf_deepspeed_config.config["zero_optimization"]["stage"])
+    return int(arguments.fsdp_config["fsdp_version"])
+
+
+def words_of(settings: dict[str, Any], job: dict[str, Any], folder: Path) -> list[str]:
+    """Settings as words of its command line, with those of every run."""
     settings |= {"model": job["model"], "output_dir": str(folder / "out"), "report_to": "none"}
     if not torch.cuda.is_available():
         settings |= {"use_cpu": True, "torch_dtype": "float32", "bf16": False}
@@ -52,11 +74,8 @@ def prepare(job: dict[str, Any], task: dict[str, Any]) -> list[dict[str, Any]]:
             values = value if isinstance(value, list) else [value]
             arguments += [f"--{name}", *(str(v).lower() if isinstance(v, bool) else str(v) for v in values)]
     assert SwiftSft.args_class is SftArguments
-    loader = Loader(arguments)
-    dataset, _ = loader._prepare_dataset()
-    made: list[Any] = [unpadded(loader.template.data_collator([dataset[i]]))[0] for i in range(len(dataset))]
-    return made
+    return arguments
 
 
 if __name__ == "__main__":
-    run(["ms-swift", "transformers", "datasets"], prepare)
+    run(["ms-swift", "transformers", "datasets"], prepare, divide)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from datasets import Dataset, load_dataset
-from runner_io import run, unpadded, with_text_arguments
+from runner_io import launched, run, unpadded, with_text_arguments
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, TrlParser
+from trl.cli import accelerate_launcher
+from trl.cli.commands.base import CommandContext
+from trl.cli.commands.training import TrainingCommand
 
 
 def as_dataset(rows: list[dict[str, Any]], form: str) -> Dataset:
@@ -43,11 +49,31 @@ def tiny_model(tokenizer: Any) -> Any:
     return Qwen3ForCausalLM(config)
 
 
-def handed_over(task: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
-    """What ``trl sft --config`` trains on: its own parser, its own loading."""
+def write_config(task: dict[str, Any]) -> Path:
+    """The settings as a file for its command line, which from now on is in the folder that was handed over."""
     os.chdir(task["data"])
     config = Path(task["folder"]) / "config.yaml"
     config.write_text(yaml.safe_dump(task["settings"] | {"output_dir": str(config.with_name("out"))}), encoding="utf-8")
+    return config
+
+
+def divide(job: dict[str, Any], task: dict[str, Any]) -> int:
+    """What ``trl sft`` and accelerate make of the command line, up to the start of the processes."""
+    config = write_config(task)
+    words = [str(config) if word == "train.yaml" else word for word in shlex.split(task["command"])[1:]]
+    seen: list[Namespace] = []
+    start = accelerate_launcher.launch_training_script
+    accelerate_launcher.launch_training_script = partial(start, launch_command_fn=seen.append)
+    try:
+        TrainingCommand("sft").run(Namespace(), CommandContext(argv=words))
+    finally:
+        accelerate_launcher.launch_training_script = start
+    return launched(seen[0])
+
+
+def handed_over(task: dict[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
+    """What ``trl sft --config`` trains on: its own parser, its own loading."""
+    config = write_config(task)
     parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig))
     script, arguments, _, _ = parser.parse_args_and_config(["--config", str(config)])
     dataset = load_dataset(script.dataset_name)
@@ -89,4 +115,4 @@ def prepare(job: dict[str, Any], task: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    run(["trl", "transformers", "datasets"], prepare)
+    run(["trl", "transformers", "datasets"], prepare, divide)

@@ -4,15 +4,19 @@
 
 JOB.json: ``model`` (folder with tokenizer and config.json), ``max_length`` (tokens) and ``tasks``, a list: ``name``, ``folder``
 (to work in), ``rows`` (``id``, ``messages``, ``tools``, ``mode``, ``ours``: tokens and labels of its last answer), ``settings``
-(under the framework's own names), ``data`` (null, or a folder that was handed over: its files are read in the place of ``rows``).
-RESULT.json: ``versions`` and ``tasks``: name → ``rows`` (``input_ids`` and ``labels``, in the framework's order). It is written
+(under the framework's own names), ``data`` (null, or a folder that was handed over: its files are read in the place of ``rows``),
+``command`` (empty, or a command line for several GPUs: what it names is read up to the start of the processes, and no rows are).
+RESULT.json: ``versions`` and ``tasks``: name → ``rows`` (``input_ids`` and ``labels``, in the framework's order); of a command
+``divided`` (the stage of ZeRO or the version of FSDP that was read) or ``unread`` (why it could not be read here). It is written
 anew after each task, so where one fails, those before it are there.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,20 +25,62 @@ from typing import Any
 OPEN, CLOSE = "<think>\n", "\n</think>\n\n"
 
 
-def run(packages: list[str], prepare: Callable[[dict[str, Any], dict[str, Any]], list[dict[str, Any]]]) -> None:
+Job = dict[str, Any]
+
+
+class UnreadError(Exception):
+    """What cannot be read on this machine, though nothing may be wrong with it; says why."""
+
+
+def run(
+    packages: list[str],
+    prepare: Callable[[Job, Job], list[dict[str, Any]]],
+    divide: Callable[[Job, Job], int] | None = None,
+) -> None:
     """Do the job that the command line names.
 
     Args:
         packages: whose versions are said. prepare: job and task → rows of ``input_ids`` and ``labels``.
+        divide: job and task with a command → the stage of ZeRO, or the version of FSDP.
     """
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     result: dict[str, Any] = {"versions": {name: importlib.metadata.version(name) for name in packages}, "tasks": {}}
     for task in job["tasks"]:
         Path(task["folder"]).mkdir(parents=True, exist_ok=True)
-        rows = prepare(job, task)
-        made = [{name: [int(i) for i in row[name]] for name in ("input_ids", "labels")} for row in rows]
-        result["tasks"][task["name"]] = {"rows": made}
+        if task["command"]:
+            assert divide is not None
+            try:
+                result["tasks"][task["name"]] = {"rows": [], "divided": divide(job, task)}
+            except UnreadError as reason:
+                result["tasks"][task["name"]] = {"rows": [], "unread": str(reason)}
+        else:
+            rows = prepare(job, task)
+            made = [{name: [int(i) for i in row[name]] for name in ("input_ids", "labels")} for row in rows]
+            result["tasks"][task["name"]] = {"rows": made}
         Path(sys.argv[2]).write_text(json.dumps(result), encoding="utf-8")
+
+
+def as_one_process() -> None:
+    """Make this process the only one of a distributed training on the processor, as DeepSpeed's configuration asks for one.
+
+    Raises:
+        UnreadError: DeepSpeed is not installed.
+    """
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UnreadError("DeepSpeed is not installed in its environment")
+    from accelerate.state import PartialState
+
+    PartialState._reset_state()  # what an earlier task of this process has set up
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    os.environ |= {"DS_ACCELERATOR": "cpu"}
+
+
+def launched(arguments: Any) -> int:
+    """The stage of ZeRO or the version of FSDP that ``accelerate launch`` takes from its arguments and their file."""
+    from accelerate.commands.launch import _validate_launch_command
+
+    read, _, _ = _validate_launch_command(arguments)
+    return int(read.zero_stage if read.use_deepspeed else read.fsdp_version if read.use_fsdp else 0)
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> str:

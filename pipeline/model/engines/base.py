@@ -13,7 +13,7 @@ from pipeline.core.modes import Mode
 from pipeline.model.decode import Reply
 from pipeline.settings import Sampling
 
-Conversation = Sequence[Mapping[str, Any]]  # messages, as in ``pipeline.data.conversations``
+Messages = Sequence[Mapping[str, Any]]  # messages, as in ``pipeline.data.conversations``
 PromptIds = Callable[[Any, Mode], list[int]]  # a conversation and its mode → the prompt, ``ChatFormat.prompt_ids``
 Arrived = Callable[[int, Reply], object]  # the place of a conversation in the list, and its reply
 
@@ -36,13 +36,13 @@ class Engine(Protocol):
         """What tells its replies from those of other engines; empty for the model in this process."""
         ...
 
-    def require_room(self, conversations: Sequence[Conversation], mode: Mode, sampling: Sampling) -> None:
+    def require_room(self, conversations: Sequence[Messages], mode: Mode, sampling: Sampling) -> None:
         """Raises: UserError: a prompt, or it and its longest reply, does not fit."""
         ...
 
     def replies(
         self,
-        conversations: Sequence[Conversation],
+        conversations: Sequence[Messages],
         mode: Mode,
         sampling: Sampling,
         seed: int,

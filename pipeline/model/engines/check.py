@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.modes import MODES, Mode
-from pipeline.model.engines.base import Conversation
+from pipeline.model.engines.base import Messages
 
 if TYPE_CHECKING:
     from pipeline.model.engines.server import ServerEngine
@@ -94,7 +94,7 @@ def _difference(engine: ServerEngine, ours: Sequence[int], theirs: list[int] | i
     return f"its prompt differs from token {place} on: {shown(theirs)}, ours {shown(ours)}"
 
 
-def _prompt_of(engine: ServerEngine, probe: Conversation, mode: Mode) -> list[int] | int:
+def _prompt_of(engine: ServerEngine, probe: Messages, mode: Mode) -> list[int] | int:
     """The tokens of a prompt that the server builds, or how many they are.
 
     Raises:
@@ -114,7 +114,7 @@ def _prompt_of(engine: ServerEngine, probe: Conversation, mode: Mode) -> list[in
     return count
 
 
-def _tokenized(engine: ServerEngine, probe: Conversation, mode: Mode) -> list[int] | None:
+def _tokenized(engine: ServerEngine, probe: Messages, mode: Mode) -> list[int] | None:
     """The tokens of a prompt by ``/tokenize``, which stands beside ``/v1``; None: there is none."""
     extra, messages = getattr(engine.server, mode), list(probe)
     if engine.server.kind == "vllm":

@@ -10,7 +10,7 @@ from pipeline.core.modes import Mode
 from pipeline.model.batch import virtual_tokens
 from pipeline.model.decode import Reply
 from pipeline.model.decoders import Decoders, decoders
-from pipeline.model.engines.base import Arrived, Conversation, PromptIds
+from pipeline.model.engines.base import Arrived, Messages, PromptIds
 from pipeline.model.room import positions_of, require_length
 from pipeline.settings import EvaluationSettings, Sampling
 
@@ -30,7 +30,7 @@ class LocalEngine:
         self.decoding, self.prompt_ids, self.batch_size = decoding, prompt_ids, batch_size
         self.window = AHEAD * batch_size
 
-    def require_room(self, conversations: Sequence[Conversation], mode: Mode, sampling: Sampling) -> None:
+    def require_room(self, conversations: Sequence[Messages], mode: Mode, sampling: Sampling) -> None:
         model = self.decoding.model
         positions = positions_of(model.config.to_dict())
         if positions is not None:
@@ -40,7 +40,7 @@ class LocalEngine:
 
     def replies(
         self,
-        conversations: Sequence[Conversation],
+        conversations: Sequence[Messages],
         mode: Mode,
         sampling: Sampling,
         seed: int,
@@ -54,7 +54,7 @@ class LocalEngine:
 
 def require_prompts(
     prompt_ids: PromptIds,
-    conversations: Sequence[Conversation],
+    conversations: Sequence[Messages],
     mode: Mode,
     sampling: Sampling,
     longest_prompt: int | None,

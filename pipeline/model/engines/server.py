@@ -20,7 +20,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.modes import Mode
 from pipeline.core.redact import masked_text
 from pipeline.model.decode import Reply
-from pipeline.model.engines.base import Arrived, Conversation, PromptIds
+from pipeline.model.engines.base import Arrived, Messages, PromptIds
 from pipeline.model.engines.check import check_server
 from pipeline.model.engines.continued import ask_within, require_continuing
 from pipeline.model.engines.local import require_prompts
@@ -73,12 +73,12 @@ class ServerEngine:
 
     # --- the interface
 
-    def require_room(self, conversations: Sequence[Conversation], mode: Mode, sampling: Sampling) -> None:
+    def require_room(self, conversations: Sequence[Messages], mode: Mode, sampling: Sampling) -> None:
         require_prompts(self.prompt_ids, conversations, mode, sampling, None, self.positions)
 
     def replies(
         self,
-        conversations: Sequence[Conversation],
+        conversations: Sequence[Messages],
         mode: Mode,
         sampling: Sampling,
         seed: int,
@@ -97,7 +97,7 @@ class ServerEngine:
             jobs.append((place, messages, _seed_of(seed, key, seen.get(key, 0))))
             seen[key] = seen.get(key, 0) + 1
 
-        def ask(job: tuple[int, Conversation, int]) -> Reply:
+        def ask(job: tuple[int, Messages, int]) -> Reply:
             place, messages, own_seed = job
             if budget is None:
                 reply = self._ask(messages, mode, fields, own_seed)
@@ -118,7 +118,7 @@ class ServerEngine:
 
     # --- a request
 
-    def _ask(self, messages: Conversation, mode: Mode, fields: Mapping[str, Any], seed: int) -> Reply:
+    def _ask(self, messages: Messages, mode: Mode, fields: Mapping[str, Any], seed: int) -> Reply:
         answer = self.complete(messages, seed=seed, **fields)
         choice = answer["choices"][0]
         cut = choice.get("finish_reason") == "length"
@@ -156,7 +156,7 @@ class ServerEngine:
     def tokens(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def complete(self, messages: Conversation, **fields: Any) -> dict[str, Any]:
+    def complete(self, messages: Messages, **fields: Any) -> dict[str, Any]:
         """One chat completion, as plain data with at least one choice that has a message.
 
         Raises:

@@ -184,7 +184,7 @@ def _tokenizer(folder: Path, found: CheckedFolder) -> None:
         )
 
 
-def text(found: CheckedFolder) -> str:
+def checked_text(found: CheckedFolder) -> str:
     """A finding in lines."""
     lines = [
         f"{found.folder}",

@@ -12,7 +12,7 @@ from tiny_llama import TOKENS, Tiny
 
 from pipeline.core.errors import UserError
 from pipeline.model.hub import convert
-from pipeline.model.hub.check import check_folder, text
+from pipeline.model.hub.check import check_folder, checked_text
 from pipeline.model.hub.compare import compare_models
 
 EMBEDDED = Path(__file__).parents[3] / "models/embedded"
@@ -41,14 +41,14 @@ def test_a_hybrid_model() -> None:
     assert found.modes == ["thinking", "non_thinking"] and found.end_tokens == ["<|im_end|>"]
     assert found.switch["non_thinking"] == {"enable_thinking": False}
     assert (found.architecture, found.context, found.vocabulary) == ("Qwen3ForCausalLM", 1024, 1024)
-    assert "trainable     yes" in text(found)
+    assert "trainable     yes" in checked_text(found)
 
 
 def test_an_instruct_model_can_be_trained_in_its_mode_and_hybridise_is_named(instruct: Path, tiny: Tiny) -> None:
     found = check_folder(instruct)
     assert found.trainable and not found.hybrid and found.modes == ["non_thinking"] and not found.switch
     assert found.parameters == tiny.known.parameters and found.dtypes == ["BF16"]
-    assert "has its non-thinking mode alone" in text(found) and "hybridise" in text(found)
+    assert "has its non-thinking mode alone" in checked_text(found) and "hybridise" in checked_text(found)
 
 
 def test_a_thinking_only_model(model: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_thinking_only_model(model: Path) -> None:
     (model / "chat_template.jinja").write_text(template)
     found = check_folder(model)
     assert found.modes == ["thinking"] and not found.hybrid
-    assert "has its thinking mode alone" in text(found)
+    assert "has its thinking mode alone" in checked_text(found)
 
 
 def test_no_chat_template(model: Path) -> None:

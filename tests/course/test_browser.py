@@ -1,0 +1,146 @@
+"""The course in a browser: JupyterLab runs cells, the slider redraws its picture, the search of the site finds Chinese words."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.course.execute import NOTEBOOKS
+
+ROOT = NOTEBOOKS.parent
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+TOKEN = "a-token-of-this-test"
+# What a user would choose in the settings: every cell is drawn, also those that are not in sight.
+SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"}}
+
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed"),
+    pytest.mark.skipif(importlib.util.find_spec("jupyterlab") is None, reason="JupyterLab is not installed"),
+    pytest.mark.skipif(BROWSER is None, reason="there is no chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a JupyterLab that shows copies of the notebooks."""
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copytree(NOTEBOOKS, folder / "notebooks", ignore=shutil.ignore_patterns("solutions", ".ipynb_checkpoints"))
+    for name, values in SETTINGS.items():
+        path = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(values), encoding="utf-8")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = [f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}"]
+    options += [f"--IdentityProvider.token={TOKEN}", "--ServerApp.allow_root=True", "--no-browser"]
+    options += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=None"]
+    environment = {**os.environ, "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")}
+    environment |= {name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR")}
+    with (folder / "log.txt").open("w", encoding="utf-8") as log:
+        command = [sys.executable, "-m", "jupyterlab", *options]
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            for _ in range(120):
+                assert process.poll() is None, (folder / "log.txt").read_text(encoding="utf-8")[-3000:]
+                try:
+                    urllib.request.urlopen(f"{address}/api/status?token={TOKEN}", timeout=5).close()
+                    break
+                except (urllib.error.URLError, TimeoutError):
+                    time.sleep(0.5)
+            yield address
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def run_until(browser: Any, lab: str, notebook: Path, cell: str) -> tuple[Any, Any]:
+    """Open a notebook and run its cells from the top up to one of them, by the keys that a person would press: page and cell."""
+    from playwright.sync_api import expect
+
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    last = next(place for place, one in enumerate(cells) if one["id"] == cell)
+    view = browser.new_page(viewport={"width": 1400, "height": 1000})
+    view.goto(f"{lab}/lab/workspaces/{notebook.stem}/tree/notebooks/{notebook.name}?reset&token={TOKEN}")
+    drawn = view.locator(".jp-Notebook .jp-Cell")
+    expect(drawn).to_have_count(len(cells), timeout=60_000)
+    expect(view.locator(".jp-Notebook-ExecutionIndicator")).to_have_attribute("data-status", "idle", timeout=60_000)
+    drawn.first.locator("h1").click()
+    for _ in range(last + 1):
+        view.keyboard.press("Shift+Enter")
+    expect(drawn.nth(last).locator(".jp-InputPrompt")).to_have_text(rf"[{_code_number(cells, last)}]:", timeout=240_000)
+    assert view.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]').count() == 0
+    return view, drawn.nth(last)
+
+
+def _code_number(cells: list[dict[str, Any]], place: int) -> int:
+    return sum(cell["cell_type"] == "code" for cell in cells[: place + 1])
+
+
+def test_a_model_answers_in_jupyterlab(browser: Any, lab: str) -> None:
+    (notebook,) = NOTEBOOKS.glob("00_*.ipynb")
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    asking = next(one["id"] for one in cells if one["cell_type"] == "code" and "print(ask(" in "".join(one["source"]))
+    view, cell = run_until(browser, lab, notebook, asking)
+    assert cell.locator(".jp-OutputArea-output").first.inner_text().strip()
+    view.close()
+
+
+def test_the_slider_redraws_the_mix(browser: Any, lab: str) -> None:
+    from playwright.sync_api import expect
+
+    (notebook,) = NOTEBOOKS.glob("03_*.ipynb")
+    view, cell = run_until(browser, lab, notebook, "slider")
+    picture, handle = cell.locator("img"), cell.locator(".noUi-handle")
+    expect(picture).to_have_count(1, timeout=30_000)
+    before = picture.get_attribute("src")
+    assert before and before.startswith("data:image/png")
+    handle.focus()
+    for _ in range(4):
+        view.keyboard.press("ArrowRight")
+    expect(cell.locator(".widget-readout")).not_to_have_text("0.50")
+    expect(picture).not_to_have_attribute("src", before, timeout=30_000)
+    view.close()
+
+
+def test_the_search_of_the_site_finds_chinese_words(browser: Any, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    tools = ROOT / ".venv-site" / "bin"
+    if not (tools / "mkdocs").exists():
+        pytest.skip("there is no .venv-site; `make site` makes it")
+    subprocess.run([str(tools / "python"), str(ROOT / "docs" / "make_site.py"), str(tmp_path)], check=True)
+    build = [str(tools / "mkdocs"), "build", "--quiet", "--config-file", str(tmp_path / "mkdocs.yml")]
+    subprocess.run(build, check=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    view = browser.new_page()
+    for place in ("index.html", "zh/index.html"):
+        view.goto((tmp_path / "html" / place).as_uri())  # from the folder, as one without a network would
+        view.locator("[data-md-component=search-query]").fill("思考")
+        found = view.locator(".md-search-result__item")
+        expect(found.first).to_contain_text("思考", timeout=30_000)
+    view.close()

@@ -1,0 +1,50 @@
+"""A name that one room takes from another has one home: who reads `plan` or `compare` in an import knows which is meant."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1] / "pipeline"
+
+
+def names_of(tree: ast.Module) -> set[str]:
+    """What stands at the top of a module."""
+    found: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+    return found
+
+
+def shared(folder: Path) -> dict[str, list[str]]:
+    """Names that are imported from more than one module in which they are made."""
+    homes, imported = defaultdict(set), defaultdict(set)
+    for file in folder.rglob("*.py"):
+        module = ".".join(file.relative_to(folder.parent).with_suffix("").parts).removesuffix(".__init__")
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        homes[module] = names_of(tree)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(folder.name):
+                for alias in node.names:
+                    imported[alias.name].add(node.module)
+    made = {name: sorted(m for m in modules if name in homes[m]) for name, modules in imported.items()}
+    return {name: modules for name, modules in sorted(made.items()) if len(modules) > 1}
+
+
+def test_each_imported_name_has_one_home() -> None:
+    assert shared(ROOT) == {}
+
+
+def test_two_homes_are_found(tmp_path: Path) -> None:
+    package = tmp_path / "rooms"
+    package.mkdir()
+    for name in ("a", "b"):
+        (package / f"{name}.py").write_text("def plan():\n    return 1\n")
+    (package / "c.py").write_text("from rooms.a import plan\n\n\ndef late():\n    from rooms.b import plan\n")
+    assert shared(package) == {"plan": ["rooms.a", "rooms.b"]}
