@@ -52,7 +52,7 @@ real: $(STAMP) ## a real pretrained model on a CPU: fetched, made hybrid, fine-t
 		$(call REAL_ROWS,chat) $(REAL_ITEMS)
 
 course: OUTPUT_DIR ?= outputs/course
-course: $(STAMP) ## the main job, then notebooks 00 to 11: OUTPUT_DIR=outputs/course
+course: $(STAMP) ## the main job, then notebooks 00 to 12: OUTPUT_DIR=outputs/course
 	$(BIN)/python -m pipeline run --profile embedded --output-dir "$(OUTPUT_DIR)/main" --resume
 	$(BIN)/python -m pipeline course --profile embedded --output-dir "$(OUTPUT_DIR)"
 
@@ -81,14 +81,15 @@ lock: $(STAMP) ## rebuild requirements-cpu.txt from requirements.txt; versions t
 	mv $(VENV)/requirements-cpu.txt requirements-cpu.txt
 	rm $(VENV)/lock.txt
 
-# Tools of its own, in an environment of their own. EXECUTED: the OUTPUT_DIR of a `make course`, for pages with outputs.
+# Tools of its own, in an environment of their own. EXECUTED: the OUTPUT_DIR of a `make course`, for pages with outputs; REPORT: a run whose
+# report is shown. Without --quiet, which keeps warnings from --strict.
 SITE := outputs/site
 site: ## the pages of README, docs and notebooks, in two languages: EXECUTED=outputs/course
 	@test -e .venv-site/.installed -a .venv-site/.installed -nt requirements-docs.txt || { \
 		$(PYTHON) -m venv --clear .venv-site && .venv-site/bin/pip install --quiet -r requirements-docs.txt $(QUIETLY) && \
 		touch .venv-site/.installed; }
-	.venv-site/bin/python docs/make_site.py $(SITE) $(EXECUTED)
-	NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build --strict --quiet --config-file $(SITE)/mkdocs.yml
+	.venv-site/bin/python docs/make_site.py $(SITE) $(EXECUTED) $(addprefix --report ,$(REPORT))
+	NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build --strict --config-file $(SITE)/mkdocs.yml
 	@echo "Open $(SITE)/html/index.html."
 
 clean: ## remove caches; .venv, outputs/ and runs/ stay

@@ -127,7 +127,7 @@ def test_grpo(pipeline_command: Command, folder: Path, finished: Path, tmp_path:
 
 NOTEBOOKS = {
     "run": pytest.param(["03", "04", "05"], id="run"),  # mix, training, evaluation
-    "others": pytest.param(["00", "01", "02", "02b", "03b", "06", "06b", "07", "08", "09", "10", "11"], id="others",
+    "others": pytest.param(["00", "01", "02", "02b", "03b", "06", "06b", "07", "08", "09", "10", "11", "12"], id="others",
                            marks=pytest.mark.nightly),
 }  # fmt: skip
 

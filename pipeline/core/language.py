@@ -23,10 +23,11 @@ from pipeline.core.place import PACKAGE
 LANGUAGES = ("en", "zh")
 VARIABLE = "PIPELINE_LANG"
 CATALOGUES = {"zh": PACKAGE / "locale" / "zh_CN" / "LC_MESSAGES" / "pipeline.po"}
+SURE = 12  # letters beside its values, by which a sentence is known wherever it stands
 PARTED = (("; ", "；"), (": ", "："))  # what parts the sentences that the code puts together from others
 _HOLE = re.compile(r"\{(\d+)\}")
 _SPACES = re.compile("(?<=[\u4e00-\u9fff]) \0(?=[\u4e00-\u9fff])|(?<=[\u4e00-\u9fff]\0) (?=[\u4e00-\u9fff])")
-_IN_A_NAME = re.compile(r"(?<=[\w.=/-])\{(\d+)\}|\{(\d+)\}(?=[\w.=/-])", re.ASCII)
+_IN_A_NAME = re.compile(r"(?<=[\w.=/`'-])\{(\d+)\}|\{(\d+)\}(?=[\w.=/`'-])", re.ASCII)
 
 
 def language(environment: Mapping[str, str] | None = None) -> str:
@@ -56,27 +57,34 @@ def translate(text: str) -> str:
     return text if chosen == "en" else _translate(text, chosen)
 
 
-def _translate(text: str, chosen: str) -> str:
+def _translate(text: str, chosen: str, within: bool = False) -> str:
+    """``within``: ``text`` is a value in a sentence of ours; else it may be of another: a row, a reply, a library's words."""
     if not re.search("[A-Za-z]", text):
         return text
     exact, templates = _catalogue(chosen)
     if text in exact:
         return exact[text]
     for template in templates:
-        if (values := template.values(text)) is not None:
+        values = template.values(text)
+        if values is not None and (within or template.is_sure(values)):
             said = [
-                value if number in template.names or value == text else _translate(value, chosen)
+                value if number in template.names or value == text else _translate(value, chosen, True)
                 for number, value in enumerate(values)
             ]
             return template.filled(said, [new != value for new, value in zip(said, values, strict=True)])
     if "\n" in text:
-        return "\n".join(_translate(line, chosen) for line in text.split("\n"))
+        return "\n".join(_part(line, chosen, within) for line in text.split("\n"))
     for english, chinese in PARTED:
         first, found, rest = text.partition(english)
-        said = [_translate(part, chosen) for part in (first, rest)] if found else []
+        said = [_part(part, chosen, within) for part in (first, rest)] if found else []
         if said and said != [first, rest]:
             return chinese.join(said)
     return text
+
+
+def _part(text: str, chosen: str, within: bool) -> str:
+    """A line, or what stands at a colon; a single word there may be anything."""
+    return _translate(text, chosen, within) if " " in text else text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +102,20 @@ class _Template:
             return None
         match = self._pattern.fullmatch(text) if all(part in text for part in self.parts) else None
         return match and match.groups()
+
+    @property
+    def letters(self) -> int:
+        return sum(map(str.isalpha, "".join(self.parts)))
+
+    def is_sure(self, values: Sequence[str]) -> bool:
+        """Nobody else says it: it has words enough, or begins with them, or its first value is a number, or a name with one."""
+        return bool(self.parts[0] or self.letters >= SURE or re.fullmatch(r"\S*\d\S*", values[0]))
+
+    def order(self) -> tuple[int, int]:
+        """What begins with words of its own comes before what begins with a value, which might take them for it."""
+        announces = self.parts[0] and self.parts[-2].endswith(": ") and not self.parts[-1]  # error: {0}
+        group = 0 if self.parts[0] and self.letters >= SURE else 1 if announces else 2
+        return group, -sum(map(len, self.parts))
 
     def filled(self, values: Sequence[str], translated: Sequence[bool]) -> str:
         """The translation with values. Chinese stands beside Chinese without the space that a name or a number has."""
@@ -114,7 +136,7 @@ class _Template:
 
 @functools.cache
 def _catalogue(chosen: str) -> tuple[dict[str, str], list[_Template]]:
-    """Whole sentences, and those with values, the most literal ones first."""
+    """Whole sentences, and those with values in the order in which they are tried: the most literal ones first."""
     from babel.messages.pofile import read_po
 
     exact: dict[str, str] = {}
@@ -129,7 +151,7 @@ def _catalogue(chosen: str) -> tuple[dict[str, str], list[_Template]]:
                 templates.append(_Template(tuple(map(_plain, _HOLE.split(source)[::2])), target, names))
             else:
                 exact[_plain(source)] = _plain(target)
-    templates.sort(key=lambda template: -sum(map(len, template.parts)))
+    templates.sort(key=_Template.order)
     return exact, templates
 
 

@@ -45,7 +45,7 @@ FOLDERS = (
 )
 FILES = ("*.md", "*.toml", "requirements*.txt", "LICENSE", "Makefile")
 NOT = ("__pycache__", ".ipynb_checkpoints", ".venv", "unsloth_compiled_cache")
-PREPARED = ("main", "notebooks", "course.json")  # of a course's output directory
+PREPARED = ("main", "notebooks", "course.json", "index.html")  # of a course's output directory
 TORCH_CPU = "https://download.pytorch.org/whl/cpu"
 AT_ONCE = 25  # packages a call of pip, so that what is done is kept when the command is stopped
 

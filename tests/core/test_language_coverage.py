@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.core.language import VARIABLE, translate
+from pipeline.core.language import VARIABLE, _translate, translate
 from pipeline.core.place import PACKAGE
 from pipeline.course import messages
 
@@ -55,11 +55,10 @@ def values(sentence: str) -> list[str]:
     return [f" ‹{number}›" if str(number) in behind else f"‹{number}›" for number in range(20)]
 
 
-def test_each_sentence_is_taken_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_sentence_is_taken_for_itself() -> None:
     """No other entry of the catalogue matches first, and each value comes out at its place."""
-    monkeypatch.setenv(VARIABLE, "zh")
     known = {source: target for source, target in messages.catalogue().items() if target}
-    said = {source: translate(source.format(*values(source))) for source in known}
+    said = {source: _translate(source.format(*values(source)), "zh", within=True) for source in known}
     right = {source: target.format(*values(source)) for source, target in known.items()}
     assert {source: text for source, text in said.items() if text != right[source]} == {}
 
@@ -74,6 +73,8 @@ def test_each_sentence_is_taken_for_itself(monkeypatch: pytest.MonkeyPatch) -> N
         ("--also base=…: that name is taken; base and tuned are the base and the run itself.", "--also base=…："),
         ("evaluation.sampling.thinking.max_new_tokens=9 cannot fit: m has 8 positions for prompt and reply together. Lower it "
          "to at most 7, less what your prompts take (up to model.max_seq_length=6 tokens).", "evaluation.sampling.thinking.max"),
+        ("`train` works in one process, and 2 were started; start it without torchrun. Several processes are for train and run.",
+         "`train` 只用一个进程，却启动了 2 个"),
         # Chinese words stand beside one another; a name keeps its space.
         ("the stored evaluation of the base model is of other weights than those here; it is done again", "已保存的基座模型的"),
         ("the stored evaluation of the x model is of other weights than those here; it is done again", "已保存的 x 模型的"),
@@ -82,8 +83,16 @@ def test_each_sentence_is_taken_for_itself(monkeypatch: pytest.MonkeyPatch) -> N
         ("recipe a: unknown key 'training.foo'. Did you mean 'x'?", "配方 a：未知的键 'training.foo'。您要的是不是 'x'？"),
         # Lines of a table, a list or a log are no part of one sentence.
         ("note: one\ntwo\nreport: x.html", "注意：one\ntwo\n报告：x.html"),
-        ("mode: a\n3 seconds\nb: 1 parameters, 2 trained", "模式：a\n3 秒\nb: 1 parameters, 2 trained"),
+        ("mode: a\n3 seconds\nb: 1 parameters, 2 trained", "mode: a\n3 秒\nb: 1 parameters, 2 trained"),
         ("a/b: not answered yet; 3 seconds; unknown words", "a/b：尚未作答；3 秒；unknown words"),
+        # What announces another sentence is no value of it.
+        ("error: a.txt: 'no' is not a word. Quote words that YAML reads as something else (no, on).", "错误：a.txt：'no' 不是词"),
+        ("error: The disk is full. Free some space and run the same command again.", "错误：磁盘已满。请腾出"),
+        # What others write stays: a row, a reply, a table.
+        ("He became king", "He became king"),
+        ("I have five minutes\nbase\nQuestion: base", "I have five minutes\nbase\nQuestion: base"),
+        ("| base: thinking |", "| base: thinking |"),
+        ("6.7 minutes", "6.7 分钟"),
     ],
 )  # fmt: skip
 def test_values_lines_and_parts(monkeypatch: pytest.MonkeyPatch, said: str, chinese: str) -> None:

@@ -1,4 +1,4 @@
-"""Checks for the exercises at the end of each notebook; one module a notebook (``nb00`` … ``nb11``).
+"""Checks for the exercises at the end of each notebook; one module a notebook (``nb00`` … ``nb12``).
 
 In: the name of an exercise (``"01.2"``) and a learner's answer. Out: a line that says "right"; a wrong answer raises ``Hint``,
 which does not give it away, and so does an answer that fails with an error of its own; both in the reader's language. ``...``

@@ -63,14 +63,13 @@ def run(
 def as_one_process() -> None:
     """Make this process the only one of a distributed training on the processor, as DeepSpeed's configuration asks for one.
 
+    What it sets up stays in the process, so a task that needs it has a process to itself.
+
     Raises:
         UnreadError: DeepSpeed is not installed.
     """
     if importlib.util.find_spec("deepspeed") is None:
         raise UnreadError("DeepSpeed is not installed in its environment")
-    from accelerate.state import PartialState
-
-    PartialState._reset_state()  # what an earlier task of this process has set up
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     os.environ |= {"DS_ACCELERATOR": "cpu"}
 
