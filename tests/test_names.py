@@ -48,3 +48,15 @@ def test_two_homes_are_found(tmp_path: Path) -> None:
         (package / f"{name}.py").write_text("def plan():\n    return 1\n")
     (package / "c.py").write_text("from rooms.a import plan\n\n\ndef late():\n    from rooms.b import plan\n")
     assert shared(package) == {"plan": ["rooms.a", "rooms.b"]}
+
+
+def test_the_spine_can_be_read_in_an_hour() -> None:
+    """README names it, with its length."""
+    readme = (ROOT.parent / "README.md").read_text(encoding="utf-8")
+    told = readme[readme.index("The spine of the pipeline") :].split("\n\n")[0]
+    names = "settings/section settings/model settings/training settings/evaluation settings/profile data/chat_format data/mix "
+    names += "model/load training/train training/loop model/form evaluation/evaluate run/__init__"
+    assert "2,500 lines" in told and all(
+        name.removesuffix("/__init__").split("/")[-1] in told for name in names.split()
+    )
+    assert sum(len((ROOT / f"{name}.py").read_text(encoding="utf-8").splitlines()) for name in names.split()) <= 2500

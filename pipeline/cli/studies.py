@@ -135,9 +135,9 @@ def _engine_arguments(sub: Any) -> None:
 
 
 def _engine(args: argparse.Namespace) -> Any:
-    from pipeline.studies.engine import Engine
+    from pipeline.studies.engine import StudyEngine
 
-    return Engine(args.engine, args.address, args.store, args.cell_cpus, args.cell_gpus)
+    return StudyEngine(args.engine, args.address, args.store, args.cell_cpus, args.cell_gpus)
 
 
 def _carry_over(args: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, read_jsonl
 from pipeline.core.place import ROOT
-from pipeline.course.translation import NOTEBOOKS, text_of
+from pipeline.course.translation import NOTEBOOKS, source_text
 from pipeline.data.stored_mix import load_mix
 from pipeline.evaluation.report.reference import rates
 from pipeline.evaluation.report.schema import MODELS, modes_measured
@@ -101,7 +101,7 @@ def lessons(run: Path, saved: Sequence[Path]) -> list[Lesson]:
     right, found = solved(saved), []
     for book in sorted(NOTEBOOKS.glob("[0-9][0-9]*_*.ipynb")):
         number = book.name.partition("_")[0]
-        asked = {name for cell in _code_cells(book) for name in CHECK.findall(text_of(cell))}
+        asked = {name for cell in _code_cells(book) for name in CHECK.findall(source_text(cell))}
         leaves, place = LEFT.get(number, ("", ""))
         path = run / place.removeprefix("RUN/") if place.startswith("RUN/") else run.parent / place
         found.append(Lesson(number, leaves, bool(place) and path.is_file(), len(asked & right), len(asked)))

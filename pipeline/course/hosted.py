@@ -29,7 +29,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_text
 from pipeline.core.place import DISTRIBUTION, IN_CHECKOUT, ROOT
 from pipeline.core.versions import UNSLOTH_STACK, pinned, same, version_of
-from pipeline.course.translation import lines_of
+from pipeline.course.translation import source_lines
 
 NOTEBOOKS = ROOT / "notebooks"
 PAGES = (ROOT / "docs" / "hosted.md", ROOT / "docs" / "hosted.zh.md")
@@ -157,7 +157,7 @@ def with_cell(notebook: dict[str, Any], number: str, text: str) -> dict[str, Any
         "id": f"nb{number}-hosted",
         "metadata": {},
         "outputs": [],
-        "source": lines_of(text),
+        "source": source_lines(text),
     }
     return notebook | {"cells": [*cells[:at], own, *cells[at:]]}
 

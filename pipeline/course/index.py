@@ -15,7 +15,7 @@ from pipeline.core.console import duration
 from pipeline.core.files import read_json, write_text
 from pipeline.core.place import PACKAGE
 from pipeline.core.templates import environment
-from pipeline.course.translation import text_of
+from pipeline.course.translation import source_text
 
 TEMPLATES = PACKAGE / "course" / "kit"
 PICTURES = ("image/png", "image/jpeg")
@@ -35,7 +35,7 @@ def title_of(notebook: Path) -> str:
     """The first heading of a notebook; the name of the file where it has none, or where the file is gone."""
     cells = read_json(notebook)["cells"] if notebook.exists() else []
     for cell in cells:
-        if cell["cell_type"] == "markdown" and (match := re.search(r"^# (.+)$", text_of(cell), re.MULTILINE)):
+        if cell["cell_type"] == "markdown" and (match := re.search(r"^# (.+)$", source_text(cell), re.MULTILINE)):
             return match[1].strip()
     return notebook.stem
 

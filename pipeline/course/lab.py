@@ -52,7 +52,7 @@ class Row(TypedDict):
     labels: list[int]
 
 
-class Question(TypedDict):
+class LabQuestion(TypedDict):
     """Something to ask: ``messages`` and a mode, or a ``prompt`` written out; ``answer`` is what a right reply holds."""
 
     messages: list[dict[str, Any]]
@@ -102,7 +102,7 @@ def lesson(share: float, rows: int = 400, seed: int = 1, empty_think: EmptyThink
     return made
 
 
-def questions(kind: str, count: int = 20, mode: Mode = "thinking") -> list[Question]:
+def questions(kind: str, count: int = 20, mode: Mode = "thinking") -> list[LabQuestion]:
     """Held-out questions of a kind: ``chat``, ``arithmetic`` or ``skill`` (multiplication)."""
     return [
         {"messages": item["messages"], "mode": mode, "answer": str(item["answer"])}
@@ -110,7 +110,7 @@ def questions(kind: str, count: int = 20, mode: Mode = "thinking") -> list[Quest
     ]
 
 
-def question(text: str, mode: Mode = "thinking", answer: str = "") -> Question:
+def question(text: str, mode: Mode = "thinking", answer: str = "") -> LabQuestion:
     """One question of your own."""
     return {"messages": [{"role": "user", "content": text}], "mode": mode, "answer": answer}
 

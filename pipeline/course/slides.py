@@ -18,7 +18,7 @@ from pipeline.core.files import read_json, write_text
 from pipeline.core.templates import environment
 from pipeline.course.execute import ENGLISH, course_notebooks
 from pipeline.course.index import TEMPLATES, pictures_of, title_of
-from pipeline.course.translation import text_of
+from pipeline.course.translation import source_text
 
 SHORT_PATH = ["00", "01", "03", "04", "05"]  # of the half day in docs/teaching.md
 SEEN = re.compile(r"^- \*\*(?:What you see|看到了什么)\*\*.*(?:\n  .*)*", re.MULTILINE)
@@ -43,7 +43,7 @@ def slides_of(notebook: Path) -> Iterator[dict[str, Any]]:
     heading, begun = title, False
     for place, cell in enumerate(cells):
         if cell["cell_type"] == "markdown":
-            text = text_of(cell)
+            text = source_text(cell)
             if not begun and text.startswith("# "):
                 begun = True
                 yield _slide(f"{name}-question", "\n\n".join(text.split("\n\n")[:2]))
@@ -55,7 +55,7 @@ def slides_of(notebook: Path) -> Iterator[dict[str, Any]]:
             attached = {f"{i}.{p.kind.partition('/')[2]}": {p.kind: p.data} for i, p in enumerate(found)}
             words = [re.sub(r"[\[\]]", "", picture.alt) or heading for picture in found]
             shown = "\n\n".join(f"![{alt}](attachment:{file})" for alt, file in zip(words, attached, strict=True))
-            below = text_of(cells[place + 1]) if place + 1 < len(cells) else ""
+            below = source_text(cells[place + 1]) if place + 1 < len(cells) else ""
             seen = SEEN.search(below)
             yield _slide(f"{name}-{place}", f"## {heading}\n\n{shown}\n\n{seen[0] if seen else ''}", attached)
 

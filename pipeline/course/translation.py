@@ -45,13 +45,13 @@ class Problem:
         return f"{self.notebook}, cell {self.cell}: {self.what}"
 
 
-def text_of(cell: dict[str, Any]) -> str:
+def source_text(cell: dict[str, Any]) -> str:
     """The source of a cell, which a notebook's file may hold as a list of lines."""
     source = cell["source"]
     return source if isinstance(source, str) else "".join(source)
 
 
-def lines_of(text: str) -> list[str]:
+def source_lines(text: str) -> list[str]:
     """The source of a cell as a notebook's file keeps it."""
     return text.splitlines(keepends=True)
 
@@ -80,14 +80,14 @@ def _compared(name: str, source: dict[str, Any], cell: dict[str, Any]) -> Proble
     if source["cell_type"] != cell["cell_type"]:
         return Problem(name, source["id"], f"is {cell['cell_type']}, the English one is {source['cell_type']}")
     if source["cell_type"] == "code":
-        if text_of(cell) != deeper(text_of(source)):
+        if source_text(cell) != deeper(source_text(source)):
             return Problem(name, source["id"], "its code is not that of the English cell")
         same = cell["metadata"] == source["metadata"]
         return None if same else Problem(name, source["id"], "its metadata (tags) are not those of the English cell")
     written_for = cell["metadata"].get("english")
     if not written_for:
         return Problem(name, source["id"], "is not written yet")
-    if written_for != digest(text_of(source)):
+    if written_for != digest(source_text(source)):
         return Problem(name, source["id"], "was written for another English text")
     return None
 
@@ -131,7 +131,7 @@ def synchronise(name: str, english: Path, chinese: Path) -> None:
     for source in book["cells"]:
         cell = copy.deepcopy(source)
         if cell["cell_type"] == "code":
-            cell["source"] = lines_of(deeper(text_of(source)))
+            cell["source"] = source_lines(deeper(source_text(source)))
         else:
             old = before.get(cell["id"])
             written = old is not None and old["cell_type"] == "markdown" and old["metadata"].get("english")
@@ -158,10 +158,10 @@ def todo(name: str, english: Path, chinese: Path) -> Iterator[str]:
         cell = cells.get(source["id"])
         if cell is not None and _compared(name, source, cell) is None:
             continue
-        yield f"=== {name} {source['id']} {digest(text_of(source))}\n"
-        yield from (f"% {line}".rstrip() + "\n" for line in text_of(source).splitlines())
+        yield f"=== {name} {source['id']} {digest(source_text(source))}\n"
+        yield from (f"% {line}".rstrip() + "\n" for line in source_text(source).splitlines())
         if cell is not None and cell["cell_type"] == "markdown" and cell["metadata"].get("english"):
-            yield text_of(cell) + "\n"
+            yield source_text(cell) + "\n"
         yield "\n"
 
 
@@ -207,8 +207,8 @@ def take(path: Path, english: Path, chinese: Path) -> int:
         if not own:
             raise UserError(f"{where}: there is no prose cell {head['cell']}. Run sync, then todo again.")
         if text:
-            own[0]["source"] = lines_of(text)
-            own[0]["metadata"]["english"] = head["english"] or digest(text_of(sources[head["cell"]]))
+            own[0]["source"] = source_lines(text)
+            own[0]["metadata"]["english"] = head["english"] or digest(source_text(sources[head["cell"]]))
             count += 1
     for name, book in books.items():
         _write(chinese / f"{name}.ipynb", book)

@@ -106,16 +106,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Made:
-    """What a framework made of a task: its rows, or why it did not.
-
-    Of a command: ``divided``, the stage of ZeRO or the version of FSDP that was read; ``unread``, why it could not be read here.
-    """
+    """What a framework made of a task: its rows, or why it did not; of a command the stage of ZeRO or the version of FSDP."""
 
     versions: dict[str, str]
     rows: list[Tokens]
     error: str = ""
     divided: int = 0
-    unread: str = ""
 
 
 def audit(profile: Profile, asked: Asked) -> Audit:
@@ -230,7 +226,7 @@ def run_framework(
         for task in left[: len(written["tasks"])]:
             made = written["tasks"][task.name]
             rows = [Tokens(row["input_ids"], row["labels"]) for row in made["rows"]]
-            results.append(Made(written["versions"], rows, "", made.get("divided", 0), made.get("unread", "")))
+            results.append(Made(written["versions"], rows, "", made.get("divided", 0)))
         if failed:
             results.append(Made({}, [], failed))
     return results

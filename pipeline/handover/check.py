@@ -6,6 +6,7 @@ configuration, also that for several GPUs, its own loader and collator the data;
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipeline.core.files import read_json, read_jsonl
 from pipeline.data.chat_format import IGNORE_INDEX
 from pipeline.handover.audit import Made, Task, run_framework, write_model
 from pipeline.handover.compare import Tokens
+from pipeline.handover.environments import interpreter
 from pipeline.handover.frameworks import framework
 from pipeline.handover.write import CONFIG, CONFIG_FSDP2, LEFT_OUT, RECORD
 from pipeline.settings import Profile, read_yaml
@@ -32,6 +34,7 @@ HERE: dict[str, dict[str, Any]] = {
     "axolotl": {"bf16": False, "load_in_4bit": False, "adapter": "lora"},
 }
 DIVIDED = {"ZeRO-2": 2, "ZeRO-3": 3, "FSDP2": 2}  # the stage or version that each command for several GPUs asks for
+READ, LACKING = "read", "not read: DeepSpeed is not installed in its environment"
 MODEL = {
     "trl": "model_name_or_path",
     "llama-factory": "model_name_or_path",
@@ -48,7 +51,7 @@ def check(profile: Profile, train: Dataset, target: str, folder: Path, python: P
 
     Returns:
         ``{"rows", "equal", "different": [{"row", "source", "reason"}], "version", "error", "several_gpus"}``; the last one: title
-        of each command for several GPUs → "read", or "not read: " and why. One that is refused is an error.
+        of each command for several GPUs → ``READ`` or ``LACKING``. One that is refused is an error.
     """
     one = framework(target)
     left_out = {entry["row"]: entry for entry in read_jsonl(folder / LEFT_OUT) if entry["part"] == "train"}
@@ -63,18 +66,20 @@ def check(profile: Profile, train: Dataset, target: str, folder: Path, python: P
                 tasks.append(Task(title, _values(folder / file, here), [], folder, line))
         say(f"{target} reads what was handed over")
         alone = [task for task in tasks if "deepspeed" in task.command]  # which leaves its marks in a process
-        parts = [[task for task in tasks if task not in alone], *([task] for task in alone)]
-        results: dict[str, Made] = {}
-        for number, part in enumerate(parts):
-            found = run_framework(one, part, model, profile.length_limit, work / f"run{number}", python)
-            results |= {task.name: made for task, made in zip(part, found, strict=True)}
-            if results["handed_over"].error:
-                break  # most often it is not there at all
-    made = results["handed_over"]
-    if made.error:
-        return {"rows": len(train), "equal": 0, "different": [], "version": "", "error": made.error, "several_gpus": {}}
-    several = {task.name: _said(task.name, results[task.name]) for task in tasks[1:]}
-    refused = [f"{title}: {text}" for title, text in several.items() if not text.startswith(("read", "not read"))]
+        together = [task for task in tasks if task not in alone]
+        made, *others = run_framework(one, together, model, profile.length_limit, work / "run", python)
+        if made.error:
+            nothing = {"rows": len(train), "equal": 0, "different": [], "version": ""}
+            return nothing | {"error": made.error, "several_gpus": {}}
+        several = {task.name: _said(task.name, found) for task, found in zip(together[1:], others, strict=True)}
+        has_deepspeed = bool(alone) and _has_deepspeed(python or interpreter(one))
+        for task in alone:
+            if has_deepspeed:
+                (found,) = run_framework(one, [task], model, profile.length_limit, work / task.name, python)
+                several[task.name] = _said(task.name, found)
+            else:
+                several[task.name] = LACKING
+    refused = [f"{title}: {text}" for title, text in several.items() if text not in (READ, LACKING)]
     counts = Counter(key_of(tokens) for tokens in made.rows)
     different, equal = [], 0
     for number, row in enumerate(train):
@@ -98,11 +103,14 @@ def _values(file: Path, here: dict[str, Any]) -> dict[str, Any]:
 def _said(title: str, made: Made) -> str:
     if made.error:
         return made.error
-    if made.unread:
-        return f"not read: {made.unread}"
     if made.divided != DIVIDED[title]:
         return f"its parser reads stage or version {made.divided}"
-    return "read"
+    return READ
+
+
+def _has_deepspeed(python: Path) -> bool:
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('deepspeed') is None)"
+    return subprocess.run([str(python), "-c", code], capture_output=True).returncode == 0
 
 
 def key_of(tokens: Tokens) -> Key:

@@ -20,7 +20,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import write_json, write_text
 from pipeline.core.versions import installed
 from pipeline.studies.curve import sweep_table
-from pipeline.studies.engine import LOCAL, Engine
+from pipeline.studies.engine import LOCAL, StudyEngine
 from pipeline.studies.results import Estimate, Point, Sweep
 from pipeline.studies.sweep import run_sweep
 
@@ -199,7 +199,7 @@ def run_carry_over(
     overrides: Sequence[str] = (),
     seeds: int = 2,
     workers: int | None = None,
-    engine: Engine = LOCAL,
+    engine: StudyEngine = LOCAL,
 ) -> CarryOver:
     """Run what is missing of the three studies, and write the verdicts.
 

@@ -18,7 +18,7 @@ RECORD = "store.json"  # in the study's folder: where its cells are kept, if not
 
 
 @dataclass(frozen=True)
-class Engine:
+class StudyEngine:
     """Where cells run.
 
     Args:
@@ -43,10 +43,10 @@ class Engine:
             raise UserError("--cell-cpus and --cell-gpus need numbers from 0 on.")
 
 
-LOCAL = Engine()
+LOCAL = StudyEngine()
 
 
-def remembered_store(folder: Path, engine: Engine) -> str | None:
+def remembered_store(folder: Path, engine: StudyEngine) -> str | None:
     """The engine's store, else the one that the study was begun with; None: the study's own folder.
 
     A URL that carries a secret is not remembered: it has to be given each time.

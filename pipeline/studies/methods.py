@@ -31,7 +31,7 @@ from pipeline.model.memory import release
 from pipeline.model.methods import disk_bytes, load_adapter, weights_files
 from pipeline.studies.arms import SweepCell, load_arms, plan_arms
 from pipeline.studies.curve import sweep_table
-from pipeline.studies.engine import LOCAL, Engine
+from pipeline.studies.engine import LOCAL, StudyEngine
 from pipeline.studies.results import Latency, MethodCosts, Methods
 from pipeline.studies.sweep import run_sweep
 
@@ -56,7 +56,7 @@ def run_methods(
     workers: int | None = None,
     arms: str = ARMS,
     cells_folder: Path | None = None,
-    engine: Engine = LOCAL,
+    engine: StudyEngine = LOCAL,
 ) -> Methods:
     """Run what is not done, measure, summarise; see the module's docstring.
 

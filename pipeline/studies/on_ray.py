@@ -30,7 +30,7 @@ from pipeline.core.errors import UserError
 from pipeline.studies.arms import SweepCell
 from pipeline.studies.cells import inputs, note_failure
 from pipeline.studies.coordinator import only_coordinator
-from pipeline.studies.engine import Engine
+from pipeline.studies.engine import StudyEngine
 from pipeline.studies.node import FOLDER, REPORT, TOKEN, Order, Outcome, carry_out, code_here, program
 from pipeline.studies.storage import PARTIAL, Storage
 
@@ -153,7 +153,7 @@ def cluster(address: str) -> Iterator[Any]:
         ray.shutdown()
 
 
-def resources(engine: Engine, cell: SweepCell, nodes: Sequence[dict[str, float]]) -> dict[str, float]:
+def resources(engine: StudyEngine, cell: SweepCell, nodes: Sequence[dict[str, float]]) -> dict[str, float]:
     """What a cell asks for: ``num_cpus`` and ``num_gpus``.
 
     Args:
@@ -230,7 +230,7 @@ def fetch_done(cells: Sequence[SweepCell], root: Path, storage: Storage) -> None
 def run_on_ray(
     cells: Sequence[SweepCell],
     root: Path,
-    engine: Engine,
+    engine: StudyEngine,
     store: str,
     held: Path,
     at_once: int | None = None,

@@ -35,7 +35,7 @@ from pipeline.studies.arms import SweepCell, load_arms, plan_arms, plan_axis
 from pipeline.studies.cells import note_failure, write_inputs
 from pipeline.studies.coordinator import only_coordinator
 from pipeline.studies.curve import summarise_sweep
-from pipeline.studies.engine import LOCAL, Engine, remembered_store
+from pipeline.studies.engine import LOCAL, StudyEngine, remembered_store
 from pipeline.studies.failures import reason_of
 from pipeline.studies.on_ray import fetch_done, run_on_ray
 from pipeline.studies.results import Sweep
@@ -55,7 +55,7 @@ def run_sweep(
     arms: str | None = None,
     cells_folder: Path | None = None,
     only: Sequence[str] = (),
-    engine: Engine = LOCAL,
+    engine: StudyEngine = LOCAL,
 ) -> Sweep:
     """Run all cells that are not done, then summarise_sweep; see the module's docstring.
 

@@ -15,7 +15,7 @@ import pytest
 from pipeline.core.versions import pinned
 from pipeline.course import hosted
 from pipeline.course.hosted import cell_text, expected, is_hosted_cell, notebooks, page, service, with_cell
-from pipeline.course.translation import text_of
+from pipeline.course.translation import source_text
 
 ROOT = hosted.ROOT
 SERVICE_TORCH = "2.9.1"
@@ -26,7 +26,7 @@ def test_every_notebook_has_the_cell(path: Path) -> None:
     words = "python -m pipeline.course.hosted write"
     assert path.read_text(encoding="utf-8") == expected(path), words
     code = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
-    assert is_hosted_cell(code[1]) and len(text_of(code[1]).splitlines()) <= 10
+    assert is_hosted_cell(code[1]) and len(source_text(code[1]).splitlines()) <= 10
 
 
 def test_the_pages_have_the_links() -> None:
@@ -58,7 +58,7 @@ def test_the_cell_is_put_once_and_replaced() -> None:
     once = with_cell(first, "00", "old")
     twice = with_cell(once, "00", "new")
     assert [cell["id"] for cell in twice["cells"]] == ["a", "b", "nb00-hosted"]
-    assert text_of(twice["cells"][2]) == "new"
+    assert source_text(twice["cells"][2]) == "new"
 
 
 def test_on_another_machine_it_does_nothing_and_is_quick(tmp_path: Path) -> None:

@@ -212,9 +212,9 @@ def test_a_configuration_for_several_gpus_that_is_refused(
 
 FAKE = """#!/usr/bin/env python3
 import json, sys
-if sys.argv[1] == "-c": sys.exit()
+if sys.argv[1] == "-c": sys.exit("deepspeed" in sys.argv[2] and LACKING)
 job = json.load(open(sys.argv[2]))
-answers = {"ZeRO-2": {"divided": 2}, "ZeRO-3": ZERO_3, "FSDP2": {"unread": "no room"}}
+answers = {"ZeRO-2": {"divided": 2}, "ZeRO-3": {"divided": ZERO_3}, "FSDP2": {"divided": 2}}
 for task in job["tasks"]:
     assert bool(task["command"]) == (task["name"] in answers)
 done = {task["name"]: {"rows": [], **answers.get(task["name"], {})} for task in job["tasks"]}
@@ -223,19 +223,24 @@ json.dump({"versions": {"axolotl": "0"}, "tasks": done}, open(sys.argv[3], "w"))
 
 
 @pytest.mark.parametrize(
-    ("read", "error"), [('{"divided": 3}', ""), ('{"divided": 2}', "ZeRO-3: its parser reads stage or version 2")]
+    ("lacking", "stage", "said", "error"),
+    [
+        (False, 3, "read", ""),
+        (False, 2, "its parser reads stage or version 2", "ZeRO-3: its parser reads stage or version 2"),
+        (True, 2, "not read: DeepSpeed is not installed in its environment", ""),
+    ],
 )
 def test_what_a_parser_reads_is_held_to_its_title(
-    read: str, error: str, handed: Callable[[str], Path], mix: Mix, tmp_path: Path
+    lacking: bool, stage: int, said: str, error: str, handed: Callable[[str], Path], mix: Mix, tmp_path: Path
 ) -> None:
     fake = tmp_path / "python"
-    fake.write_text(FAKE.replace("ZERO_3", read))
+    fake.write_text(FAKE.replace("ZERO_3", str(stage)).replace("LACKING", str(lacking)))
     fake.chmod(0o755)
     found = check(profile(), mix.train, "axolotl", handed("axolotl"), fake)
-    assert found["error"] == error and found["several_gpus"]["ZeRO-2"] == "read"
-    assert found["several_gpus"]["FSDP2"] == "not read: no room"
+    assert (found["several_gpus"]["FSDP2"], found["several_gpus"]["ZeRO-3"]) == ("read", said)
+    assert found["error"] == error and found["version"] == "0"
     record = json.loads((handed("axolotl") / "handover.json").read_text()) | {"check": found}
-    assert "  FSDP2: not read: no room\n" in handover_text(record, tmp_path)
+    assert f"  ZeRO-3: {said}\n" in handover_text(record, tmp_path)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from pipeline.core.place import ROOT
 from pipeline.studies import coordinator, on_ray, storage
 from pipeline.studies.arms import plan_axis
 from pipeline.studies.coordinator import only_coordinator
-from pipeline.studies.engine import Engine, remembered_store
+from pipeline.studies.engine import StudyEngine, remembered_store
 from pipeline.studies.node import FOLDER, PYTHON, TOKEN, Order, carry_out, code_here, work
 from pipeline.studies.on_ray import fetch_done, key_of, plan_orders, require_answer, resources, submit, take_storage
 from pipeline.studies.storage import Storage
@@ -228,11 +228,11 @@ def test_a_store_belongs_to_one_study(tmp_path: Path) -> None:
 
 
 def test_a_store_is_remembered_but_for_its_secrets(tmp_path: Path) -> None:
-    assert remembered_store(tmp_path, Engine()) is None
-    assert remembered_store(tmp_path, Engine(store="s3://user:word@bucket/x")) == "s3://user:word@bucket/x"
-    assert remembered_store(tmp_path, Engine()) is None
-    remembered_store(tmp_path, Engine(store="s3://bucket/x"))
-    assert remembered_store(tmp_path, Engine()) == "s3://bucket/x"
+    assert remembered_store(tmp_path, StudyEngine()) is None
+    assert remembered_store(tmp_path, StudyEngine(store="s3://user:word@bucket/x")) == "s3://user:word@bucket/x"
+    assert remembered_store(tmp_path, StudyEngine()) is None
+    remembered_store(tmp_path, StudyEngine(store="s3://bucket/x"))
+    assert remembered_store(tmp_path, StudyEngine()) == "s3://bucket/x"
 
 
 # --- one coordinator ----------------------------------------------------------------------------------------------------
@@ -248,8 +248,8 @@ def test_two_coordinators(tmp_path: Path) -> None:
     assert place.read(coordinator.RECORD) is None
 
 
-@pytest.mark.parametrize("engine", [Engine(), Engine("ray")])
-def test_a_sweep_has_one_coordinator_whatever_its_engine(tmp_path: Path, engine: Engine) -> None:
+@pytest.mark.parametrize("engine", [StudyEngine(), StudyEngine("ray")])
+def test_a_sweep_has_one_coordinator_whatever_its_engine(tmp_path: Path, engine: StudyEngine) -> None:
     (cell,) = plan_axis("embedded", [], "chat_share", ["0"], 1, tmp_path)[1]
     write_json(tmp_path / "plan.json", {"cells": fingerprint([[cell.profile.model_dump(), cell.recipe.model_dump()]])})
     with (
@@ -376,13 +376,13 @@ def test_something_else_that_answers(listener: tuple[str, socket.socket]) -> Non
 def test_what_a_cell_asks_for(tmp_path: Path) -> None:
     (cell,) = plan_axis("embedded", [], "chat_share", ["0"], 1, tmp_path)[1]
     laptop, server = {"CPU": 2.0}, {"CPU": 16.0, "GPU": 1.0}
-    assert resources(Engine("ray"), cell, [laptop]) == {"num_cpus": 1.0, "num_gpus": 0.0}
-    assert resources(Engine("ray"), cell, [laptop, server]) == {"num_cpus": 1.0, "num_gpus": 1.0}
-    assert resources(Engine("ray", cpus=4, gpus=0.5), cell, [server]) == {"num_cpus": 4, "num_gpus": 0.5}
+    assert resources(StudyEngine("ray"), cell, [laptop]) == {"num_cpus": 1.0, "num_gpus": 0.0}
+    assert resources(StudyEngine("ray"), cell, [laptop, server]) == {"num_cpus": 1.0, "num_gpus": 1.0}
+    assert resources(StudyEngine("ray", cpus=4, gpus=0.5), cell, [server]) == {"num_cpus": 4, "num_gpus": 0.5}
     with pytest.raises(UserError, match="No node of the cluster has 4 cores and 0 GPUs.*Lower --cell-cpus"):
-        resources(Engine("ray", cpus=4), cell, [laptop])
+        resources(StudyEngine("ray", cpus=4), cell, [laptop])
     with pytest.raises(UserError, match="for --engine ray"):
-        Engine(cpus=1)
+        StudyEngine(cpus=1)
 
 
 def test_orders_share_a_base_and_say_what_the_local_pool_runs(tmp_path: Path) -> None:

@@ -62,13 +62,13 @@ LEAKED = 6
 STEPS = 40
 
 
-def leaked_items() -> tuple[list[lab.Question], list[lab.Question]]:
+def leaked_items() -> tuple[list[lab.LabQuestion], list[lab.LabQuestion]]:
     """Twelve held-out multiplications, to be answered without thinking: six that the training sees, six that it does not."""
     items = lab.questions("skill", 2 * LEAKED, "non_thinking")
     return items[:LEAKED], items[LEAKED:]
 
 
-def rows_of(items: list[lab.Question]) -> list[lab.Row]:
+def rows_of(items: list[lab.LabQuestion]) -> list[lab.Row]:
     """Training rows of questions with their right answers."""
     form = ChatFormat(load_data_tokenizer(load_profile("embedded").model))
     rows: list[lab.Row] = []

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.core.errors import UserError
 from pipeline.core.statistics import wilson
 from pipeline.course.exercises import exercise
-from pipeline.course.lab import Answered, Question, lesson, questions, rate_of, teach
+from pipeline.course.lab import Answered, LabQuestion, lesson, questions, rate_of, teach
 from pipeline.data.chat_format import EmptyThink
 
 # (reply, cut by the token limit): what a thinking-mode evaluation might hold.
@@ -87,7 +87,7 @@ def replies_that_count_as_right(answer: Any) -> None:
 _ADAPTERS: dict[str, tuple[float, EmptyThink]] = {"a": (1.0, "masked"), "b": (0.5, "masked"), "c": (1.0, "trained")}
 
 
-def ask_adapter(name: str, asked: Sequence[Question]) -> list[Answered]:
+def ask_adapter(name: str, asked: Sequence[LabQuestion]) -> list[Answered]:
     """Replies of one of three adapters, ``a``, ``b`` or ``c``; it is trained on the spot, in seconds.
 
     Raises:

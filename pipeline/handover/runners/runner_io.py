@@ -7,14 +7,13 @@ JOB.json: ``model`` (folder with tokenizer and config.json), ``max_length`` (tok
 (under the framework's own names), ``data`` (null, or a folder that was handed over: its files are read in the place of ``rows``),
 ``command`` (empty, or a command line for several GPUs: what it names is read up to the start of the processes, and no rows are).
 RESULT.json: ``versions`` and ``tasks``: name → ``rows`` (``input_ids`` and ``labels``, in the framework's order); of a command
-``divided`` (the stage of ZeRO or the version of FSDP that was read) or ``unread`` (why it could not be read here). It is written
-anew after each task, so where one fails, those before it are there.
+``divided``, the stage of ZeRO or the version of FSDP that was read. It is written anew after each task, so where one fails, those
+before it are there.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import sys
@@ -26,10 +25,6 @@ OPEN, CLOSE = "<think>\n", "\n</think>\n\n"
 
 
 Job = dict[str, Any]
-
-
-class UnreadError(Exception):
-    """What cannot be read on this machine, though nothing may be wrong with it; says why."""
 
 
 def run(
@@ -49,10 +44,7 @@ def run(
         Path(task["folder"]).mkdir(parents=True, exist_ok=True)
         if task["command"]:
             assert divide is not None
-            try:
-                result["tasks"][task["name"]] = {"rows": [], "divided": divide(job, task)}
-            except UnreadError as reason:
-                result["tasks"][task["name"]] = {"rows": [], "unread": str(reason)}
+            result["tasks"][task["name"]] = {"rows": [], "divided": divide(job, task)}
         else:
             rows = prepare(job, task)
             made = [{name: [int(i) for i in row[name]] for name in ("input_ids", "labels")} for row in rows]
@@ -63,13 +55,8 @@ def run(
 def as_one_process() -> None:
     """Make this process the only one of a distributed training on the processor, as DeepSpeed's configuration asks for one.
 
-    What it sets up stays in the process, so a task that needs it has a process to itself.
-
-    Raises:
-        UnreadError: DeepSpeed is not installed.
+    What DeepSpeed sets up stays in the process, so a task that needs it has a process to itself.
     """
-    if importlib.util.find_spec("deepspeed") is None:
-        raise UnreadError("DeepSpeed is not installed in its environment")
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     os.environ |= {"DS_ACCELERATOR": "cpu"}
 
