@@ -43,13 +43,24 @@ def register(group: Any) -> None:
         "--framework",
         type=values,
         action="append",
-        required=True,
+        default=[],
         metavar="NAME[:SETTING]",
         help="unsloth, trl, llama-factory, ms-swift, axolotl, all; several with commas (default: all settings of each)",
     )
+    audit.add_argument(
+        "--tokens",
+        type=Path,
+        metavar="FILE",
+        help="what any other program made of the rows, to compare: JSON lines of input_ids and labels, in the order of the rows",
+    )
     audit.add_argument("--rows", type=positive, default=4, help="rows a source (default: 4)")
     _environment(audit)
-    audit.add_argument("--output-dir", type=folder, metavar="DIR", help="write audit.json and audit.html there")
+    audit.add_argument(
+        "--output-dir",
+        type=folder,
+        metavar="DIR",
+        help="write audit.json and audit.html there, and the rows for another program (rows.jsonl, rows_answers.jsonl)",
+    )
     audit.set_defaults(do=_audit)
     handed = command(data, "handover", "write the mix and the training for another framework")
     handed.add_argument("--recipe", type=word, metavar="FILE", help="recipe file (default: the profile's)")
@@ -211,10 +222,14 @@ def _audit(args: argparse.Namespace) -> int:
     pythons = _pythons(args)
     if args.cases and args.recipe:
         raise UserError("--cases and --recipe contradict each other.")
+    if not args.framework and args.tokens is None and args.output_dir is None:
+        raise UserError(
+            "Name what to compare: --framework NAME or --tokens FILE; or --output-dir DIR, to have the rows written."
+        )
     profile = load(args)
     quiet()
     names = parse_names([name for names in args.framework for name in names])
-    found = audit(profile, Asked(names, args.cases, args.rows, pythons))
+    found = audit(profile, Asked(names, args.cases, args.rows, pythons, args.tokens, args.output_dir))
     text = audit_text(found, args.output.isatty())
     if args.output_dir is not None:
         write_text(args.output_dir / "audit.json", json_text(found))

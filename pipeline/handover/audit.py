@@ -30,7 +30,7 @@ from pipeline.handover.compare import Comparer, Tokens
 from pipeline.handover.environments import interpreter
 from pipeline.handover.frameworks import FRAMEWORKS, Framework, Setting, framework
 from pipeline.handover.records import Audit, RowAudit, SettingAudit
-from pipeline.handover.rows import Row, answer_rows, conversation_rows, recipe_conversations
+from pipeline.handover.rows import AuditRow, answer_rows, conversation_rows, recipe_conversations
 from pipeline.handover.tokens import form_of, read_tokens
 from pipeline.model.load import load_data_tokenizer, load_tokenizer, model_location
 from pipeline.settings import ModelSettings, Profile, load_recipe
@@ -90,7 +90,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Task:
+class FrameworkTask:
     """One setting of a framework, and the rows that it is run on.
 
     ``data``: a folder that was handed over, whose files are read in the place of the rows. ``command``: a command line for
@@ -99,7 +99,7 @@ class Task:
 
     name: str
     values: Mapping[str, Any]
-    rows: Sequence[Row]
+    rows: Sequence[AuditRow]
     data: Path | None = None
     command: str = ""
 
@@ -154,7 +154,7 @@ def audit(profile: Profile, asked: Asked) -> Audit:
         model = write_model(profile.model, work / "model")
         for one, settings in chosen:
             say(f"{one.name}: {', '.join(setting.name for setting in settings)}")
-            tasks = [Task(setting.name, setting.values, rows[setting.form]) for setting in settings]
+            tasks = [FrameworkTask(setting.name, setting.values, rows[setting.form]) for setting in settings]
             results = run_framework(one, tasks, model, limit, work / one.name, asked.pythons.get(one.name))
             found.settings += [
                 audited(one, setting, task.rows, made, comparer)
@@ -177,7 +177,7 @@ def require_qwen3(form: ChatFormat) -> None:
         )
 
 
-def rows_of(conversations: Sequence[Conversation], form: ChatFormat, profile: Profile) -> dict[str, list[Row]]:
+def rows_of(conversations: Sequence[Conversation], form: ChatFormat, profile: Profile) -> dict[str, list[AuditRow]]:
     """The conversations in the forms that a framework takes them in; rows of tokens are those of answers."""
     arguments = (conversations, form, profile.data.turns, profile.length_limit)
     answers = answer_rows(*arguments)
@@ -200,7 +200,7 @@ def write_model(settings: ModelSettings, folder: Path) -> Path:
 
 
 def run_framework(
-    one: Framework, tasks: Sequence[Task], model: Path, limit: int, work: Path, python: Path | None = None
+    one: Framework, tasks: Sequence[FrameworkTask], model: Path, limit: int, work: Path, python: Path | None = None
 ) -> list[Made]:
     """What the framework makes of each task, all in one process; where a task ends it, the rest is done by another.
 
@@ -242,7 +242,7 @@ def require_runs(python: Path) -> None:
         raise UserError(f"{python} is no Python; give the interpreter of an environment.")
 
 
-def _call(python: Path, one: Framework, tasks: Sequence[Task], model: Path, limit: int, folder: Path) -> str:
+def _call(python: Path, one: Framework, tasks: Sequence[FrameworkTask], model: Path, limit: int, folder: Path) -> str:
     """Run the framework's runner on the tasks; returns why it failed, or an empty text."""
     folder.mkdir(parents=True)
     job = [
@@ -275,13 +275,13 @@ def last_words(log: Path) -> str:
     return (named or lines or ["no word of why"])[-1][:500]
 
 
-def audited(one: Framework, setting: Setting, rows: Sequence[Row], made: Made, comparer: Comparer) -> SettingAudit:
+def audited(one: Framework, setting: Setting, rows: Sequence[AuditRow], made: Made, comparer: Comparer) -> SettingAudit:
     """The rows of one setting compared."""
     note = "" if made.error else version_note(one, made.versions)
     return _audited(one.name, setting, rows, made, note, comparer)
 
 
-def given(path: Path, rows: Mapping[str, Sequence[Row]], comparer: Comparer) -> SettingAudit:
+def given(path: Path, rows: Mapping[str, Sequence[AuditRow]], comparer: Comparer) -> SettingAudit:
     """Tokens that another program made, compared.
 
     Raises:
@@ -295,7 +295,7 @@ def given(path: Path, rows: Mapping[str, Sequence[Row]], comparer: Comparer) -> 
 
 
 def _audited(
-    name: str, setting: Setting, rows: Sequence[Row], made: Made, note: str, comparer: Comparer
+    name: str, setting: Setting, rows: Sequence[AuditRow], made: Made, note: str, comparer: Comparer
 ) -> SettingAudit:
     compared: list[RowAudit] = []
     if not made.error:
@@ -326,7 +326,7 @@ def version_note(one: Framework, versions: Mapping[str, str]) -> str:
     return f"{one.package} {found} ran; the settings were checked with {wanted}"
 
 
-def align(rows: Sequence[Row], made: Sequence[Tokens]) -> list[Tokens | None]:
+def align(rows: Sequence[AuditRow], made: Sequence[Tokens]) -> list[Tokens | None]:
     """Which row each of the framework's is, where it left some out: in order, each the most similar of those that it can be."""
     if len(made) == len(rows):
         return list(made)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.console import say
 from pipeline.core.files import read_json, read_jsonl
 from pipeline.data.chat_format import IGNORE_INDEX
-from pipeline.handover.audit import Made, Task, run_framework, write_model
+from pipeline.handover.audit import FrameworkTask, Made, run_framework, write_model
 from pipeline.handover.compare import Tokens
 from pipeline.handover.environments import interpreter
 from pipeline.handover.frameworks import framework
@@ -59,11 +59,11 @@ def check(profile: Profile, train: Dataset, target: str, folder: Path, python: P
         work = Path(temporary)
         model = write_model(profile.model, work / "model")
         here = HERE[target] | {MODEL[target]: str(model)}
-        tasks = [Task("handed_over", _values(folder / CONFIG, here), [], folder)]
+        tasks = [FrameworkTask("handed_over", _values(folder / CONFIG, here), [], folder)]
         for title, line in read_json(folder / RECORD)["commands"].items():
             if title in DIVIDED:
                 file = next(word for word in [*line.split(), CONFIG] if word in (CONFIG, CONFIG_FSDP2))
-                tasks.append(Task(title, _values(folder / file, here), [], folder, line))
+                tasks.append(FrameworkTask(title, _values(folder / file, here), [], folder, line))
         say(f"{target} reads what was handed over")
         alone = [task for task in tasks if "deepspeed" in task.command]  # which leaves its marks in a process
         together = [task for task in tasks if task not in alone]

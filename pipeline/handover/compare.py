@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.data.chat_format import IGNORE_INDEX
 from pipeline.handover.records import Finding, Kind, RowAudit, Span
-from pipeline.handover.rows import Row
+from pipeline.handover.rows import AuditRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,7 +68,7 @@ class Comparer:
         """Tokens as text, special ones too."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
-    def row(self, row: Row, theirs: Tokens | None) -> RowAudit:
+    def row(self, row: AuditRow, theirs: Tokens | None) -> RowAudit:
         """Both sides of a row; ``theirs`` is None where the framework left it out."""
         if row.too_long:
             return self._too_long(row, theirs)
@@ -104,7 +104,7 @@ class Comparer:
             framework=_spans_of(self._spans(theirs, changed_theirs)),
         )
 
-    def _too_long(self, row: Row, theirs: Tokens | None) -> RowAudit:
+    def _too_long(self, row: AuditRow, theirs: Tokens | None) -> RowAudit:
         """A row that is over the limit: here it is left out, as a thought that is cut teaches not to end one."""
         carrying = 0 if theirs is None else sum(theirs.loss)
         found = [] if theirs is None else [_finding("cut", self.text(theirs.input_ids[-CUT_SHOWN:]), carrying, True)]
@@ -132,7 +132,7 @@ class Comparer:
 
     # --- what the differences are -----------------------------------------------------------------------------------
 
-    def findings(self, row: Row, ours: Tokens, theirs: Tokens) -> list[Finding]:
+    def findings(self, row: AuditRow, ours: Tokens, theirs: Tokens) -> list[Finding]:
         """The differences between the framework's row and our last example of it, each of a known kind where it is one."""
         found: list[Finding] = []
         prompt = next((i for i, carries in enumerate(ours.loss) if carries), len(ours.labels))
@@ -158,7 +158,7 @@ class Comparer:
             found.append(_finding(self._of_silence(row, text), text, len(run), False))
         return _merged(found)
 
-    def _of_text(self, row: Row, here: str, there: str, behind: bool, in_prompt: bool, last: bool) -> Kind:
+    def _of_text(self, row: AuditRow, here: str, there: str, behind: bool, in_prompt: bool, last: bool) -> Kind:
         """Of a place where the tokens differ: ``here`` ours, ``there`` the framework's."""
         open_, block = self.style.tags.open, self.block
         if behind and not there.strip():
@@ -185,7 +185,7 @@ class Comparer:
             return "reasoning_missing"
         return "other"
 
-    def _of_loss(self, row: Row, ids: Sequence[int]) -> list[Finding]:
+    def _of_loss(self, row: AuditRow, ids: Sequence[int]) -> list[Finding]:
         """Of neighbouring tokens with loss where ours have none."""
         text = self.text(ids)
         found: list[Finding] = []
@@ -207,7 +207,7 @@ class Comparer:
                 return count
         return 0
 
-    def _of_silence(self, row: Row, text: str) -> Kind:
+    def _of_silence(self, row: AuditRow, text: str) -> Kind:
         """Of tokens without loss where ours have it."""
         if text.strip() == self.style.tags.open:
             return "no_loss_on_opening"

@@ -22,7 +22,7 @@ from pipeline.settings import Recipe
 
 
 @dataclass(frozen=True)
-class Row:
+class AuditRow:
     """One row that both sides see. ``examples`` are ours, in order; the last one is of the last answer.
 
     ``too_long``: one of them is over the limit, so here the row is left out.
@@ -77,29 +77,33 @@ class Row:
         return self.plain() | {"ours": {"input_ids": last.input_ids, "labels": last.labels}}
 
 
-def conversation_rows(conversations: Sequence[Conversation], form: ChatFormat, turns: Turns, limit: int) -> list[Row]:
+def conversation_rows(
+    conversations: Sequence[Conversation], form: ChatFormat, turns: Turns, limit: int
+) -> list[AuditRow]:
     """A row a conversation that examples can be made of; the others are no training rows."""
-    rows: list[Row] = []
+    rows: list[AuditRow] = []
     for conversation, made in zip(conversations, form.examples(conversations, turns), strict=True):
         if isinstance(made, Rejected):
             continue
         messages, mode = _as_trained(conversation), made[-1].mode
         rows.append(
-            Row(len(rows), conversation.source, messages, conversation.tools, mode, made, _too_long(made, limit))
+            AuditRow(len(rows), conversation.source, messages, conversation.tools, mode, made, _too_long(made, limit))
         )
     return rows
 
 
-def answer_rows(conversations: Sequence[Conversation], form: ChatFormat, turns: Turns, limit: int) -> list[Row]:
+def answer_rows(conversations: Sequence[Conversation], form: ChatFormat, turns: Turns, limit: int) -> list[AuditRow]:
     """A row an answer that carries loss, with what precedes it."""
-    rows: list[Row] = []
+    rows: list[AuditRow] = []
     for conversation, made in zip(conversations, form.examples(conversations, turns), strict=True):
         if isinstance(made, Rejected):
             continue
         messages, over = _as_trained(conversation), _too_long(made, limit)
         for (index, mode), example in zip(form.targets(conversation, turns), made, strict=True):
             rows.append(
-                Row(len(rows), conversation.source, messages[: index + 1], conversation.tools, mode, [example], over)
+                AuditRow(
+                    len(rows), conversation.source, messages[: index + 1], conversation.tools, mode, [example], over
+                )
             )
     return rows
 

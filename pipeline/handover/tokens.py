@@ -16,7 +16,7 @@ from pipeline.core.errors import UserError
 from pipeline.data.chat_format import IGNORE_INDEX
 from pipeline.handover.compare import Tokens
 from pipeline.handover.frameworks import Form
-from pipeline.handover.rows import Row
+from pipeline.handover.rows import AuditRow
 
 
 def read_tokens(path: Path, vocabulary: int) -> list[Tokens]:
@@ -65,7 +65,7 @@ def _numbers(place: str, name: str, value: Any) -> list[int]:
     return value
 
 
-def form_of(path: Path, found: Sequence[Tokens], rows: Mapping[str, Sequence[Row]]) -> Form:
+def form_of(path: Path, found: Sequence[Tokens], rows: Mapping[str, Sequence[AuditRow]]) -> Form:
     """Whether a line is a conversation or one answer, by how many there are.
 
     Args:

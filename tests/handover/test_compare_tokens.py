@@ -13,7 +13,7 @@ from pipeline.data.chat_format import IGNORE_INDEX, ChatFormat
 from pipeline.handover.audit import align
 from pipeline.handover.cases import CASES, case_conversations
 from pipeline.handover.compare import Comparer, Tokens, equal_loss_tokens
-from pipeline.handover.rows import Row, answer_rows, conversation_rows
+from pipeline.handover.rows import AuditRow, answer_rows, conversation_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ def comparer(form: ChatFormat) -> Comparer:
 
 
 @pytest.fixture(scope="module")
-def rows(form: ChatFormat) -> dict[str, Row]:
+def rows(form: ChatFormat) -> dict[str, AuditRow]:
     return dict(zip(CASES, conversation_rows(case_conversations(), form, "all", LIMIT), strict=True))
 
 
@@ -46,13 +46,13 @@ def tokens_of(form: ChatFormat, *parts: tuple[str, bool]) -> Tokens:
     return Tokens(ids, labels)
 
 
-def kinds(comparer: Comparer, row: Row, theirs: Tokens) -> dict[str, bool]:
+def kinds(comparer: Comparer, row: AuditRow, theirs: Tokens) -> dict[str, bool]:
     found = comparer.row(row, theirs)
     assert not found.equal
     return {finding.kind: finding.loss for finding in found.findings}
 
 
-def test_cases_come_out_in_both_forms(form: ChatFormat, rows: dict[str, Row]) -> None:
+def test_cases_come_out_in_both_forms(form: ChatFormat, rows: dict[str, AuditRow]) -> None:
     assert [len(row.examples) for row in rows.values()] == [1, 1, 2, 2, 2, 1, 2, 2]
     answers = answer_rows(case_conversations(), form, "all", LIMIT)
     assert len(answers) == 13 and all(len(row.examples) == 1 for row in answers)
@@ -60,7 +60,7 @@ def test_cases_come_out_in_both_forms(form: ChatFormat, rows: dict[str, Row]) ->
     assert [row.mode for row in answers if row.source == "both modes in turn"] == ["non_thinking", "thinking"]
 
 
-def test_the_same_is_equal(comparer: Comparer, rows: dict[str, Row]) -> None:
+def test_the_same_is_equal(comparer: Comparer, rows: dict[str, AuditRow]) -> None:
     for row in rows.values():
         if len(row.examples) == 1:
             example = row.examples[0]
@@ -123,7 +123,7 @@ THOUGHT = "17 + 25: 10 + 20 = 30, 7 + 5 = 12. 42.\n</think>\n\n"
 def test_each_difference_has_its_kind(
     form: ChatFormat,
     comparer: Comparer,
-    rows: dict[str, Row],
+    rows: dict[str, AuditRow],
     case: str,
     parts: list[tuple[str, bool]],
     wanted: dict[str, bool],
@@ -132,13 +132,13 @@ def test_each_difference_has_its_kind(
 
 
 def test_what_stands_behind_without_loss_does_not_count(
-    form: ChatFormat, comparer: Comparer, rows: dict[str, Row]
+    form: ChatFormat, comparer: Comparer, rows: dict[str, AuditRow]
 ) -> None:
     theirs = tokens_of(form, (HEAD + BLOCK, False), ("Apple.<|im_end|>", True), ("\n<|im_end|>", False))
     assert comparer.row(rows["non-thinking, one turn"], theirs).equal
 
 
-def test_reasoning_before_a_call(form: ChatFormat, comparer: Comparer, rows: dict[str, Row]) -> None:
+def test_reasoning_before_a_call(form: ChatFormat, comparer: Comparer, rows: dict[str, AuditRow]) -> None:
     """Qwen3's template shows it to the answer that follows the call; a framework that takes it away trains on another prompt."""
     row = rows["tools, thinking"]
     example = row.examples[-1]
@@ -151,7 +151,7 @@ def test_reasoning_before_a_call(form: ChatFormat, comparer: Comparer, rows: dic
     assert kinds(comparer, row, theirs) == {"reasoning_missing": False}
 
 
-def test_history(form: ChatFormat, comparer: Comparer, rows: dict[str, Row]) -> None:
+def test_history(form: ChatFormat, comparer: Comparer, rows: dict[str, AuditRow]) -> None:
     row = rows["thinking, several turns"]
     first = "<|im_start|>user\nWhat is 6 × 7?<|im_end|>\n<|im_start|>assistant\n"
     second = "<|im_start|>user\nAnd half of it?<|im_end|>\n<|im_start|>assistant\n"
@@ -166,11 +166,11 @@ def test_history(form: ChatFormat, comparer: Comparer, rows: dict[str, Row]) -> 
     assert comparer.row(row, shown).equal_loss_tokens == sum(Tokens(*_pair(row, 0)).loss)
 
 
-def _pair(row: Row, number: int) -> tuple[list[int], list[int]]:
+def _pair(row: AuditRow, number: int) -> tuple[list[int], list[int]]:
     return row.examples[number].input_ids, row.examples[number].labels
 
 
-def test_a_row_that_is_left_out(comparer: Comparer, rows: dict[str, Row]) -> None:
+def test_a_row_that_is_left_out(comparer: Comparer, rows: dict[str, AuditRow]) -> None:
     found = comparer.row(rows["thinking, one turn"], None)
     assert not found.equal and [f.kind for f in found.findings] == ["left_out"] and found.framework == []
 
@@ -190,7 +190,7 @@ def test_a_row_over_the_limit(form: ChatFormat) -> None:
     assert found.framework_loss_tokens == sum(label != IGNORE_INDEX for label in labels[:30]) > 0
 
 
-def test_rows_that_were_left_out_are_found(rows: dict[str, Row]) -> None:
+def test_rows_that_were_left_out_are_found(rows: dict[str, AuditRow]) -> None:
     all_rows = list(rows.values())
     made = [Tokens(*_pair(row, -1)) for row in all_rows]
     assert align(all_rows, made) == made

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from pipeline.cli.main import main
 from pipeline.cli.schemas import schema_of
 from pipeline.core.errors import UserError
 from pipeline.data.chat_format import IGNORE_INDEX, ChatFormat
 from pipeline.handover.audit import Asked, audit, json_text, rows_of
 from pipeline.handover.cases import CASES, case_conversations
 from pipeline.handover.records import SettingAudit
-from pipeline.handover.rows import Row
+from pipeline.handover.rows import AuditRow
 from pipeline.handover.tokens import read_tokens
 from pipeline.handover.words import audit_page, audit_text
 from pipeline.model.load import load_data_tokenizer
@@ -33,7 +34,7 @@ def tokenizer(profile: Profile) -> Any:
 
 
 @pytest.fixture(scope="module")
-def rows(profile: Profile, tokenizer: Any) -> dict[str, list[Row]]:
+def rows(profile: Profile, tokenizer: Any) -> dict[str, list[AuditRow]]:
     return rows_of(case_conversations(), ChatFormat(tokenizer), profile)
 
 
@@ -42,7 +43,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def ours(rows: list[Row]) -> list[dict[str, Any]]:
+def ours(rows: list[AuditRow]) -> list[dict[str, Any]]:
     return [{"input_ids": row.examples[-1].input_ids, "labels": row.examples[-1].labels} for row in rows]
 
 
@@ -51,7 +52,7 @@ def compare(profile: Profile, path: Path, folder: Path | None = None) -> Setting
     return found
 
 
-def test_our_own_tokens_are_equal(profile: Profile, rows: dict[str, list[Row]], tmp_path: Path) -> None:
+def test_our_own_tokens_are_equal(profile: Profile, rows: dict[str, list[AuditRow]], tmp_path: Path) -> None:
     made = [row | {"attention_mask": [1] * len(row["labels"])} for row in ours(rows["answers"])]
     found = compare(profile, write(tmp_path / "mine.jsonl", made))
     assert (found.framework, found.setting, found.form, found.error) == ("tokens", "mine.jsonl", "answers", "")
@@ -59,7 +60,7 @@ def test_our_own_tokens_are_equal(profile: Profile, rows: dict[str, list[Row]], 
     assert found.equal_loss_tokens == found.loss_tokens == found.framework_loss_tokens > 0
 
 
-def test_a_line_may_be_a_conversation(profile: Profile, rows: dict[str, list[Row]], tmp_path: Path) -> None:
+def test_a_line_may_be_a_conversation(profile: Profile, rows: dict[str, list[AuditRow]], tmp_path: Path) -> None:
     found = compare(profile, write(tmp_path / "mine.jsonl", ours(rows["conversations"])))
     assert found.form == "conversations" and len(found.rows) == len(CASES)
     equal = {row.source for row in found.rows if row.equal}
@@ -67,7 +68,7 @@ def test_a_line_may_be_a_conversation(profile: Profile, rows: dict[str, list[Row
 
 
 def test_a_program_that_masks_nothing(
-    profile: Profile, tokenizer: Any, rows: dict[str, list[Row]], tmp_path: Path
+    profile: Profile, tokenizer: Any, rows: dict[str, list[AuditRow]], tmp_path: Path
 ) -> None:
     """It reads the rows that the audit writes, and trains on all of each text."""
     assert audit(profile, Asked({}, cases=True, folder=tmp_path / "rows")).settings == []
@@ -88,6 +89,24 @@ def test_a_program_that_masks_nothing(
     text = audit_text(whole, colour=False)
     assert "=== tokens, all.jsonl: tokens that another program made; a row is a conversation\n0 of 8 rows equal" in text
     assert "<h2>tokens, all.jsonl</h2>" in audit_page(whole)
+
+
+def test_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rows are written; a program makes tokens of them; they are compared; a wrong line ends with its number."""
+    words = ["data", "audit", "--cases", "--set", "model.max_seq_length=1024"]
+    assert main(words) == 2 and "--framework NAME or --tokens FILE" in capsys.readouterr().err
+    folder = tmp_path / "rows"
+    assert main([*words, "--output-dir", str(folder)]) == 0
+    lines = (folder / "rows_answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads((folder / "audit.json").read_text())["settings"] == []
+    made = write(tmp_path / "made.jsonl", [{"input_ids": [5, 6], "labels": [-100, 6]}] * len(lines))
+    capsys.readouterr()
+    assert main([*words, "--tokens", str(made), "--json"]) == 0
+    (setting,) = json.loads(capsys.readouterr().out)["settings"]
+    assert setting["setting"] == "made.jsonl" and setting["equal_rows"] == 0 and len(setting["rows"]) == len(lines)
+    made.write_text(made.read_text() + "{}\n")
+    assert main([*words, "--tokens", str(made)]) == 2
+    assert f"made.jsonl:{len(lines) + 1} needs the form" in capsys.readouterr().err
 
 
 GOOD = '{"input_ids": [5, 6], "labels": [-100, 6]}\n'
@@ -124,7 +143,7 @@ def test_a_wrong_line_is_named(line: str, said: str, tmp_path: Path) -> None:
     assert [list(row.labels) for row in read_tokens(path, 10)] == [[IGNORE_INDEX, 6]] * 2
 
 
-def test_a_wrong_file(profile: Profile, rows: dict[str, list[Row]], tmp_path: Path) -> None:
+def test_a_wrong_file(profile: Profile, rows: dict[str, list[AuditRow]], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no.jsonl cannot be read: No such file"):
         compare(profile, tmp_path / "no.jsonl")
     with pytest.raises(UserError, match="cannot be read: Is a directory"):

@@ -17,7 +17,7 @@ from pipeline.core.errors import UserError
 from pipeline.data.chat_format import IGNORE_INDEX, ChatFormat
 from pipeline.data.describe import build_profile_mix
 from pipeline.data.mix import Mix
-from pipeline.handover.audit import Task, run_framework
+from pipeline.handover.audit import FrameworkTask, run_framework
 from pipeline.handover.check import DIVIDED, check, key_of
 from pipeline.handover.compare import Tokens
 from pipeline.handover.environments import interpreter
@@ -279,7 +279,7 @@ def test_a_runner_that_dies_leaves_what_it_had(tmp_path: Path) -> None:
         '    json.dump({"versions": {"trl": "0"}, "tasks": done}, open(sys.argv[3], "w"))\n'
     )
     fake.chmod(0o755)
-    tasks = [Task(name, {}, []) for name in "abc"]
+    tasks = [FrameworkTask(name, {}, []) for name in "abc"]
     found = run_framework(framework("trl"), tasks, tmp_path, 8, tmp_path / "work", fake)
     assert [made.error for made in found] == ["", "trl failed: KeyError: boom", ""]
     assert [len(made.rows) for made in found] == [1, 0, 1]
