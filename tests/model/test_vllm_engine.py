@@ -144,14 +144,14 @@ def test_it_is_stopped_when_the_evaluation_fails(tmp_path: Path, chat: ChatForma
 
 @needs_proc
 @pytest.mark.parametrize(
-    ("how", "words"),
+    ("how", "seconds", "words"),
     [
-        ("fails", r"vLLM ended before it was ready \(exit status 3\).*\n(.*\n)*ValueError: the model does not fit"),
-        ("never ready", r"was not ready within 1.5 s \(evaluation.vllm.startup_s\)"),
+        ("fails", 60, r"vLLM ended before it was ready \(exit status 3\).*\n(.*\n)*ValueError: the model does not fit"),
+        ("never ready", 1.5, r"was not ready within 1.5 s \(evaluation.vllm.startup_s\)"),
     ],
 )
-def test_a_server_that_does_not_start(tmp_path: Path, chat: ChatFormat, how: str, words: str) -> None:
-    profile = profile_with(program(tmp_path, chat, how), "evaluation.vllm.startup_s=1.5")
+def test_a_server_that_does_not_start(tmp_path: Path, chat: ChatFormat, how: str, seconds: float, words: str) -> None:
+    profile = profile_with(program(tmp_path, chat, how), f"evaluation.vllm.startup_s={seconds}")
     with (
         pytest.raises(UserError, match=words),
         vllm_engine(profile, "m", None, None, chat.tokenizer, chat.prompt_ids, tmp_path / "log"),
