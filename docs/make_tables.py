@@ -129,7 +129,7 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
         **{name: _benchmark("ray_sweep.py") for name in ("ray_sweep", "ray_killed")},
         "server_vllm": _benchmark("server.py"),
         "hybrid": lambda result, _: accept.hybrid_table(result),
-        "real_run": lambda result, _: _report(result),
+        **{name: lambda result, _: _report(result) for name in ("real_run", "real_with_own")},
         **{name: _benchmark("sweep.py") for name in ("sweep_cells", "workers")},
         "audit": audit_table,
         "handover": handover_table,
