@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from pipeline.core.errors import UserError
 
 REPEATS = 2000  # of the bootstrap; the ends of a 95 % interval then rest on 50 draws each
-Z95 = NormalDist().inv_cdf(0.975)  # of the normal distribution, 2.5 % beyond it
+Z95 = 1.959964  # of the normal distribution, 2.5 % beyond it
 
 
 # --- intervals ----------------------------------------------------------------------------------------------------------
@@ -272,6 +271,5 @@ def power_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _normal_quantile(probability: float) -> float:
-    from statistics import NormalDist
-
+    
     return NormalDist().inv_cdf(probability)
