@@ -271,5 +271,6 @@ def power_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _normal_quantile(probability: float) -> float:
-    
+    from statistics import NormalDist
+
     return NormalDist().inv_cdf(probability)
