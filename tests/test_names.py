@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -60,3 +61,35 @@ def test_the_spine_can_be_read_in_an_hour() -> None:
         name.removesuffix("/__init__").split("/")[-1] in told for name in names.split()
     )
     assert sum(len((ROOT / f"{name}.py").read_text(encoding="utf-8").splitlines()) for name in names.split()) <= 2500
+
+
+def imported_here(tree: ast.AST) -> set[tuple[str, str]]:
+    """(module, name) of each ``from pipeline… import name``."""
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return {(n.module, a.name) for n in nodes if n.module and n.module.startswith("pipeline") for a in n.names}
+
+
+def there(module: str, name: str) -> bool:
+    """Whether a module of the package has such a name, or a module of that name in it."""
+    path = ROOT.parent.joinpath(*module.split("."))
+    if any(path.joinpath(name).with_suffix(end).exists() for end in (".py", "")):
+        return True
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    aliases = {
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    return name in names_of(tree) | aliases
+
+
+def test_notebooks_import_what_is_there() -> None:
+    """A notebook of an hour is not run at every change, and a name that has moved would be found by a learner."""
+    wrong = []
+    for file in sorted((ROOT.parent / "notebooks").glob("**/*.ipynb")):
+        for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+            lines = [line for line in "".join(cell["source"]).splitlines() if not line.lstrip().startswith(("%", "!"))]
+            if cell["cell_type"] == "code":
+                names = imported_here(ast.parse("\n".join(lines)))
+                wrong += [f"{file.name}: {module}.{name}" for module, name in names if not there(module, name)]
+    assert wrong == []
+    assert not there("pipeline.hybrid.accept", "text") and there("pipeline.hybrid.accept", "hybrid_text")
