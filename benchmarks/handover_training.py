@@ -33,7 +33,7 @@ HERE: dict[str, dict[str, Any]] = {
     "trl": {"use_cpu": True},
     "llama-factory": {"use_cpu": True},
     "ms-swift": {"use_cpu": True, "dataloader_num_workers": 0},
-    "axolotl": {},
+    "axolotl": {"lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": False},
 }
 
 
@@ -92,7 +92,12 @@ def theirs(target: str, folder: Path, triton: Path, python: Path) -> list[float]
     from pipeline.settings import read_yaml
 
     config = dict(read_yaml(folder / CONFIG)) | HERE[target]
-    (folder / "here.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    text = yaml.safe_dump(config, sort_keys=False)
+    written = folder / "here.yaml"
+    if written.exists() and written.read_text(encoding="utf-8") == text and (done_before := curve_of(folder)):
+        return done_before  # of a call that was stopped
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    written.write_text(text, encoding="utf-8")
     (line,) = json.loads((folder / RECORD).read_text(encoding="utf-8"))["commands"].values()
     words = [word if word != CONFIG else "here.yaml" for word in line.split()]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -102,14 +107,19 @@ def theirs(target: str, folder: Path, triton: Path, python: Path) -> list[float]
         environment["PYTHONPATH"] = str(triton)
     if target == "trl":
         environment["TRITON_INTERPRET"] = "1"
-    shutil.rmtree(folder / "out", ignore_errors=True)
     log = folder / "log.txt"
     with log.open("wb") as said:
         done = subprocess.run(words, cwd=folder, env=environment, stdout=said, stderr=said, timeout=1800)
-    states = sorted(folder.glob(f"out/**/checkpoint-{STEPS}/trainer_state.json"))
-    if done.returncode or not states:
+    curve = curve_of(folder)
+    if done.returncode or curve is None:
         raise SystemExit(f"{target} failed: {last_words(log)}")
-    return losses(json.loads(states[0].read_text(encoding="utf-8"))["log_history"])
+    return curve
+
+
+def curve_of(folder: Path) -> list[float] | None:
+    """The losses that a framework wrote into its last checkpoint; None where there is none."""
+    states = sorted(folder.glob(f"out/**/checkpoint-{STEPS}/trainer_state.json"))
+    return losses(json.loads(states[0].read_text(encoding="utf-8"))["log_history"]) if states else None
 
 
 def distance(a: list[float], b: list[float]) -> float:
