@@ -165,7 +165,7 @@ def measure(method: str, accumulation: int, targets: list[str], base: Path, trit
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown: a line a framework, a column a case."""
     cases = result["cases"]
-    names = [f"{case['method']}, {case['accumulation']} micro-batches a step" for case in cases]
+    names = [f"{case['method']}, micro-batches a step: {case['accumulation']}" for case in cases]
     lines = [f"| framework | {' | '.join(names)} |", f"|---|{'--:|' * len(cases)}"]
     for target in cases[0]["frameworks"]:
         cells = [f"{case['frameworks'][target]['difference']:.5f}" for case in cases]
