@@ -31,14 +31,19 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def address(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[str]:
-    """A server of the base, the tiny run, and a copy of it whose adapter is another."""
+    """A server of the base and of two copies of the tiny run, each with an adapter of its own."""
     from safetensors.torch import load_file, save_file
 
     folder, port = tmp_path_factory.mktemp("vllm"), free_port()
-    other = shutil.copytree(tiny_run, folder / "other", ignore=shutil.ignore_patterns("checkpoints", "evaluation"))
-    weights = other / "adapter" / "adapter_model.safetensors"
-    save_file({name: -20 * tensor for name, tensor in load_file(weights).items()}, weights)
-    words = ["serve", str(tiny_run), "--engine", "vllm", "--vllm", os.environ["TEST_VLLM"], "--port", str(port)]
+    runs = []
+    for name, times in (("tuned", 10), ("other", -20)):  # trained for a few steps, it would answer as its base
+        runs.append(
+            shutil.copytree(tiny_run, folder / name, ignore=shutil.ignore_patterns("checkpoints", "evaluation"))
+        )
+        weights = runs[-1] / "adapter" / "adapter_model.safetensors"
+        save_file({key: times * tensor for key, tensor in load_file(weights).items()}, weights)
+    run, other = runs
+    words = ["serve", str(run), "--engine", "vllm", "--vllm", os.environ["TEST_VLLM"], "--port", str(port)]
     words += ["--also", f"other={other}", "--context", "512"]
     process = subprocess.Popen(
         [sys.executable, "-m", "pipeline", *words],
