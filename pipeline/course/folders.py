@@ -32,7 +32,7 @@ def folder_for(wanted: str | Path, profile: Profile) -> Path:
     """
     run = Directory(profile, load_recipe(profile.recipe, profile.mix), Path(wanted))
     record = run.folder / "run.json"
-    if not record.exists() or run._is_same(read_json(record)):
+    if not record.exists() or run.is_same(read_json(record)):
         return run.folder
     settings = run.resolved()
     counting = {key: value for key, value in flat(settings["profile"]).items() if affects(key, *OF_A_RUN)}

@@ -57,7 +57,7 @@ class Directory:
         record_path = self.folder / "run.json"
         if record_path.exists():
             record = read_json(record_path)
-            if not self._is_same(record):
+            if not self.is_same(record):
                 self._take_over(record)
             elif not self.resume and not record.get("finished"):
                 raise UserError(
@@ -93,7 +93,7 @@ class Directory:
     def _settings_fingerprint(self) -> str:
         return fingerprint(self.resolved())
 
-    def _is_same(self, record: dict[str, Any]) -> bool:
+    def is_same(self, record: dict[str, Any]) -> bool:
         """Whether the directory was made with these settings, as far as they change anything that is in it.
 
         It may have been made when this project had fewer settings: then new ones count with their defaults. A file of

@@ -345,17 +345,21 @@ def test_what_is_no_name_is_said(host: str) -> None:
 
 
 def test_an_answer_in_pieces(listener: tuple[str, socket.socket]) -> None:
+    sent = []
+
     def serve() -> None:
         connection, _ = listener[1].accept()
         with connection:
-            for byte in bytes([0, 0, 6, 4, 0]):
+            for byte in bytes([0, 0, 6, 4]):
+                sent.append(byte)
                 connection.sendall(bytes([byte]))
                 time.sleep(0.02)
             connection.recv(64)
 
     thread = threading.Thread(target=serve)
     thread.start()
-    require_answer(listener[0])
+    require_answer(listener[0])  # raises where it judges by the first piece
+    assert sent == [0, 0, 6, 4]
     thread.join()
 
 
