@@ -6,6 +6,7 @@ In: the converter of a source's rows. Out: the same, followed by these steps, in
 * ``answer_after``: an answer that is worked out step by step ("… The answer is 24") is parted at the last place that matches:
   what stands before it becomes reasoning, what stands behind it the answer, in the words of ``answer_as``; with ``direct`` the
   steps stay in the answer and the row is one without thinking, as a hybrid works a problem out in its non-thinking mode;
+* ``direct`` without ``answer_after``: the row has reasoning already, and it is written before the answer, in the answer;
 * ``soft_switch``: of so many rows the last question gets Qwen3's ``/think`` or ``/no_think`` behind it. Of rows with reasoning
   half get ``/think``, half ``/no_think``, and these lose their reasoning; rows without any get ``/no_think``. What has
   ``/no_think`` stands in the thinking prompt, and its answer begins with an empty think block.
@@ -47,6 +48,8 @@ def shaped(convert: Convert, shape: ShapeSettings | None) -> Convert:
             conversation = dataclasses.replace(conversation, messages=messages)
         if mark:
             conversation = part(conversation, mark, settings.answer_as, settings.direct)
+        elif settings.direct:
+            conversation = shown(conversation)
         return switched(conversation, settings.soft_switch)
 
     return convert_and_shape
@@ -69,11 +72,24 @@ def part(conversation: Conversation, mark: re.Pattern[str], answer_as: str, dire
     if not reasoning or not final:
         raise Rejected("no_reasoning" if final else "no_answer", f"parted at {places[-1][0]!r}: {text[-80:]}", "shape")
     content = answer_as.replace("{answer}", final.rstrip("."))
-    if direct:
-        shown: Message = {**answer, "content": f"{reasoning}\n\n{content}"}
-        return dataclasses.replace(conversation, messages=[*before, shown], mode="non_thinking")
     parted: Message = {**answer, "content": content, "reasoning_content": reasoning}
-    return dataclasses.replace(conversation, messages=[*before, parted], mode="thinking")
+    conversation = dataclasses.replace(conversation, messages=[*before, parted], mode="thinking")
+    return shown(conversation) if direct else conversation
+
+
+def shown(conversation: Conversation) -> Conversation:
+    """The conversation without thinking: the reasoning of its last answer stands in the answer, before the rest of it.
+
+    Raises:
+        Rejected: the last answer has no reasoning.
+    """
+    *before, answer = conversation.messages
+    reasoning = answer.get("reasoning_content", "").strip()
+    if not reasoning:
+        raise Rejected("no_reasoning", "direct shows the reasoning in the answer, and the answer has none", "shape")
+    plain: Message = {key: value for key, value in answer.items() if key != "reasoning_content"}
+    plain["content"] = f"{reasoning}\n\n{answer['content']}"
+    return dataclasses.replace(conversation, messages=[*before, plain], mode="non_thinking")
 
 
 def switched(conversation: Conversation, share: float) -> Conversation:

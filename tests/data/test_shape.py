@@ -41,6 +41,19 @@ def test_direct_rows_show_their_steps_in_the_answer(chat_format: ChatFormat) -> 
     assert "think>" not in chat_format.tokenizer.decode(learnt)  # the empty block belongs to the prompt
 
 
+def test_reasoning_of_a_row_is_shown_in_the_answer(chat_format: ChatFormat) -> None:
+    convert = shaped(CONVERT, shape(direct=True))
+    found = convert({"problem": "9 × 3?", "generated_solution": "<think>\nThree nines.\n</think>\n\nIt is 27."})
+    assert found.mode == "non_thinking"
+    assert found.messages[-1] == {"role": "assistant", "content": "Three nines.\n\nIt is 27."}
+    (example,) = chat_format.example(found)
+    learnt = [i for i, label in zip(example.input_ids, example.labels, strict=True) if label != -100]
+    assert "think>" not in chat_format.tokenizer.decode(learnt)
+    with pytest.raises(Rejected) as rejected:
+        convert(row("It is 27."))
+    assert (rejected.value.reason, rejected.value.step) == ("no_reasoning", "shape")
+
+
 def test_what_is_dropped_is_gone_before_it_is_parted() -> None:
     convert = shaped(CONVERT, shape(drop="<<[^>]*>>", answer_after="####"))
     found = convert({"question": "How many?", "answer": "48/2 = <<48/2=24>>24 clips.\n#### 24"})
@@ -110,7 +123,6 @@ def test_half_of_many_questions_get_it() -> None:
     [
         ({"drop": "("}, "drop is no regular expression"),
         ({"answer_as": "x"}, "has to hold {answer}"),
-        ({"direct": True}, "answer_after where they end"),
     ],
 )
 def test_settings_that_are_none(settings: dict[str, str], words: str) -> None:
