@@ -39,6 +39,8 @@ REAL_ITEMS = $(if $(DATA),$(foreach name,gsm8k ifeval,--set "evaluation.dataset_
 REAL_ROWS = $(if $(DATA),$(foreach name,$(1),--set "mix.local.$(name)=$(DATA)/$(name)"))
 REAL_CHAT = $(if $(REAL_ASKS),--set "mix.local.chat=$(REAL_OWN)/chat/rows.jsonl" \
 	--set "mix.local.thinking_chat=$(REAL_OWN)/chat.thinking/rows.jsonl",$(call REAL_ROWS,chat thinking_chat))
+REAL_QUESTIONS = $(if $(DATA),$(foreach name,own_chat own_chat_direct,--set "mix.local.$(name)=$(DATA)/chat") \
+	$(foreach name,own_maths own_maths_direct,--set "mix.local.$(name)=$(DATA)/reasoning"))
 real: OUTPUT_DIR ?= outputs/real
 real: $(STAMP) ## a real pretrained model on a CPU: fetched, made hybrid, fine-tuned, measured: DATA=FOLDER
 	$(BIN)/python -m pipeline models fetch smollm2-135m
@@ -49,7 +51,7 @@ real: $(STAMP) ## a real pretrained model on a CPU: fetched, made hybrid, fine-t
 		$(call REAL_ROWS,reasoning) $(if $(DATA),--set "mix.local.steps=$(DATA)/reasoning") $(REAL_CHAT) $(REAL_ITEMS) \
 		$(if $(FIDELITY),--set hybrid.fidelity=$(FIDELITY))
 	$(BIN)/python -m pipeline run --profile smollm2-135m --output-dir "$(OUTPUT_DIR)" --resume \
-		$(call REAL_ROWS,chat) $(REAL_ITEMS)
+		$(call REAL_ROWS,chat) $(REAL_QUESTIONS) $(REAL_ITEMS)
 
 course: OUTPUT_DIR ?= outputs/course
 course: $(STAMP) ## the main job, then notebooks 00 to 12: OUTPUT_DIR=outputs/course
