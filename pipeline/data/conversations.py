@@ -18,7 +18,6 @@ from pipeline.data import formats
 from pipeline.data.formats import Rejected, Row, column, is_empty, is_missing
 from pipeline.data.rows.media import require_good, require_text
 from pipeline.data.rows.parts import as_text, check_text, kind_of, list_of, strings_in, turns_in_text
-from pipeline.data.rows.reasoning import split_reasoning as split_reasoning
 from pipeline.data.rows.tools import match_results, read_tags, tool_calls_of, tools_of
 from pipeline.data.rows.turns import ROLE_NAMES, Message, Reading, assistant, reasoning_text, turn, turns
 

@@ -8,7 +8,8 @@ from pipeline.core.errors import UserError
 from pipeline.core.place import cache_dir
 from pipeline.core.redact import masked
 from pipeline.data.chat_format import ChatFormat
-from pipeline.data.mix import Mix, mix_from_recipe
+from pipeline.data.mix import Mix, build_mix
+from pipeline.data.pools import build_pools
 from pipeline.data.rehearsal.rehearse import rehearsed, replies_wanted
 from pipeline.model.load import load_data_tokenizer, load_model
 from pipeline.settings import Profile, Recipe, load_recipe
@@ -39,17 +40,10 @@ def profile_mix(
         other: answers in the place of a model in this process (``pipeline.evaluation.engine.other_answers``).
     """
     ready, records = rehearsed(profile, recipe, tokenizer, load or loader(profile), cache_dir(), other)
-    mix = mix_from_recipe(
-        ready,
-        ChatFormat(tokenizer, profile.data.empty_think, profile.data.loss_on),
-        max_seq_length=profile.length_limit,
-        seed=profile.seed,
-        turns=profile.data.turns,
-        validation_fraction=profile.data.validation_fraction,
-        workers=profile.data.workers,
-        cache=cache_dir(),
-        too_long=profile.data.too_long,
-    )
+    data, cache = profile.data, cache_dir()
+    form = ChatFormat(tokenizer, data.empty_think, data.loss_on)
+    pools = build_pools(ready, form, profile.length_limit, data.turns, data.workers, cache, data.too_long)
+    mix = build_mix(ready, pools, profile.seed, data.validation_fraction, cache)
     if records:
         # Without a share, nothing is asked, and nothing is in the mix.
         taken = {source.name for source in ready.sources}

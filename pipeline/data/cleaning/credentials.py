@@ -32,9 +32,23 @@ _KEYS = re.compile(
     r"|\d{8,10}:AA[A-Za-z0-9_-]{33}"  # Telegram
     r")"
 )
-KEY_HINT = re.compile(
-    r"sk-|k_live_|k_test_|gh[pousr]_|_pat_|glpat-|AKI|ASIA|AIza|ya29|xox|hf_|npm_|pypi-|SG\.|LTAI|:AA"
+# One of these stands in every key that ``_KEYS`` finds. To look for each of them takes a tenth of the time of one expression.
+_KEY_HINTS: tuple[str, ...] = (
+    "sk-",
+    "k_live_",
+    "k_test_",
+    "ghp_",
+    "gho_",
+    "ghu_",
+    "ghs_",
+    "ghr_",
+    "_pat_",
+    "glpat-",
+    "AKI",
+    "ASIA",
+    "AIza",
 )
+_KEY_HINTS += ("ya29", "xox", "hf_", "npm_", "pypi-", "SG.", "LTAI", ":AA")
 _JWT = re.compile(r"(?<![A-Za-z0-9_-])(eyJ[A-Za-z0-9_-]{8,})\.eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{16,}")
 _PEM_BEGIN = re.compile(r"-----BEGIN ((?:[A-Z]+ ){0,3}PRIVATE KEY)-----")
 _PEM_BODY = re.compile(r"[A-Za-z0-9+/=\s\\]*")  # of a key whose end is missing
@@ -64,6 +78,11 @@ _EXAMPLE_BEFORE = re.compile(
 )
 
 
+def may_hold_key(text: str) -> bool:
+    """Whether a key of a known form may stand in a text."""
+    return any(hint in text for hint in _KEY_HINTS)
+
+
 def entropy(text: str) -> float:
     """Shannon entropy of the characters, in bits a character."""
     return -sum(n / len(text) * math.log2(n / len(text)) for n in Counter(text).values())
@@ -89,7 +108,7 @@ def _private_keys(text: str) -> Iterator[Span]:
 
 def key_shapes(text: str) -> Iterator[Span]:
     """Keys and tokens that are known by their form alone, passwords in addresses, tokens of a request's header."""
-    if KEY_HINT.search(text):
+    if may_hold_key(text):
         yield from (match.span() for match in _KEYS.finditer(text))
     if "eyJ" in text:
         yield from (match.span() for match in _JWT.finditer(text) if _is_jwt_header(match[1]))

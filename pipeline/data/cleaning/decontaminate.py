@@ -319,9 +319,10 @@ class Decontaminator:
         get = self._vocabulary.get
         return self._hashes[np.fromiter(map(get, text, repeat(0)), np.int32, len(text))]
 
-    def _joined(self, texts: list[str]) -> Words:
-        """Hashes of the words of several texts, with an unknown word after each: no n-gram reaches from one to the next."""
-        return self._hash([word for text in texts for word in (*words(text), "")])
+    @staticmethod
+    def _joined(texts: list[str]) -> list[str]:
+        """The words of several texts, with an unknown word after each: no n-gram reaches from one to the next."""
+        return [word for text in texts for word in (*words(text), "")]
 
     def _grams(self, hashes: Words, n: int) -> Words:
         """Hashes of all n-grams of the words, (len(hashes) - n + 1,), from differences of prefix sums."""
@@ -341,7 +342,8 @@ class Decontaminator:
             return np.zeros(0, np.int64)
         positions = np.searchsorted(self._sorted, grams)
         positions[positions == len(self._sorted)] = 0
-        return np.unique(positions[self._sorted[positions] == grams])
+        found = positions[self._sorted[positions] == grams]
+        return np.unique(found) if len(found) else found
 
     def __call__(self, conversation: Conversation) -> None:
         """Check what is said in a conversation: every message, the reasoning of answers, the arguments of tool calls.
@@ -364,11 +366,13 @@ class Decontaminator:
                 raise Rejected("contaminated", self._named(item, "identical"))
         if not len(self._sorted):
             return
-        user = self._joined(asked)
-        hashes = np.concatenate((user, self._joined(rest)))
-        grams = [self._grams(hashes, self.settings.ngram)]
-        grams += [self._grams(user, length) for length in self._short]
-        found = self._find(np.concatenate(grams))
+        said = self._joined(asked)
+        of_user = len(said)
+        hashes = self._hash(said + self._joined(rest))
+        grams = self._grams(hashes, self.settings.ngram)
+        if self._short:
+            grams = np.concatenate([grams, *(self._grams(hashes[:of_user], length) for length in self._short)])
+        found = self._find(grams)
         if not len(found):
             return
         places = np.concatenate([np.arange(self._starts[g], self._starts[g + 1]) for g in found])

@@ -91,6 +91,8 @@ def _composed(value: Any) -> Any:
 
 
 def _canonical(value: Any) -> str:
+    if value is None or value == []:  # nothing is called, as in most messages
+        return "null" if value is None else "[]"
     try:
         return json.dumps(_composed(value), ensure_ascii=False, sort_keys=True, default=str)
     except RecursionError as error:

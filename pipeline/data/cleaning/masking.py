@@ -34,6 +34,8 @@ def _wants_a_password(text: str) -> bool:
 def _masked(value: Any, kinds: tuple[str, ...], counts: Counter[str], cached: bool = False) -> Any:
     """A copy of plain data with every text masked, the same object where nothing was found; ``counts`` grows."""
     if isinstance(value, str):
+        if not cached and not personal_data.find(value, kinds):  # most texts
+            return value
         text, found = (personal_data.mask_cached if cached else personal_data.mask)(value, kinds)
         counts.update(found)
         return text if found else value

@@ -21,7 +21,7 @@ from datetime import date
 from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 
-from pipeline.data.cleaning.credentials import KEY_HINT, key_shapes, secrets
+from pipeline.data.cleaning.credentials import key_shapes, may_hold_key, secrets
 
 Span = tuple[int, int]
 
@@ -286,6 +286,9 @@ def _all_phones(text: str) -> Iterator[Span]:
 
 _IPV4 = re.compile(r"(?<![A-Za-z0-9])(?<!\d\.)(?:\d{1,3}\.){3}\d{1,3}(?![A-Za-z0-9]|\.\d)")
 _IPV6 = re.compile(r"(?<![A-Za-z0-9:])(?=[0-9A-Fa-f:]*\d)[0-9A-Fa-f]{1,4}(?:::?[0-9A-Fa-f]{1,4}){2,7}(?![A-Za-z0-9:])")
+# What the two find holds these; to look for them first takes a tenth of the time.
+_MAY_BE_IPV4 = re.compile(r"\d\.\d{1,3}\.\d{1,3}\.\d")
+_MAY_BE_IPV6 = re.compile(r":[0-9A-Fa-f]{1,4}:")
 _VERSION_BEFORE = re.compile(
     r"(?i)(?:(?<![A-Za-z])(?:versions?|releases?|sections?|chapters?|clauses?|paragraphs?|articles?|appendix"
     r"|build|firmware|driver"
@@ -302,7 +305,7 @@ _LARGEST_OF_SECTIONS = 40  # 8.8.4.4 and 1.2.3.4 are more often sections than ma
 
 
 def _ip_addresses(text: str) -> Iterator[Span]:
-    for match in _IPV4.finditer(text):
+    for match in _IPV4.finditer(text) if _MAY_BE_IPV4.search(text) else ():
         try:
             address = IPv4Address(match[0])
         except AddressValueError:
@@ -318,7 +321,7 @@ def _ip_addresses(text: str) -> Iterator[Span]:
             if not (_ADDRESS_WORD.search(around) or re.match(r":\d|/\d", text[end : end + 2])):
                 continue
         yield start, end
-    for match in _IPV6.finditer(text):
+    for match in _IPV6.finditer(text) if _MAY_BE_IPV6.search(text) else ():
         try:
             IPv6Address(match[0])
         except AddressValueError:
@@ -344,7 +347,7 @@ _NUMBER_KINDS = frozenset({"chinese_id", "bank_card", "any_bank_card", "phone"})
 
 def find(text: str, kinds: Sequence[str] = KINDS) -> list[tuple[str, int, int]]:
     """What is found, as (kind, start, end) in the order of the text; spans never overlap."""
-    if not _MAY_HOLD.search(text) and not KEY_HINT.search(text):  # most texts of tool calls, and many others
+    if not _MAY_HOLD.search(text) and not may_hold_key(text):  # most texts of tool calls, and many others
         return []
     taken: list[tuple[str, int, int]] = []
     covered = bytearray(len(text))

@@ -184,8 +184,7 @@ def _batches(missing: list[tuple[Question, int]], size: int, seed: int) -> list[
 
 def ask_base(
     name: str,
-    questions: Sequence[Question],
-    seeds: Sequence[int],
+    wanted: Sequence[tuple[Question, int]],
     mode: Mode,
     sampling: Sampling,
     store: Store,
@@ -197,13 +196,12 @@ def ask_base(
 
     Args:
         name: of the source, for what is said.
-        seeds: one a sample.
+        wanted: a question and a seed for each reply, the seeds in the order of the samples.
         rate: replies a second, where it is known, for an estimate before the first reply.
 
     Raises:
         UserError: the base keeps to the mode in none of its first replies (``cannot_do``); or as the decoding.
     """
-    wanted = [(question, seed) for seed in seeds for question in questions]
     missing = [(question, seed) for question, seed in wanted if (question.key, seed) not in store]
     if not missing:
         return
@@ -212,7 +210,7 @@ def ask_base(
     say(f"rehearse {name}: {len(missing):,} replies in {mode.replace('_', '-')} mode{known}{about}")
     faithful = said = 0
     with Bar(f"rehearse {name}", len(wanted), len(wanted) - len(missing)) as bar:
-        for batch in _batches(missing, answers.at_once, seeds[0]):
+        for batch in _batches(missing, answers.at_once, wanted[0][1]):
             own = [question for question, _ in batch]
             started = time.monotonic()
             replies = answers(own, mode, sampling, batch[0][1])

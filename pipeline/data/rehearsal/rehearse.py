@@ -216,14 +216,14 @@ class Rehearsal:
         seeds = [seed_of(source.seed, sample) for sample in range(source.samples or 1)]
         place = self.cache / "rehearsals" / "replies" / fingerprint(identity)[:32]
         store = Store(place, identity)
-        wanted = [(question.key, seed) for question in questions.kept for seed in seeds]
-        if not all(reply in store for reply in wanted):
+        wanted = [(question, seed) for seed in seeds for question in questions.kept]
+        if not all((question.key, seed) in store for question, seed in wanted):
             rates = self.profile.estimate
             with _locked(place):
                 store.refresh()
-                if not all(reply in store for reply in wanted):
+                if not all((question.key, seed) in store for question, seed in wanted):
                     rate = rates.replies_per_second if rates else None
-                    ask_base(source.name, questions.kept, seeds, mode, sampling, store, self.form, self.answers(), rate)
+                    ask_base(source.name, wanted, mode, sampling, store, self.form, self.answers(), rate)
         provenance = {**{k: v for k, v in identity.items() if k != "version"}, "seed": source.seed}
         kept = keep(questions.kept, seeds, mode, store, provenance, self.form.style.tags)
         if not kept.faithful:

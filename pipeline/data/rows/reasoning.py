@@ -174,7 +174,16 @@ class Split(NamedTuple):
 
 
 def split(text: str) -> Split:
-    """As ``split_reasoning``, and says how the reasoning was marked."""
+    """Split ``<think>reasoning</think>answer``; reasoning is ``""`` where no tag is. Says how the reasoning was marked.
+
+    A chain whose opening tag was cut off with the prompt (``reasoning</think>answer``) is accepted, as some datasets
+    store it so. So are the tags of other makers (docs/data.md lists them).
+
+    Raises:
+        Rejected: ``unclosed_think`` (a ``<think>`` without ``</think>``), ``nested_think`` (a ``<think>`` within the
+            reasoning), ``several_think_blocks``, ``empty_reasoning`` (a lone ``</think>`` with nothing before it),
+            ``stray_think_tag`` (one in the middle of a sentence), ``foreign_think`` (a form that is not read).
+    """
     if "<" not in text and "[" not in text and "◁" not in text and not _START.match(text):
         return Split("", trim_answer(text))
     naked, every = naked_tags(text)
@@ -261,21 +270,6 @@ def _unwrapped(answer: str, family: str) -> str:
     if not body.lower().endswith(closing):
         raise Rejected("foreign_think", f"the answer opens {opening} and does not end with {closing}: …{body[-60:]!r}")
     return body[: -len(closing)]
-
-
-def split_reasoning(text: str) -> tuple[str, str]:
-    """Split ``<think>reasoning</think>answer`` into (reasoning, answer); reasoning is ``""`` where no tag is.
-
-    A chain whose opening tag was cut off with the prompt (``reasoning</think>answer``) is accepted, as some datasets
-    store it so. So are the tags of other makers (docs/data.md lists them).
-
-    Raises:
-        Rejected: ``unclosed_think`` (a ``<think>`` without ``</think>``), ``nested_think`` (a ``<think>`` within the
-            reasoning), ``several_think_blocks``, ``empty_reasoning`` (a lone ``</think>`` with nothing before it),
-            ``stray_think_tag`` (one in the middle of a sentence), ``foreign_think`` (a form that is not read).
-    """
-    found = split(text)
-    return found.reasoning, found.answer
 
 
 def without_tags(given: str) -> str:
