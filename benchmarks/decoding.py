@@ -43,7 +43,7 @@ def by_torch(job: dict[str, Any]) -> dict[str, Any]:
     import unsloth  # noqa: F401  (before transformers, on both sides)
 
     from pipeline.model import attention
-    from pipeline.model.batch import decode_batch
+    from pipeline.model.batch import Batch, decode_batch
     from pipeline.model.decode import inference_mode_of
     from pipeline.model.load import load_model
     from pipeline.settings import Sampling, load_profile
@@ -62,8 +62,8 @@ def by_torch(job: dict[str, Any]) -> dict[str, Any]:
         lengths: list[int] = []
         with inference_mode_of(model):
             for start in range(0, len(prompts), job["batch"]):
-                part = prompts[start : start + job["batch"]]
-                decode_batch(model, tokenizer, part, own, None, never, lambda row, ids: lengths.append(len(ids)))
+                part = Batch(prompts[start : start + job["batch"]], own, never)
+                decode_batch(model, tokenizer, part, lambda row, ids: lengths.append(len(ids)))
         return sum(lengths)
 
     def theirs(prompts: list[list[int]], tokens: int) -> int:

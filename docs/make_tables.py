@@ -129,7 +129,10 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
         **{name: _benchmark("ray_sweep.py") for name in ("ray_sweep", "ray_killed")},
         "server_vllm": _benchmark("server.py"),
         "hybrid": lambda result, _: accept.hybrid_table(result),
-        **{name: lambda result, _: _report(result) for name in ("real_run", "real_plain", "real_with_own", "real_with_maths")},
+        **{
+            name: lambda result, _: _report(result)
+            for name in ("real_run", "real_plain", "real_with_own", "real_with_maths")
+        },
         **{name: _benchmark("sweep.py") for name in ("sweep_cells", "workers")},
         **{name: audit_table for name in ("audit", "audit_swift_4.3.0", "audit_swift_4.3.1")},
         **{name: handover_table for name in ("handover", "handover_public")},

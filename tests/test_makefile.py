@@ -33,7 +33,9 @@ def test_the_real_model_writes_thinking_chat_where_there_is_none(tmp_path: Path)
     assert 'mix.local.thinking_chat=outputs/real_own/chat.thinking/rows.jsonl"' in alone
     assert 'mix.local.chat=outputs/real_own/chat/rows.jsonl"' in alone
     assert f'mix.local.steps={tmp_path}/reasoning"' in alone  # both modes are taught by the same problems
-    assert f'mix.local.own_chat={tmp_path}/chat"' in alone and f'mix.local.own_maths_direct={tmp_path}/reasoning"' in alone
+    assert (
+        f'mix.local.own_chat={tmp_path}/chat"' in alone and f'mix.local.own_maths_direct={tmp_path}/reasoning"' in alone
+    )
     assert "hybrid.fidelity" not in alone and "hybrid.fidelity=0.85" in steps(f"DATA={tmp_path}", "FIDELITY=0.85")
     (tmp_path / "thinking_chat").mkdir()
     given = steps(f"DATA={tmp_path}")

@@ -11,6 +11,8 @@ from pipeline.cli.main import main
 from pipeline.core.errors import UserError
 from pipeline.core.files import fingerprint, read_json, write_json, write_text
 from pipeline.run import Run
+from pipeline.run.directory import begun
+from pipeline.second.stage import Stage
 from pipeline.settings import Profile as ProfileSettings
 from pipeline.settings import load_profile, load_recipe, parse, read_yaml
 
@@ -32,11 +34,29 @@ def fill(folder: Path, trained: bool = False) -> None:
 def test_other_settings_are_refused_with_every_way_out(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     opened(folder)
-    with pytest.raises(UserError, match=r"training\.learning_rate is 0\.003 there and 0\.001 here.*--resume --force"):
+    with pytest.raises(UserError, match=r"learning_rate is 0\.003 there .*--resume --force"):
         opened(folder, "training.learning_rate=1e-3", resume=True)
     with pytest.raises(UserError, match="belongs to another run"):
         opened(folder, "training.learning_rate=1e-3", force=True)  # --force alone is not enough
     assert read_yaml(folder / "profile.yaml")["training"]["learning_rate"] == 0.003
+
+
+def test_a_run_and_a_second_stage_begin_with_the_same_record(tmp_path: Path) -> None:
+    profile = load_profile("embedded")
+    common = begun(profile, {"any": 1})
+    assert common["settings_fingerprint"] == fingerprint({"any": 1})
+    assert (common["profile"], common["finished"]) == ("embedded", None) and "python" in common["versions"]
+    assert all(common["versions"].values())  # what is not installed is not named
+    run = opened(tmp_path / "run")
+    stage = Stage.open("preference", profile, tmp_path / "stage")
+    kept = {name: read_json(tmp_path / name / f"{name}.json") for name in ("run", "stage")}
+    assert set(kept["run"]) == {*common, "commit", "notes"} and set(kept["stage"]) == {*common, "kind", "start"}
+    assert run.cells("base") is stage.cells("before") is None and run.history() == []
+    fill(run.folder)
+    assert run.cells("base") == {"thinking": {}, "non_thinking": {}}
+    result = stage.finish({"steps": 1}, {"thinking": {}}, {})  # type: ignore[typeddict-item]
+    assert (result["training"], result["evaluation"]) == ({"steps": 1}, {"before": {"thinking": {}}, "after": {}})
+    assert result["finished"] == read_json(tmp_path / "stage" / "stage.json")["finished"] is not None
 
 
 def test_a_directory_from_before_a_setting_existed_is_still_that_run(tmp_path: Path) -> None:
@@ -116,7 +136,7 @@ def test_force_cannot_change_a_finished_training(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     opened(folder)
     fill(folder, trained=True)
-    with pytest.raises(UserError, match=r"is finished, and --force cannot change .*lora\.rank is 32 there and 4 here"):
+    with pytest.raises(UserError, match=r"--force cannot change .*lora\.rank is 32 there"):
         opened(folder, "lora.rank=4", resume=True, force=True)
     assert read_json(folder / "run.json")["notes"] == []
     opened(folder, "evaluation.limit=3", resume=True, force=True)
@@ -147,7 +167,7 @@ def test_a_report_of_an_exchanged_adapter_is_refused(tmp_path: Path) -> None:
     fill(folder, trained=True)
     (folder / "adapter").mkdir()
     (folder / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
-    with pytest.raises(UserError, match=r"of other weights than those in adapter/; .*evaluate --which tuned"):
+    with pytest.raises(UserError, match=r"other weights than .*evaluate --which tuned"):
         run.report()
 
 

@@ -13,6 +13,7 @@ import sys
 
 from pipeline import __version__
 from pipeline.cli import course, data, hybrid, keep, machine, models, run, schemas, second, studies, use
+from pipeline.cli.help import Parser, asked_language
 from pipeline.core.console import foreign
 from pipeline.core.errors import UserError
 from pipeline.core.files import FULL, require_folder
@@ -22,7 +23,7 @@ from pipeline.core.processes import label, require_one, together
 
 def parser() -> argparse.ArgumentParser:
     """All commands, in the order of the story."""
-    found = argparse.ArgumentParser(
+    found = Parser(
         prog="python -m pipeline",
         description="Fine-tune a hybrid reasoning model so that it keeps both of its modes, and measure it.",
         epilog="Start with: python -m pipeline run --profile embedded --output-dir runs/first",
@@ -39,9 +40,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the arguments, run the command; returns the exit code."""
+    if language := asked_language(sys.argv[1:] if argv is None else argv):
+        choose(language)  # before the arguments are read: their --help speaks it
     args = parser().parse_args(argv)
-    if args.language:
-        choose(args.language)
     args.output = sys.stdout
     if isinstance(args.output, io.TextIOWrapper):
         args.output.reconfigure(errors="backslashreplace")  # a terminal or pipe that cannot say "…" or "中"

@@ -82,7 +82,9 @@ def register(group: Any) -> None:
     search = command(group, "search", "hyper-parameters by an Optuna study, under a floor of mode fidelity")
     search.add_argument("--trials", type=positive, default=12, help="finished trials in all (default: 12)")
     search.add_argument("--sampler", choices=["tpe", "grid"], default="tpe", help="default: tpe")
-    search.add_argument("--workers", type=positive, default=1, help="trials at a time (default: 1)")
+    search.add_argument(
+        "--workers", type=positive, default=1, help="trials at a time, drawn together; also on Ray (default: 1)"
+    )
     search.add_argument(
         "--no-pruning", action="store_true", help="run every trial to its end, whatever its validation loss"
     )
@@ -90,7 +92,7 @@ def register(group: Any) -> None:
         "--storage",
         type=word,
         metavar="URL",
-        help="where the study is kept, for workers elsewhere (default: SQLite in DIR)",
+        help="where the study is kept, not its runs; for commands elsewhere (default: SQLite in DIR)",
     )
     search.add_argument("--study", type=word, default="search", metavar="NAME", help="name of the study in its storage")
     search.add_argument("--seed", type=int, default=0, help="of the sampler (default: 0)")
@@ -101,6 +103,7 @@ def register(group: Any) -> None:
         metavar="X",
         help="mode fidelity that a trial must reach (default: 0.95)",
     )
+    _engine_arguments(search)
     search.set_defaults(do=_search)
 
 
@@ -140,6 +143,12 @@ def _engine(args: argparse.Namespace) -> Any:
     return StudyEngine(args.engine, args.address, args.store, args.cell_cpus, args.cell_gpus)
 
 
+def _place(args: argparse.Namespace) -> Any:
+    from pipeline.studies.engine import CellPlace
+
+    return CellPlace(args.cells.resolve() if args.cells else None, _engine(args))
+
+
 def _carry_over(args: argparse.Namespace) -> int:
     from pipeline.settings import load_profile
     from pipeline.studies.carry_over import carry_over_text, run_carry_over
@@ -153,29 +162,19 @@ def _carry_over(args: argparse.Namespace) -> int:
 
 def _sweep(args: argparse.Namespace) -> int:
     from pipeline.studies.curve import sweep_table
-    from pipeline.studies.sweep import run_sweep
+    from pipeline.studies.sweep import run_sweep, sweep_arms
 
     values = list(chain.from_iterable(args.values))
     if bool(values) == bool(args.arms):
         raise UserError("sweep needs --values (with --axis), or --arms FILE; one of the two.")
     if args.only and not args.arms:
         raise UserError("--only names arms of --arms FILE; with --axis, leave values out of --values.")
-    name = profile_path(args)
-    cells = args.cells.resolve() if args.cells else None
-    folder = args.output_dir.resolve()
-    result = run_sweep(
-        name,
-        args.axis,
-        values,
-        args.seeds,
-        folder,
-        list(args.set),
-        args.workers,
-        args.arms,
-        cells,
-        args.only or (),
-        _engine(args),
-    )
+    name, folder, place = profile_path(args), args.output_dir.resolve(), _place(args)
+    sets, workers = list(args.set), args.workers
+    if args.arms:
+        result = sweep_arms(name, args.arms, args.seeds, folder, sets, workers, place, args.only or ())
+    else:
+        result = run_sweep(name, args.axis, values, args.seeds, folder, sets, workers, place)
     show(args, result, f"{sweep_table(result)}\n\npicture: {args.output_dir / 'sweep.png'}")
     return 1 if result["failed"] else 0
 
@@ -193,8 +192,7 @@ def _methods(args: argparse.Namespace) -> int:
         list(args.set),
         args.workers or (1 if args.engine == "local" else None),
         args.arms or ARMS,
-        args.cells.resolve() if args.cells else None,
-        _engine(args),
+        _place(args),
     )
     show(args, result, f"{methods_table(result)}\n\npicture: {args.output_dir / 'methods.png'}")
     return 1 if result["sweep"]["failed"] else 0
@@ -237,6 +235,7 @@ def _switches(args: argparse.Namespace) -> int:
 def _search(args: argparse.Namespace) -> int:
     from pipeline.studies.search import run_search
     from pipeline.studies.search_result import search_table
+    from pipeline.studies.search_study import StudySettings
 
     name = profile_path(args)
     result = run_search(
@@ -244,13 +243,10 @@ def _search(args: argparse.Namespace) -> int:
         args.output_dir.resolve(),
         args.trials,
         list(args.set),
-        storage=args.storage,
-        name=args.study,
-        sampler=args.sampler,
-        seed=args.seed,
-        workers=args.workers,
-        floor=args.fidelity_floor,
-        prune=not args.no_pruning,
+        StudySettings(args.storage, args.study, args.sampler, args.seed, not args.no_pruning),
+        args.workers,
+        args.fidelity_floor,
+        _engine(args),
     )
     show(args, result, f"{search_table(result)}\n\npicture: {args.output_dir / 'search.png'}")
     return 0 if result["best"] else 1

@@ -138,9 +138,8 @@ class Bar:
         now = time.monotonic()
         if now - self._drawn >= (EVERY_SECONDS if self._over else LINE_SECONDS) and is_first():
             self._drawn = now
-            print(
-                f"\r{self.text()}\x1b[K" if self._over else self.text(), end="" if self._over else "\n", file=stream()
-            )
+            text = translate(self.text(), ours=True)
+            print(f"\r{text}\x1b[K" if self._over else text, end="" if self._over else "\n", file=stream())
             stream().flush()
 
     def seconds_left(self) -> float | None:
@@ -152,11 +151,13 @@ class Bar:
     def text(self) -> str:
         """``train: 350 of 1,400, 2.2 minutes left; 3.1 minutes left of the whole``."""
         left = self.seconds_left()
-        words = f"{self.what}: {self.done:,} of {self.total:,}"
+        what, done, total = self.what, f"{self.done:,}", f"{self.total:,}"
         if left is None:
-            return words
-        whole = f"; {duration(left + sum(_expected.values()))} left of the whole" if _expected else ""
-        return f"{words}, {duration(left)} left{whole}"
+            return f"{what}: {done} of {total}"
+        if not _expected:
+            return f"{what}: {done} of {total}, {duration(left)} left"
+        whole = duration(left + sum(_expected.values()))
+        return f"{what}: {done} of {total}, {duration(left)} left; {whole} left of the whole"
 
 
 def _clear() -> None:

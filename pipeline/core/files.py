@@ -80,6 +80,11 @@ def require_folder(path: Path, what: str = "--output-dir") -> None:
     raise _refused(OSError(number, os.strerror(number)), path, what)
 
 
+def is_taken(path: Path) -> bool:
+    """Whether a path cannot become a new folder: it is a file, or a folder that holds something."""
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is renamed to ``path``, on failure it is removed.

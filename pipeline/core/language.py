@@ -18,6 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipeline.core.catalogue import read_catalogue
 from pipeline.core.place import PACKAGE
 
 LANGUAGES = ("en", "zh")
@@ -51,10 +52,14 @@ def choose(name: str) -> None:
     os.environ[VARIABLE] = name
 
 
-def translate(text: str) -> str:
-    """``text`` in the reader's language: as a whole, else line by line and part by part; the unknown stays as it is."""
+def translate(text: str, ours: bool = False) -> str:
+    """``text`` in the reader's language: as a whole, else line by line and part by part; the unknown stays as it is.
+
+    Args:
+        ours: it is a sentence of this project for certain, so one that has few words beside its values is known too.
+    """
     chosen = language()
-    return text if chosen == "en" else _translate(text, chosen)
+    return text if chosen == "en" else _translate(text, chosen, ours)
 
 
 def _translate(text: str, chosen: str, within: bool = False) -> str:
@@ -137,20 +142,16 @@ class _Template:
 @functools.cache
 def _catalogue(chosen: str) -> tuple[dict[str, str], list[_Template]]:
     """Whole sentences, and those with values in the order in which they are tried: the most literal ones first."""
-    from babel.messages.pofile import read_po
-
     exact: dict[str, str] = {}
     templates: list[_Template] = []
-    with CATALOGUES[chosen].open("rb") as file:
-        for message in read_po(file, ignore_obsolete=True, abort_invalid=True):
-            source, target = str(message.id), str(message.string)
-            if not source or not target:
-                continue
-            if _HOLE.search(source):
-                names = frozenset(int(first or second) for first, second in _IN_A_NAME.findall(target))
-                templates.append(_Template(tuple(map(_plain, _HOLE.split(source)[::2])), target, names))
-            else:
-                exact[_plain(source)] = _plain(target)
+    for source, target in read_catalogue(CATALOGUES[chosen]):
+        if not target:
+            continue
+        if _HOLE.search(source):
+            names = frozenset(int(first or second) for first, second in _IN_A_NAME.findall(target))
+            templates.append(_Template(tuple(map(_plain, _HOLE.split(source)[::2])), target, names))
+        else:
+            exact[_plain(source)] = _plain(target)
     templates.sort(key=_Template.order)
     return exact, templates
 

@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import logging
 import os
+import platform
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -78,6 +79,11 @@ def _pins(lines: Iterable[str], where: str) -> Iterator[tuple[str, str]]:
 def installed() -> dict[str, str | None]:
     """Return the installed version of each direct dependency, or None where it is not installed."""
     return {name: version_of(name) for name in pinned()}
+
+
+def versions_here() -> dict[str, str]:
+    """What a record says it was made with: Python, and the direct dependencies that are installed."""
+    return {"python": platform.python_version(), **{name: version for name, version in installed().items() if version}}
 
 
 def version_of(name: str) -> str | None:

@@ -47,9 +47,15 @@ def sentence(node: ast.expr) -> str | None:
 
 
 def sentences(folder: Path = PACKAGE) -> set[str]:
-    """Every text and f-string of the Python files in a folder, its parts included."""
-    nodes = (node for path in sorted(folder.rglob("*.py")) for node in ast.walk(ast.parse(path.read_text("utf-8"))))
-    return {text for node in nodes if isinstance(node, ast.expr) and (text := sentence(node)) is not None}
+    """Every text and f-string of the Python files in a folder, its parts included, and what is written as a catalogue has it."""
+    found = set()
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.expr) and (text := sentence(node)) is not None:
+                found.add(text)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and HOLE.search(node.value):
+                found.add(node.value)  # the words of another library, with holes
+    return found
 
 
 def hints(folder: Path = EXERCISES) -> dict[str, str]:

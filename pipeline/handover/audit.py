@@ -142,7 +142,7 @@ def audit(profile: Profile, asked: Asked) -> Audit:
     comparer = Comparer(tokenizer, form.style, limit)
     found = Audit(
         made=now(),
-        model=profile.model.name,
+        model=shown_name(profile.model),
         template=form.key,
         recipe="cases" if asked.cases else recipe.name,
         max_length=limit,
@@ -161,6 +161,11 @@ def audit(profile: Profile, asked: Asked) -> Audit:
                 for setting, task, made in zip(settings, tasks, results, strict=True)
             ]
     return found
+
+
+def shown_name(settings: ModelSettings) -> str:
+    """The model's name for a record: of a folder its last part, as the rest is this machine's."""
+    return Path(settings.name).name if Path(settings.name).is_dir() else settings.name
 
 
 def require_qwen3(form: ChatFormat) -> None:

@@ -9,6 +9,7 @@ nothing is computed twice. (A prefill of prompt and reply in the middle would no
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.model.draw import Draw
@@ -73,62 +74,79 @@ class _Watch:
         return ids[: end + 1]
 
 
-def decode_batch(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    streams: Sequence[Any] | None,
-    ends: list[int],
-    ended: Ended,
-    room: int | None = None,
-    budget: Budget | None = None,
-) -> None:
-    """Decode a batch; ``ended`` is called once for every prompt, with the ids generated for it.
+@dataclass(frozen=True)
+class Batch:
+    """Prompts that are decoded together.
 
     Args:
+        prompts: token ids, none empty.
+        ends: ids that end a reply.
         streams: of each prompt, ``sampling.max_new_tokens`` numbers in [0, 1); None: greedy.
         room: tokens that the cache has room for; None: without limit.
         budget: of thinking; None: without limit.
     """
-    import numpy
+
+    prompts: Sequence[Sequence[int]]
+    sampling: Sampling
+    ends: list[int]
+    streams: Sequence[Any] | None = None
+    room: int | None = None
+    budget: Budget | None = None
+
+
+# Draw leaves one token possible, so taking the most probable one is drawing. The neutral values keep the model's own
+# generation_config (Qwen3 ships temperature 0.6) from adding warnings about unused settings.
+_NEUTRAL = {
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 50,
+    "repetition_penalty": 1.0,
+    "num_beams": 1,
+    "use_cache": True,
+}
+
+
+def _padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, (batch, width) each, padded on the left."""
     import torch
 
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
     width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), int(pad))
+    ids = torch.full((len(prompts), width), pad)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
         mask[row, width - len(prompt) :] = 1
+    return ids, mask
+
+
+def decode_batch(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Batch, ended: Ended) -> None:
+    """Decode a batch; ``ended`` is called once for every prompt, with the ids generated for it."""
+    import numpy
+    import torch
+
+    sampling, ends, budget = batch.sampling, batch.ends, batch.budget
+    pad = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0])
     device = model.device
-    ids, mask = ids.to(device), mask.to(device)
-    uniforms = None if streams is None else torch.from_numpy(numpy.stack(streams)).to(device)
+    ids, mask = (tensor.to(device) for tensor in _padded(batch.prompts, pad))
+    uniforms = None if batch.streams is None else torch.from_numpy(numpy.stack(batch.streams)).to(device)
     inputs, own = {"input_ids": ids, "attention_mask": mask}, mask
     generate: Any = model.generate
-    rows = list(range(len(prompts)))
+    rows = list(range(len(batch.prompts)))
     with torch.inference_mode():
         if virtual_tokens(model):
             generate = model.get_base_model().generate
             inputs, own = _with_virtual_tokens(model, ids, mask)
         attention, width = inputs["attention_mask"], own.shape[1]
         # A state of linear attention cannot be divided by rows; such a model decodes its batch to the end.
-        stop = None if budget is None else StopThinking(budget, prompts, width, ends)
+        stop = None if budget is None else StopThinking(budget, batch.prompts, width, ends)
         last = 0 if "linear_attention" in _layer_types(model) else sampling.max_new_tokens
         while rows:
-            watch = _Watch(ends, width, rows, ended, room, last)
+            watch = _Watch(ends, width, rows, ended, batch.room, last)
             output = generate(
                 **inputs,
                 max_new_tokens=sampling.max_new_tokens - (inputs["input_ids"].shape[1] - width),
-                # Draw leaves one token possible, so taking the most probable one is drawing. The neutral values keep the
-                # model's own generation_config (Qwen3 ships temperature 0.6) from adding warnings about unused settings.
-                do_sample=False,
-                temperature=1.0,
-                top_p=1.0,
-                top_k=50,
-                repetition_penalty=1.0,
-                num_beams=1,
-                use_cache=True,
+                **_NEUTRAL,
                 eos_token_id=ends,
                 pad_token_id=pad,
                 logits_processor=[Draw(sampling, uniforms, own), *([] if stop is None else [stop])],

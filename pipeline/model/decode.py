@@ -13,6 +13,7 @@ depend on the batch size, the order or the company, beyond floating-point roundi
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from pipeline.core.console import say
 from pipeline.core.errors import UserError
 from pipeline.core.modes import THINK, Tags
 from pipeline.model.attention import written_out_attention
-from pipeline.model.batch import decode_batch, virtual_tokens
+from pipeline.model.batch import Batch, decode_batch, virtual_tokens
 from pipeline.model.draw import stream
 from pipeline.model.memory import out_of_memory
 from pipeline.model.room import cache_room, positions_of, require_length, rows_that_fit
@@ -113,6 +114,22 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
     return sorted(int(i) for i in ids)
 
 
+@dataclass(frozen=True)
+class Request:
+    """Prompts that want a reply, and how they are to be answered; see ``generate``.
+
+    Args:
+        parts: processes that share this machine's memory for the same work.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    sampling: Sampling
+    batch_size: int
+    seed: int
+    thinking_budget: int | None = None
+    parts: int = 1
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -120,9 +137,7 @@ def generate(
     sampling: Sampling,
     batch_size: int,
     seed: int,
-    progress: Callable[[int], object] | None = None,
     arrived: Callable[[int, Reply], object] | None = None,
-    parts: int = 1,
     thinking_budget: int | None = None,
 ) -> list[Reply]:
     """Reply to every prompt.
@@ -135,9 +150,7 @@ def generate(
     Args:
         prompts: token ids, none empty, e.g. from ``ChatFormat.prompt_ids``.
         batch_size: prompts decoded at a time, at most.
-        progress: called with the number of replies that were added.
         arrived: called with each reply as soon as it has ended, and its place among ``prompts``.
-        parts: processes that share this machine's memory for the same work.
         thinking_budget: tokens of reasoning after which the thought is closed (see ``pipeline.model.thinking_budget``); for
             prompts of the thinking mode. What closes it counts among ``max_new_tokens``.
 
@@ -149,18 +162,24 @@ def generate(
             positions; the budget leaves no room for an answer; memory does not suffice for a single reply. Where it does not
             for a batch, the batch is halved, and that is said.
     """
+    return answered(model, tokenizer, Request(prompts, sampling, batch_size, seed, thinking_budget), arrived)
+
+
+def answered(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    request: Request,
+    arrived: Callable[[int, Reply], object] | None = None,
+) -> list[Reply]:
+    """``generate``, where other processes may be at the same work."""
+    prompts, sampling, batch_size = request.prompts, request.sampling, request.batch_size
     _require_lengths(model, prompts, sampling.max_new_tokens)
     ends = end_tokens(model, tokenizer)
     style = style_or_none(tokenizer)
-    budget = None if thinking_budget is None else Budget(tokenizer, thinking_budget)
+    budget = None if request.thinking_budget is None else Budget(tokenizer, request.thinking_budget)
     if budget is not None:
         budget.require_room(sampling.max_new_tokens)
-    occurrences: dict[tuple[int, ...], int] = {}
-    numbered = []
-    for prompt in prompts:
-        key = tuple(prompt)
-        numbered.append(occurrences.get(key, 0))
-        occurrences[key] = numbered[-1] + 1
+    numbered = _numbered(prompts)
     waiting = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     replies: list[Reply | None] = [None] * len(prompts)
 
@@ -168,24 +187,31 @@ def generate(
         reply = replies[place] = _reply(tokenizer, prompts[place], ids, ends, style)
         if arrived is not None:
             arrived(place, reply)
-        if progress is not None:
-            progress(1)
 
     with inference_mode_of(model):
         while waiting:
-            room = cache_room(model, parts)
+            room = cache_room(model, request.parts)
             count = rows_that_fit([len(prompts[i]) for i in waiting], sampling.max_new_tokens, room, batch_size)
-            batch = waiting[:count]
+            places = waiting[:count]
             streams = None
             if sampling.temperature > 0:
-                streams = [stream(seed, prompts[i], numbered[i], sampling.max_new_tokens) for i in batch]
-            if not _has_memory_for(
-                model, tokenizer, [prompts[i] for i in batch], sampling, streams, ends, batch, ended, room, budget
-            ):
-                batch_size = max(1, len(batch) // 2)  # of the following batches too: they are longer
-                say(f"memory does not suffice for {len(batch)} replies at a time; going on with {batch_size}")
+                streams = [stream(request.seed, prompts[i], numbered[i], sampling.max_new_tokens) for i in places]
+            batch = Batch([prompts[i] for i in places], sampling, ends, streams, room, budget)
+            if not _has_memory_for(model, tokenizer, batch, places, ended):
+                batch_size = max(1, len(places) // 2)  # of the following batches too: they are longer
+                say(f"memory does not suffice for {len(places)} replies at a time; going on with {batch_size}")
             waiting = [i for i in waiting if replies[i] is None]
     return [reply for reply in replies if reply is not None]
+
+
+def _numbered(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Of each prompt, how many equal ones stand before it."""
+    before: Counter[tuple[int, ...]] = Counter()
+    numbers = []
+    for prompt in prompts:
+        numbers.append(before[tuple(prompt)])
+        before[tuple(prompt)] += 1
+    return numbers
 
 
 def _require_lengths(model: PreTrainedModel, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
@@ -211,23 +237,21 @@ def seconds_a_token(
     never = [int(model.config.vocab_size)]  # an end token that cannot come
     with inference_mode_of(model):
         started = time.perf_counter()
-        decode_batch(model, tokenizer, [prompt], sampling, None, never, lambda row, ids: None)
+        decode_batch(model, tokenizer, Batch([prompt], sampling, never), lambda row, ids: None)
         return (time.perf_counter() - started) / tokens
 
 
 def _has_memory_for(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    streams: Sequence[Any] | None,
-    ends: list[int],
+    batch: Batch,
     places: Sequence[int],
     ended: Callable[[int, list[int]], None],
-    room: int | None,
-    budget: Budget | None,
 ) -> bool:
     """Decode a batch; False where memory does not suffice and there is more than one prompt. What has ended until then stays.
+
+    Args:
+        places: of the batch's prompts among all; ``ended`` is told of them.
 
     Raises:
         UserError: memory does not suffice for one prompt.
@@ -235,16 +259,15 @@ def _has_memory_for(
     import torch
 
     try:
-        tell: Callable[[int, list[int]], None] = lambda row, ids: ended(places[row], ids)  # noqa: E731
-        decode_batch(model, tokenizer, prompts, sampling, streams, ends, tell, room, budget)
+        decode_batch(model, tokenizer, batch, lambda row, ids: ended(places[row], ids))
         return True
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        if len(prompts) == 1:
+        if len(batch.prompts) == 1:
             raise UserError(
-                f"Memory does not suffice for one reply to a prompt of {len(prompts[0])} tokens with up to "
-                f"{sampling.max_new_tokens} new ones. Lower evaluation.sampling.….max_new_tokens, or free memory."
+                f"Memory does not suffice for one reply to a prompt of {len(batch.prompts[0])} tokens with up to "
+                f"{batch.sampling.max_new_tokens} new ones. Lower evaluation.sampling.….max_new_tokens, or free memory."
             ) from error
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

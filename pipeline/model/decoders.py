@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pipeline.core.console import say
 from pipeline.core.errors import UserError
-from pipeline.model.decode import Reply, generate
+from pipeline.model.decode import Reply, Request, answered
 from pipeline.settings import Sampling
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def _serve(connection: Connection, others: Sequence[Connection], model: Any, tok
                 connection.send_bytes(json.dumps({"place": place, "reply": asdict(reply)}).encode())
 
             try:
-                generate(model, tokenizer, sampling=sampling, arrived=tell, **asked)
+                answered(model, tokenizer, Request(sampling=sampling, **asked), tell)
                 answer: dict[str, Any] = {"done": True}
             except UserError as error:
                 answer = {"error": str(error)}
@@ -119,7 +119,7 @@ class Decoders:
                 for ready in wait(list(waiting), 0):  # they wait where nobody takes what they have
                     hear(cast("Connection", ready))
 
-            generate(self.model, self.tokenizer, [prompts[i] for i in part], sampling, arrived=tell, **common)
+            answered(self.model, self.tokenizer, Request([prompts[i] for i in part], sampling, **common), tell)
         if errors:
             raise UserError(errors[0])
         return [replies[i] for i in range(len(prompts))]

@@ -46,9 +46,8 @@ from pipeline.model.methods import weights_files
 from pipeline.model.thinking_style import thinking_style
 from pipeline.run.directory import Directory
 from pipeline.settings import ModelSettings, Profile, Recipe, load_recipe, parse, read_yaml
-from pipeline.training.checkpoints import STATE, last_checkpoint
 from pipeline.training.estimate import global_batch, planned_steps
-from pipeline.training.loop import done
+from pipeline.training.loop import Session, done
 from pipeline.training.records import TrainingRecord
 from pipeline.training.trackers import Trackers
 
@@ -87,7 +86,7 @@ class Run(Directory):
 
     def _require_evaluation(self) -> None:
         """Fail before the mix is built where the evaluation could not be done."""
-        if any(self._cells(which) is None for which in ("base", "tuned")):
+        if any(self.cells(which) is None for which in ("base", "tuned")):
             require_engine(self.profile)
             config, tokenizer = model_config(self.profile.model), load_tokenizer(self.model_settings())
             require_evaluation(self.profile, tokenizer, config, self.folder)
@@ -206,17 +205,12 @@ class Run(Directory):
         from pipeline.training.callbacks import tracker_callbacks
 
         own = [*callbacks, *tracker_callbacks(self.trackers)]
-        self._model, section = train(
-            model, tokenizer, self.profile, mix, self.folder, self.resume, own, self.force, self.note
-        )
+        session = Session(self.folder, self.resume, self.force, self.note, own)
+        self._model, section = train(model, tokenizer, self.profile, mix, session)
         self._has_adapter = True
         if is_sharded(self._model):
             self._model, self._has_adapter = None, False  # one process cannot evaluate what all hold a part of
         return section
-
-    def _cells(self, which: str) -> dict[str, Any] | None:
-        found = finished_cells(self._path("evaluation", which))
-        return None if found is None else {mode: record["cell"] for mode, record in found.items()}
 
     def _evaluated_weights(self, which: str) -> set[str]:
         """Names of the weights that the stored cells are of."""
@@ -237,12 +231,12 @@ class Run(Directory):
 
         Stored cells of the same weights are taken as they are; of others (the adapter was exchanged), they are made anew.
         """
-        return first(f"evaluate {which}", lambda: self._evaluate(which), lambda: self._cells(which) or {})
+        return first(f"evaluate {which}", lambda: self._evaluate(which), lambda: self.cells(which) or {})
 
     def _evaluate(self, which: str) -> dict[str, Any]:
         from pipeline.evaluation.evaluate import evaluate_engine
 
-        cells = self._cells(which)
+        cells = self.cells(which)
         if cells is not None and self._evaluated_weights(which) != {self.identity(which)}:
             say(f"the stored evaluation of the {which} model is of other weights than those here; it is done again")
             cells = None
@@ -274,7 +268,7 @@ class Run(Directory):
         settings, stored = self.profile.evaluation, self._stored_distance()
         if stored is not None or not settings.kl_items or self._path("report.json").exists():
             return stored
-        if any(self._cells(which) is None for which in ("base", "tuned")):
+        if any(self.cells(which) is None for which in ("base", "tuned")):
             return None
         from pipeline.evaluation.distance import measure_distance
 
@@ -298,19 +292,13 @@ class Run(Directory):
         Args:
             wait: the training is about to begin in this process.
         """
-        cells, record = self._cells(which), self._path("training.json")
+        cells, record = self.cells(which), self._path("training.json")
         if not self.trackers.names or cells is None or not (wait or record.exists()):
             return  # before the training there is nothing to report to; it will hand the base's evaluation on
         if not self.trackers.described:
             self.trackers.describe(self.resolved(), self.data().manifest)
         step = int(read_json(record)["steps"]) if which == "tuned" else 0
-        self.trackers.evaluation(which, cells, step, self._history(), wait)
-
-    def _history(self) -> list[dict[str, Any]]:
-        """What the finished training logged, from its last checkpoint."""
-
-        checkpoint = last_checkpoint(self._path("checkpoints")) if self._path("training.json").exists() else None
-        return list(read_json(checkpoint / STATE)["log_history"]) if checkpoint else []
+        self.trackers.evaluation(which, cells, step, self.history(), wait)
 
     def report(self) -> dict[str, Any]:
         """Assemble and write the report from what the stages left on disk.
@@ -324,7 +312,7 @@ class Run(Directory):
         from pipeline.evaluation.report.build import build_report, mix_section, write_report
         from pipeline.evaluation.report.card import hub_datasets
 
-        cells = {which: self._cells(which) for which in ("base", "tuned")}
+        cells = {which: self.cells(which) for which in ("base", "tuned")}
         missing = [f"evaluation of the {which} model (evaluate)" for which, c in cells.items() if c is None]
         if not self._path("training.json").exists():
             missing.insert(0, "training (train)")
@@ -375,7 +363,7 @@ class Run(Directory):
 
     def all(self) -> dict[str, Any]:
         """Every stage in order; finished ones are not repeated."""
-        if not self._path("training.json").exists() or any(self._cells(which) is None for which in ("base", "tuned")):
+        if not self._path("training.json").exists() or any(self.cells(which) is None for which in ("base", "tuned")):
             import_unsloth()  # before anything imports transformers, which a tokenizer would
         first("look at the evaluation", self._require_evaluation, lambda: None)
         stages = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,10 +13,11 @@ import yaml
 
 from pipeline.core.console import say
 from pipeline.core.errors import UserError
-from pipeline.core.files import fingerprint, now, read_json, write_json, write_text
+from pipeline.core.files import fingerprint, is_taken, now, read_json, write_json, write_text
 from pipeline.core.processes import is_first
 from pipeline.core.redact import masked
-from pipeline.core.versions import installed
+from pipeline.core.versions import versions_here
+from pipeline.evaluation.cells import finished_cells
 from pipeline.model.config import commit_of, model_config
 from pipeline.model.dtype import computing_dtype
 from pipeline.model.load import model_location
@@ -26,8 +26,27 @@ from pipeline.model.room import require_context
 from pipeline.settings import Profile, Recipe, parse, read_yaml
 from pipeline.settings.compare import affects, differing, shortened
 from pipeline.settings.section import AffectedResult
+from pipeline.training.checkpoints import STATE, last_checkpoint
 
 OF_A_RUN: tuple[AffectedResult, ...] = ("mix", "training", "evaluation")  # what a run directory holds
+
+
+def begun(profile: Profile, settings: Any) -> dict[str, Any]:
+    """The record that the directory of a run, or of a second stage, begins with; ``finished`` is filled in at its end.
+
+    Args:
+        settings: what ``settings_fingerprint`` is of.
+    """
+    return {
+        "settings_fingerprint": fingerprint(settings),
+        "profile": profile.name,
+        "model": profile.model.name,
+        "dtype": computing_dtype(profile.model),
+        "seed": profile.seed,
+        "versions": versions_here(),
+        "started": now(),
+        "finished": None,
+    }
 
 
 @dataclass
@@ -66,29 +85,28 @@ class Directory:
             elif record["settings_fingerprint"] != self._settings_fingerprint():
                 self._adopt(record, {})
             return
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        if is_taken(self.folder):
             raise UserError(
                 f"{self.folder} exists and is no run directory. Choose another --output-dir; nothing was changed."
             )
         self._require_sources()
         self._write_settings()
-        record = {
-            "settings_fingerprint": self._settings_fingerprint(),
-            "profile": self.profile.name,
-            "model": self.profile.model.name,
-            "commit": commit_of(self.profile.model),
-            "dtype": computing_dtype(self.profile.model),
-            "seed": self.profile.seed,
-            "versions": {"python": platform.python_version(), **{k: v for k, v in installed().items() if v}},
-            "started": now(),
-            "finished": None,
-            "notes": [],
-        }
-        write_json(record_path, record)
+        record = begun(self.profile, self.resolved())
+        write_json(record_path, record | {"commit": commit_of(self.profile.model), "notes": []})
 
     def resolved(self) -> dict[str, Any]:
         """Profile and recipe as they are written: without secrets, which make no other run either."""
         return {"profile": masked(self.profile.model_dump()), "recipe": masked(self.recipe.model_dump())}
+
+    def cells(self, which: str) -> dict[str, Any] | None:
+        """{mode: cell} of an evaluation that is done, else None."""
+        found = finished_cells(self._path("evaluation", which))
+        return None if found is None else {mode: record["cell"] for mode, record in found.items()}
+
+    def history(self) -> list[dict[str, Any]]:
+        """What the finished training logged, from its last checkpoint."""
+        checkpoint = last_checkpoint(self._path("checkpoints")) if self._path("training.json").exists() else None
+        return list(read_json(checkpoint / STATE)["log_history"]) if checkpoint else []
 
     def _settings_fingerprint(self) -> str:
         return fingerprint(self.resolved())

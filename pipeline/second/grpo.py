@@ -37,11 +37,11 @@ from pipeline.model.decode import end_tokens, generate
 from pipeline.model.form import is_unclosed, judge, split_reply
 from pipeline.model.load import load_tokenizer
 from pipeline.model.room import positions_of
-from pipeline.model.thinking_style import thinking_style
+from pipeline.model.thinking_style import ThinkingStyle, thinking_style
 from pipeline.second.records import GRPOResult
 from pipeline.second.stage import Stage, Which, evaluation_table, require_plain, shown_arms, training_arguments
 from pipeline.settings import Profile, Sampling
-from pipeline.training.records import require_form
+from pipeline.training.records import write_record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -210,6 +210,55 @@ def new_tokens(profile: Profile, mode: Mode) -> int:
 # --- the trainer --------------------------------------------------------------------------------------------------------
 
 
+def reader(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, style: ThinkingStyle
+) -> Callable[[str, list[int]], tuple[str, bool]]:
+    """From a prompt and a reply's token ids to the reply's text, and whether it was cut; see ``reward_functions``."""
+    ends = end_tokens(model, tokenizer)
+
+    def read(prompt: str, ids: list[int]) -> tuple[str, bool]:
+        cut = not ids or ids[-1] not in ends
+        return style.whole(prompt, str(tokenizer.decode(ids if cut else ids[:-1], skip_special_tokens=False))), cut
+
+    return read
+
+
+def replier(
+    tokenizer: PreTrainedTokenizerBase, profile: Profile, questions: Sequence[RewardQuestion]
+) -> Callable[[list[str], Any], dict[str, Any]]:
+    """GRPOTrainer's hook for generation: from prompts and the trainer to replies from ``model.decode.generate``.
+
+    Each prompt stands there as often as it wants replies, and gets them in the mode of its question.
+    """
+    g, at_once = profile.grpo, profile.evaluation.batch_size
+    known = {q.prompt: q for q in questions}
+
+    def replies(prompts: list[str], trainer: Any) -> dict[str, Any]:
+        asked = [known[prompt] for prompt in prompts]
+        completions: list[list[int]] = [[] for _ in asked]
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        seed = profile.seed + 1 + trainer.state.global_step
+        for mode in MODES:
+            places = [i for i, question in enumerate(asked) if question.mode == mode]
+            if not places:
+                continue
+            sampling = Sampling(  # of the whole distribution, as the loss assumes
+                temperature=g.temperature,
+                top_p=1.0,
+                top_k=0,
+                min_p=0.0,
+                repetition_penalty=1.0,
+                max_new_tokens=new_tokens(profile, mode),
+            )
+            with trainer.replies_explained(at_once):
+                made = generate(model, tokenizer, [asked[i].prompt_ids for i in places], sampling, at_once, seed)
+            for place, reply in zip(places, made, strict=True):
+                completions[place] = reply.token_ids
+        return {"prompt_ids": [q.prompt_ids for q in asked], "completion_ids": completions, "logprobs": None}
+
+    return replies
+
+
 def make_grpo_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -227,49 +276,9 @@ def make_grpo_trainer(
 
     from pipeline.second.trainers import GRPO
 
-    g = profile.grpo
-    rows = check_grpo(profile)
-    ends = end_tokens(model, tokenizer)
-
-    style = thinking_style(tokenizer)
-
-    def read(prompt: str, ids: list[int]) -> tuple[str, bool]:
-        cut = not ids or ids[-1] not in ends
-        return style.whole(prompt, str(tokenizer.decode(ids if cut else ids[:-1], skip_special_tokens=False))), cut
-
-    known = {q.prompt: q for q in questions}
-
-    def replies(prompts: list[str], trainer: Any) -> dict[str, Any]:
-        """GRPOTrainer's hook for generation: each prompt stands there as often as it wants replies."""
-        asked = [known[prompt] for prompt in prompts]
-        completions: list[list[int]] = [[] for _ in asked]
-        for mode in MODES:
-            places = [i for i, question in enumerate(asked) if question.mode == mode]
-            if not places:
-                continue
-            sampling = Sampling(  # of the whole distribution, as the loss assumes
-                temperature=g.temperature,
-                top_p=1.0,
-                top_k=0,
-                min_p=0.0,
-                repetition_penalty=1.0,
-                max_new_tokens=new_tokens(profile, mode),
-            )
-            with trainer.replies_explained(profile.evaluation.batch_size):
-                made = generate(
-                    trainer.accelerator.unwrap_model(trainer.model),
-                    tokenizer,
-                    [asked[i].prompt_ids for i in places],
-                    sampling,
-                    profile.evaluation.batch_size,
-                    profile.seed + 1 + trainer.state.global_step,
-                )
-            for place, reply in zip(places, made, strict=True):
-                completions[place] = reply.token_ids
-        return {"prompt_ids": [q.prompt_ids for q in asked], "completion_ids": completions, "logprobs": None}
-
+    g, style = profile.grpo, thinking_style(tokenizer)
     arguments = training_arguments(profile, g, output_dir, evaluate=False) | {
-        "per_device_train_batch_size": rows,
+        "per_device_train_batch_size": check_grpo(profile),
         "num_generations": g.num_generations,
         "max_completion_length": max(new_tokens(profile, mode) for mode in MODES),
         "temperature": g.temperature,
@@ -281,10 +290,10 @@ def make_grpo_trainer(
     return GRPO(
         model=model,
         processing_class=tokenizer,
-        reward_funcs=reward_functions(read, style.tags),
+        reward_funcs=reward_functions(reader(model, tokenizer, style), style.tags),
         args=GRPOConfig(**arguments),
         train_dataset=dataset,
-        rollout_func=replies,
+        rollout_func=replier(tokenizer, profile, questions),
     )
 
 
@@ -373,17 +382,13 @@ def run_grpo(profile: Profile, folder: Path, run_folder: Path | None = None, res
     say(f"[4/{STAGES}] after: the same")
     after = _measure(stage, "after")
     say(f"[5/{STAGES}] grpo.json")
-    record = stage.finish()
     document = {
         "settings": masked(g.model_dump()),
-        **{key: record[key] for key in ("start", "model", "profile", "seed", "versions", "started", "finished")},
+        **stage.finish(training, before, after),
         "questions": questions.manifest,
-        "training": training,
         "rewards": {name: ends(training["curve"], name) for name in ("reward", "correct", "form")},
-        "evaluation": {"before": before, "after": after},
     }
-    result = require_form(document, GRPOResult, "grpo.json")
-    write_json(folder / "grpo.json", result)
+    result = write_record(folder / "grpo.json", document, GRPOResult)
     draw_grpo(result, folder / "grpo.png")
     return result
 

@@ -48,7 +48,7 @@ from pipeline.second.stage import (
 from pipeline.settings import Profile, RowsSettings
 from pipeline.studies.arms import load_arms, settings_for
 from pipeline.training.estimate import DEVICES, memory, profile_job, profile_sizes
-from pipeline.training.records import require_form
+from pipeline.training.records import write_record
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -536,20 +536,16 @@ def run_preference(
     say(f"[4/{STAGES}] after: the same")
     after, log_after = _measure(stage, "after", prepared.held_out)
     say(f"[5/{STAGES}] preference.json")
-    record = stage.finish()
     document = {
         "method": p.method,
         "beta": p.beta,
         "learning_rate": p.learning_rate,
         "loss_on": profile.data.loss_on,
-        **{key: record[key] for key in ("start", "model", "profile", "seed", "versions", "started", "finished")},
+        **stage.finish(training, before, after),
         "pairs": prepared.manifest,
-        "training": training,
         "win_rates": win_rates(prepared.held_out, log_before, log_after, p.beta),
-        "evaluation": {"before": before, "after": after},
     }
-    result = require_form(document, PreferenceResult, "preference.json")
-    write_json(folder / "preference.json", result)
+    result = write_record(folder / "preference.json", document, PreferenceResult)
     draw_preference(result, folder / "preference.png")
     return result
 
@@ -596,8 +592,7 @@ def run_arms(
         result = run_preference(profile, target, run_folder, resume or target.exists())
         first = first or target
         results.append({"name": name, "why": arms.arms[name].why, "set": [*common, *chosen[name]], **result})
-    summary = require_form({"question": arms.question, "arms": results}, PreferenceArms, "preference.json")
-    write_json(folder / "preference.json", summary)
+    summary = write_record(folder / "preference.json", {"question": arms.question, "arms": results}, PreferenceArms)
     draw_preference(summary, folder / "preference.png")
     return summary
 

@@ -14,7 +14,6 @@ is not done.
 
 from __future__ import annotations
 
-import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,18 +24,18 @@ import yaml
 
 from pipeline.core.console import say
 from pipeline.core.errors import UserError
-from pipeline.core.files import fingerprint, now, read_json, write_json, write_text
+from pipeline.core.files import fingerprint, is_taken, now, read_json, write_json, write_text
 from pipeline.core.modes import MODES
 from pipeline.core.redact import masked
-from pipeline.core.versions import import_unsloth, installed
-from pipeline.evaluation.cells import finished_cells
+from pipeline.core.versions import import_unsloth
 from pipeline.model.config import model_config
-from pipeline.model.dtype import computing_dtype, mixed_precision
+from pipeline.model.dtype import mixed_precision
 from pipeline.model.load import load_model
 from pipeline.model.memory import release
 from pipeline.model.methods import add_method, load_adapter
 from pipeline.model.room import positions_of
 from pipeline.run import Run, open_run
+from pipeline.run.directory import begun
 from pipeline.settings import (
     ModelSettings,
     Profile,
@@ -47,8 +46,8 @@ from pipeline.settings import (
     read_yaml,
 )
 from pipeline.settings.compare import affects, differing, masked_keys, shortened
-from pipeline.training.checkpoints import STATE, identity, last_checkpoint
-from pipeline.training.loop import Task, done, run_task
+from pipeline.training.checkpoints import identity
+from pipeline.training.loop import Session, Task, done, run_task
 from pipeline.training.records import StageTrainingRecord
 from pipeline.training.trackers import Trackers
 
@@ -147,24 +146,13 @@ class Stage:
                     f"{folder} holds an unfinished training of the same settings; add --resume to go on with it."
                 )
             return stage
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if is_taken(folder):
             raise UserError(
                 f"{folder} exists and is no directory of {kind}. Choose another --output-dir; nothing was changed."
             )
         write_text(folder / "profile.yaml", yaml.safe_dump(stage.resolved(), sort_keys=False, allow_unicode=True))
-        record = {
-            "settings_fingerprint": fingerprint(stage._settled(stage.resolved(), started_from)),
-            "kind": kind,
-            "profile": profile.name,
-            "model": profile.model.name,
-            "dtype": computing_dtype(profile.model),
-            "start": started_from,
-            "seed": profile.seed,
-            "versions": {"python": platform.python_version(), **{k: v for k, v in installed().items() if v}},
-            "started": now(),
-            "finished": None,
-        }
-        write_json(record_path, record)
+        record = begun(profile, stage._settled(stage.resolved(), started_from))
+        write_json(record_path, record | {"kind": kind, "start": started_from})
         return stage
 
     def resolved(self) -> dict[str, Any]:
@@ -217,13 +205,23 @@ class Stage:
                 "--profile and model.* out, and the run's are taken."
             )
 
-    def finish(self) -> dict[str, Any]:
-        """Note the end; returns the record."""
+    def finish(
+        self, training: StageTrainingRecord, before: Mapping[str, Any], after: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Note the end; returns what the results of all second stages have in common (``second.records``).
+
+        Args:
+            training: what ``train`` gave. before, after: the cells of both evaluations.
+        """
         self.trackers.close()
         record: dict[str, Any] = read_json(self.folder / "stage.json")
         record["finished"] = record["finished"] or now()
         write_json(self.folder / "stage.json", record)
-        return record
+        return {
+            **{key: record[key] for key in ("start", "model", "profile", "seed", "versions", "started", "finished")},
+            "training": training,
+            "evaluation": {"before": before, "after": after},
+        }
 
     # --- models
 
@@ -266,8 +264,7 @@ class Stage:
 
     def cells(self, which: Which) -> dict[str, Any] | None:
         """{mode: cell} of an evaluation that is done, else None."""
-        found = finished_cells(self.folder / "evaluation" / which)
-        return None if found is None else {mode: record["cell"] for mode, record in found.items()}
+        return self.own.cells(which)
 
     def evaluate(self, which: Which, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Both modes with EvalScope; what the run has evaluated already with the same settings is taken from there."""
@@ -293,10 +290,8 @@ class Stage:
             return
         if not self.trackers.described:
             self._describe()
-        checkpoint = last_checkpoint(self.folder / "checkpoints")
-        history = read_json(checkpoint / STATE)["log_history"] if checkpoint else []
         step = int(read_json(record)["steps"]) if which == "after" else 0
-        self.trackers.evaluation(which, cells, step, history, wait=not record.exists())
+        self.trackers.evaluation(which, cells, step, self.own.history(), wait=not record.exists())
 
     def _describe(self) -> None:
         self.trackers.describe({"profile": self.resolved(), "start": self.identity("before")})
@@ -326,15 +321,13 @@ class Stage:
             return record
         self._describe()
         task = Task(
-            folder=self.folder,
+            session=Session(self.folder, self.resume, callbacks=self._tracker_callbacks()),
             identity=identity(self.profile, self.identity("before"), self.kind),
             keep=self.settings.save_total_limit,
             load=lambda: self.load("before", trainable=True),
             make_trainer=lambda model, *others: with_exact_start(model, lambda: make_trainer(model, *others)),
             finish=without_reference,
             metrics=metrics,
-            resume=self.resume,
-            callbacks=self._tracker_callbacks(),
         )
         return run_task(task, stage_training_section)[1]
 

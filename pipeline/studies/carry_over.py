@@ -20,9 +20,9 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import write_json, write_text
 from pipeline.core.versions import installed
 from pipeline.studies.curve import sweep_table
-from pipeline.studies.engine import LOCAL, StudyEngine
+from pipeline.studies.engine import LOCAL, CellPlace, StudyEngine
 from pipeline.studies.results import Estimate, Point, Sweep
-from pipeline.studies.sweep import run_sweep
+from pipeline.studies.sweep import run_sweep, sweep_arms
 
 SHARES = ["0", "0.1", "0.25", "0.5", "1"]
 MASKS, MASK_ARMS = "ablations/empty_think.yaml", ("masked", "trained")
@@ -215,14 +215,12 @@ def run_carry_over(
         raise UserError(
             f"--seeds {seeds}: a claim about a method needs two seeds at least; one run says what one run did."
         )
-    cells, own = folder / "cells", list(overrides)
+    place, own = CellPlace(folder / "cells", engine), list(overrides)
     plain = [*own, "mix.rehearsal=false"]  # what the claims of the first two were made on
     studies: dict[str, Sweep] = {
-        "mask": run_sweep(profile, "", [], seeds, folder / "mask", plain, workers, MASKS, cells, MASK_ARMS, engine),
-        "cure": run_sweep(profile, "", [], seeds, folder / "cure", own, workers, CURE, cells, (), engine),
-        "ratio": run_sweep(
-            profile, "chat_share", SHARES, seeds, folder / "ratio", plain, workers, None, cells, (), engine
-        ),
+        "mask": sweep_arms(profile, MASKS, seeds, folder / "mask", plain, workers, place, MASK_ARMS),
+        "cure": sweep_arms(profile, CURE, seeds, folder / "cure", own, workers, place),
+        "ratio": run_sweep(profile, "chat_share", SHARES, seeds, folder / "ratio", plain, workers, place),
     }
     result: CarryOver = {
         "profile": profile,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from pipeline.core.files import write_json, write_text
+from pipeline.core.files import read_json, write_json, write_text
 from pipeline.studies.arms import SweepCell
 
 
@@ -25,3 +25,8 @@ def write_inputs(cell: SweepCell) -> None:
 def note_failure(cell: SweepCell, code: int, reason: str) -> None:
     """``failed.json``, which the summary reads."""
     write_json(cell.folder / "failed.json", {"value": cell.value, "seed": cell.seed, "code": code, "reason": reason})
+
+
+def failure_of(cell: SweepCell) -> str:
+    """The reason that ``note_failure`` noted."""
+    return str(read_json(cell.folder / "failed.json")["reason"])

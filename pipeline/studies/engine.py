@@ -6,6 +6,7 @@ the same profile and recipe, so ``sweep.json`` is the same but for times and mem
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,8 +14,11 @@ from typing import Literal
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
 from pipeline.core.redact import masked_text
+from pipeline.studies.arms import SweepCell
 
 RECORD = "store.json"  # in the study's folder: where its cells are kept, if not there
+# Is told a cell's validation losses by step while it runs, and once more when it has ended; says whether to stop it.
+CellWatch = Callable[[SweepCell, dict[int, float]], bool]
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,21 @@ class StudyEngine:
 
 
 LOCAL = StudyEngine()
+
+
+@dataclass(frozen=True)
+class CellPlace:
+    """Where the cells of a sweep lie, and where they run.
+
+    Args:
+        shared: a folder that keeps cells by their settings, so that several sweeps share them; None: in the sweep's own folder.
+    """
+
+    shared: Path | None = None
+    engine: StudyEngine = LOCAL
+
+
+HERE = CellPlace()
 
 
 def remembered_store(folder: Path, engine: StudyEngine) -> str | None:

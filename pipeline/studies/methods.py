@@ -31,9 +31,9 @@ from pipeline.model.memory import release
 from pipeline.model.methods import disk_bytes, load_adapter, weights_files
 from pipeline.studies.arms import SweepCell, load_arms, plan_arms
 from pipeline.studies.curve import sweep_table
-from pipeline.studies.engine import LOCAL, StudyEngine
+from pipeline.studies.engine import HERE, CellPlace
 from pipeline.studies.results import Latency, MethodCosts, Methods
-from pipeline.studies.sweep import run_sweep
+from pipeline.studies.sweep import sweep_arms
 
 ARMS = "ablations/methods.yaml"
 ROUNDS = 11  # of decoding, base and tuned in turn; the first warms up and does not count
@@ -55,21 +55,20 @@ def run_methods(
     overrides: list[str] | None = None,
     workers: int | None = None,
     arms: str = ARMS,
-    cells_folder: Path | None = None,
-    engine: StudyEngine = LOCAL,
+    place: CellPlace = HERE,
 ) -> Methods:
     """Run what is not done, measure, summarise; see the module's docstring.
 
     Args:
         methods: names of arms; none: all of the file.
         overrides: as ``--set``; an arm's own settings count more.
-        engine: where cells train; latency is measured on this machine.
+        place: where cells lie and train; latency is measured on this machine.
 
     Returns:
         What ``methods.json`` holds; ``sweep.failed`` names cells without a result, with the reason.
 
     Raises:
-        UserError: an unknown name; see also ``pipeline.studies.sweep.run_sweep``.
+        UserError: an unknown name; see also ``pipeline.studies.sweep.sweep_arms``.
     """
     compared = load_arms(arms)
     for name in methods:
@@ -78,8 +77,8 @@ def run_methods(
             raise UserError(f"--methods: {arms} has no {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
     chosen = list(dict.fromkeys(methods)) or list(compared.arms)
     compared.arms = {name: arm for name, arm in compared.arms.items() if name in chosen}
-    cells = plan_arms(profile, overrides or [], compared, seeds, folder, cells_folder)
-    swept = run_sweep(profile, "", [], seeds, folder, overrides, workers, arms, cells_folder, chosen, engine)
+    cells = plan_arms(profile, overrides or [], compared, seeds, folder, place.shared)
+    swept = sweep_arms(profile, arms, seeds, folder, overrides, workers, place, chosen)
     entries = []
     bases: dict[str, Any] = {}
     for point in swept["points"]:

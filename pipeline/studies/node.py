@@ -33,11 +33,13 @@ from pipeline.core.versions import installed
 from pipeline.model.engines import guard
 from pipeline.settings import load_profile
 from pipeline.studies.failures import reason_of
+from pipeline.studies.losses import validation_losses
 from pipeline.studies.storage import Storage
 
 REPORT = "report.json"  # the last file of a run
 FOLDER, PYTHON = "{scratch folder}", "{python of the node}"  # stand for what only the node knows
 TOKEN = "storage.json"  # by which a node sees that its storage is the coordinator's
+LOOK_SECONDS = 1.0  # between looks at a run's losses
 Code = dict[str, str | None]
 
 
@@ -52,6 +54,7 @@ class Order(TypedDict):
     base: str | None  # key of the base evaluation to begin with
     files: dict[str, str]  # profile.yaml and recipe.yaml, with FOLDER
     program: list[str]  # with FOLDER and PYTHON
+    watched: bool  # note the validation losses in the storage while it runs
     keep_threads: bool  # the profile says how many threads; the engine's own variable must not
     code: Code  # versions that a node must have
 
@@ -60,7 +63,7 @@ class Outcome(TypedDict):
     """What became of an order."""
 
     node: str
-    state: str  # done, failed, stop: nothing else can be done either
+    state: str  # done, failed, stopped: by the study, stop: nothing else can be done either
     code: int
     reason: str
     seconds: float
@@ -124,8 +127,31 @@ def _run(order: Order, storage: Storage, folder: Path) -> int:
             stderr=subprocess.STDOUT,
         )
         with process:
+            if order["watched"]:
+                _note_losses(process, run, storage, losses_key(order["key"]))
             code = process.wait()
     return code - 256 if code > 192 else code  # the guard ends with the status of what it ran: -9 is 247 to a shell
+
+
+def losses_key(key: str) -> str:
+    """Where the validation losses of a cell stand that is at work, or has failed: beside its run."""
+    return f"{key.rpartition('/')[0]}/losses.json"
+
+
+def _note_losses(process: subprocess.Popen[bytes], run: Path, storage: Storage, key: str) -> None:
+    """Until the run has ended, and once more then: those of a run that failed are known, too."""
+    noted: dict[int, float] = {}
+    ended = False
+    while not ended:
+        try:
+            process.wait(LOOK_SECONDS)
+            ended = True
+        except subprocess.TimeoutExpired:
+            ended = False
+        losses = validation_losses(run)
+        if losses != noted:
+            storage.write(key, list(losses.items()))
+            noted = losses
 
 
 def begin_with_base(folder: Path, run: Path, storage: Storage, key: str) -> None:

@@ -20,7 +20,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -30,8 +30,20 @@ from pipeline.core.errors import UserError
 from pipeline.studies.arms import SweepCell
 from pipeline.studies.cells import inputs, note_failure
 from pipeline.studies.coordinator import only_coordinator
-from pipeline.studies.engine import StudyEngine
-from pipeline.studies.node import FOLDER, REPORT, TOKEN, Order, Outcome, carry_out, code_here, program
+from pipeline.studies.engine import CellWatch, StudyEngine
+from pipeline.studies.losses import validation_losses
+from pipeline.studies.node import (
+    FOLDER,
+    LOOK_SECONDS,
+    REPORT,
+    TOKEN,
+    Order,
+    Outcome,
+    carry_out,
+    code_here,
+    losses_key,
+    program,
+)
 from pipeline.studies.storage import PARTIAL, Storage
 
 VERSION = "2.60.0"  # also in pyproject.toml, extra "ray"
@@ -181,19 +193,24 @@ def key_of(cell: SweepCell, root: Path) -> str:
     return f"{cell.folder.relative_to(root).as_posix()}/run"
 
 
-def plan_orders(cells: Sequence[SweepCell], root: Path, store: str, token: str) -> list[Order]:
-    """The orders of some cells; that of a base that several share stands before theirs."""
+def plan_orders(cells: Sequence[SweepCell], root: Path, store: str, token: str, watched: bool = False) -> list[Order]:
+    """The orders of some cells; that of a base that several share stands before theirs, and is never watched."""
     orders: dict[str, Order] = {}
     for cell in cells:
         files = inputs(cell, f"{FOLDER}/recipe.yaml")
         common: dict[str, Any] = {"store": store, "token": token, "files": files, "code": code_here()}
         common["keep_threads"] = cell.profile.model.cpu_threads is not None
         base, key = cell.base_key, key_of(cell, root)
-        first: dict[str, Any] = {"name": f"base evaluation for {cell.name}", "key": base, "base": None}
+        first: dict[str, Any] = {
+            "name": f"base evaluation for {cell.name}",
+            "key": base,
+            "base": None,
+            "watched": False,
+        }
         evaluate = program("evaluate", "--which", "base")
         orders.setdefault(base, cast(Order, common | first | {"part": "evaluation/base", "program": evaluate}))
         own: dict[str, Any] = {"name": cell.name, "key": key, "base": base, "part": "", "program": program("run")}
-        orders[key] = cast(Order, common | own)
+        orders[key] = cast(Order, common | own | {"watched": watched})
     return list(orders.values())
 
 
@@ -235,6 +252,7 @@ def run_on_ray(
     held: Path,
     at_once: int | None = None,
     study: str | None = None,
+    watch: CellWatch | None = None,
 ) -> None:
     """Run cells as tasks of a Ray cluster; see the module's docstring.
 
@@ -243,6 +261,8 @@ def run_on_ray(
         held: the folder in which the caller is the only coordinator; of another storage, it becomes that here.
         at_once: at most so many tasks wait or run; None: all, and Ray runs as many as fit.
         study: see ``take_storage``.
+        watch: see ``pipeline.studies.engine.CellWatch``; the losses of a cell at work come by the storage. One that it stops has
+            neither a report nor ``failed.json``.
 
     Raises:
         UserError: Ray is not installed; the cluster does not answer, or has no node that is large enough; the storage is full,
@@ -261,20 +281,33 @@ def run_on_ray(
             if storage.is_folder:
                 _clear_partial(Path(storage.root))
             say(f"{len(cells)} cells on {len(nodes)} nodes of Ray")
-            orders = plan_orders(cells, root, store, token)
+            orders = plan_orders(cells, root, store, token, watch is not None)
             by_key = {key_of(cell, root): cell for cell in cells}
             asked = {key: resources(engine, cell, nodes) for key, cell in by_key.items()}
             bases = {cell.base_key: asked[key_of(cell, root)] for cell in cells}
             done = 0
-            for order, outcome in submit(ray, orders, asked | bases, at_once):
+
+            def stopped(order: Order) -> bool:
+                return (
+                    watch is not None
+                    and order["watched"]
+                    and watch(by_key[order["key"]], _noted(storage, order["key"]))
+                )
+
+            for order, outcome in submit(ray, orders, asked | bases, at_once, None if watch is None else stopped):
                 named = by_key.get(order["key"])
                 if named is None:
                     if outcome["state"] == "done":
                         storage.get(order["key"], root / order["key"])
                     continue  # else the cells themselves will fail with the same reason, and say it
                 done += 1
-                _take(named, outcome, storage, root)
-                result = "done" if outcome["state"] == "done" else f"failed: {outcome['reason']}"
+                result = "stopped"
+                if outcome["state"] != "stopped":
+                    _take(named, outcome, storage, root)
+                    result = "done" if outcome["state"] == "done" else f"failed: {outcome['reason']}"
+                    if watch is not None:
+                        here = named.report.exists()
+                        watch(named, validation_losses(named.folder / "run") if here else _noted(storage, order["key"]))
                 say(f"[{done}/{len(cells)}] {named.name}: {result} ({outcome['node']})")
 
 
@@ -286,6 +319,11 @@ def _take(cell: SweepCell, outcome: Outcome, storage: Storage, root: Path) -> No
         note_failure(cell, outcome["code"], outcome["reason"])
 
 
+def _noted(storage: Storage, key: str) -> dict[int, float]:
+    """The validation losses that the node has noted of a cell."""
+    return {int(step): float(loss) for step, loss in storage.read(losses_key(key)) or ()}
+
+
 def _clear_partial(folder: Path) -> None:
     """Copies that were being made when a worker was killed."""
     for pattern in ("*", "*/*"):  # base/NAME, CELL/run or cells/CELL/run
@@ -294,12 +332,17 @@ def _clear_partial(folder: Path) -> None:
 
 
 def submit(
-    ray: Any, orders: Sequence[Order], asked: dict[str, dict[str, float]], at_once: int | None = None
+    ray: Any,
+    orders: Sequence[Order],
+    asked: dict[str, dict[str, float]],
+    at_once: int | None = None,
+    stopped: Callable[[Order], bool] | None = None,
 ) -> Iterator[tuple[Order, Outcome]]:
     """Hand orders to Ray and yield each with its outcome, in the order in which they end; what is left is cancelled at the end.
 
     Args:
         asked: resources by the order's key.
+        stopped: whether to cancel an order; it is asked again and again while they run.
 
     Raises:
         UserError: an outcome says that nothing else can be done either.
@@ -317,12 +360,18 @@ def submit(
                 ref = task.options(**options).remote(json.dumps(order), base)
                 refs[order["key"]] = ref
                 running[ref] = order
-            (ready, *_), _ = ray.wait(list(running), num_returns=1)
-            order = running.pop(ready)
-            outcome = _outcome(ray, ready)
-            if outcome["state"] == "stop":
-                raise UserError(outcome["reason"])
-            yield order, outcome
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=None if stopped is None else LOOK_SECONDS)
+            for ref in ready:
+                order = running.pop(ref)
+                outcome = _outcome(ray, ref)
+                if outcome["state"] == "stop":
+                    raise UserError(outcome["reason"])
+                yield order, outcome
+            for ref, order in list(running.items()):
+                if stopped is not None and stopped(order):
+                    ray.cancel(ref, force=True)
+                    del running[ref]
+                    yield order, {"node": "", "state": "stopped", "code": 0, "reason": "", "seconds": 0.0}
     finally:
         for ref in running:
             ray.cancel(ref, force=True)

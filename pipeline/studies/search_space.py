@@ -154,18 +154,14 @@ class Search:
         base, recipe = resolve(self.profile, [*self.settings, *self.overrides])
         return fingerprint([base.model_dump(exclude={"sweep"}), recipe.model_dump(), space, self.floor, OBJECTIVE])
 
-    def suggest(self, trial: optuna.Trial, grid: bool) -> list[str]:
-        """The trial's settings, as --set takes them."""
-        chosen = []
+    def suggest(self, trial: optuna.Trial, grid: bool) -> None:
+        """Draw the trial's settings, those that it does not have yet."""
         for name, d in self.space.items():
-            value: Any
             if grid or d.choices is not None:
-                value = trial.suggest_categorical(name, d.grid if grid else (d.choices or []))
+                trial.suggest_categorical(name, d.grid if grid else (d.choices or []))
             else:
                 assert d.low is not None and d.high is not None
-                value = trial.suggest_float(name, d.low, d.high, log=d.log)
-            chosen.append(f"{name}={value}")
-        return chosen
+                trial.suggest_float(name, d.low, d.high, log=d.log)
 
     def cell(self, number: int, chosen: Sequence[str]) -> SweepCell:
         """The trial as a run, in a folder named by its settings."""

@@ -17,20 +17,21 @@ import math
 import multiprocessing
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
 from pipeline.core.files import write_json
-from pipeline.core.place import ROOT
 from pipeline.data import corpora
 from pipeline.data.chat_format import ChatFormat
 from pipeline.data.conversations import Conversation
 from pipeline.settings import Section, apply_overrides, parse
 
-MODEL_DIR = ROOT / "models" / "embedded"
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Qwen3's added tokens in its own order; the flag says whether decoding may skip them ("special").
 ADDED_TOKENS = (
@@ -169,33 +170,17 @@ def _batches(rows: list[tuple[list[int], int]], settings: BuildSettings) -> Iter
         yield from batches
 
 
-def train_base(settings: BuildSettings, output_dir: Path, max_seconds: float | None = None) -> dict[str, Any]:
-    """Train tokenizer and model from scratch and save both to ``output_dir``.
-
-    Plain AdamW, linear warm-up and decay, bf16 autocast; the loss is on the answers alone. The same settings on the
-    same machine give the same weights.
-
-    Returns:
-        What was done: settings, steps, examples, tokens, seconds, final loss; also written as ``build.json``.
-    """
-    started = time.monotonic()
-    spawn = multiprocessing.get_context("spawn")
-    with spawn.Pool(1) as pool:
-        pool.apply(build_tokenizer, (settings, output_dir))
-    import torch
-    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(output_dir)
+def _read_rows(settings: BuildSettings, folder: Path) -> list[tuple[list[int], int]]:
+    """The examples as (ids, length of the prompt), tokenised by two processes with the tokenizer in ``folder``."""
     chunk = 2_000
     jobs = [(settings.seed, s, min(s + chunk, settings.dialogues)) for s in range(0, settings.dialogues, chunk)]
-    with spawn.Pool(2, _start_worker, (str(output_dir),)) as pool:
-        rows = [row for part in pool.imap(_tokenise, jobs) for row in part]
-    print(
-        f"{len(rows)} examples, {sum(len(r[0]) for r in rows)} tokens, {time.monotonic() - started:.0f} s", flush=True
-    )
+    with multiprocessing.get_context("spawn").Pool(2, _start_worker, (str(folder),)) as pool:
+        return [row for part in pool.imap(_tokenise, jobs) for row in part]
 
-    torch.manual_seed(settings.seed)
-    pad = int(tokenizer.pad_token_id)
+
+def _new_model(settings: BuildSettings, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
     config = Qwen3Config(
         vocab_size=settings.vocab_size,
         hidden_size=settings.hidden_size,
@@ -209,11 +194,16 @@ def train_base(settings: BuildSettings, output_dir: Path, max_seconds: float | N
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=pad,
+        pad_token_id=int(tokenizer.pad_token_id),
         dtype="float32",
     )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = Qwen3ForCausalLM(config).to(device)
+    return Qwen3ForCausalLM(config)
+
+
+def _optimizer(model: PreTrainedModel, settings: BuildSettings) -> tuple[Any, Any]:
+    """AdamW, without decay of norms; and its schedule: linear warm-up, linear decay."""
+    import torch
+
     decay = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
@@ -225,21 +215,37 @@ def train_base(settings: BuildSettings, output_dir: Path, max_seconds: float | N
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / warm_up, max(0.0, (settings.steps - s) / (settings.steps - warm_up)))
     )
+    return optimizer, schedule
+
+
+def _padded(batch: Sequence[tuple[list[int], int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and labels, (batch, width) each, padded on the right; the prompt carries no loss."""
+    import torch
+
+    width = max(len(ids) for ids, _ in batch)
+    ids = torch.full((len(batch), width), pad)
+    labels = torch.full((len(batch), width), -100)
+    for i, (row, prompt) in enumerate(batch):
+        ids[i, : len(row)] = torch.tensor(row)
+        labels[i, prompt : len(row)] = torch.tensor(row[prompt:])
+    return ids, labels
+
+
+def _fit(
+    model: PreTrainedModel, batches: Iterator[Any], settings: BuildSettings, max_seconds: float | None
+) -> dict[str, Any]:
+    """Train; returns ``steps``, ``tokens`` and the smoothed ``final_loss``."""
+    import torch
+
+    optimizer, schedule = _optimizer(model, settings)
     # Fused kernels make a step 1.4 times as fast; they need a C++ compiler, and the result does not depend on them much.
     decoder = torch.compile(model.model, dynamic=True) if shutil.which("c++") else model.model
-    batches = _batches(rows, settings)
-    tokens, recent = 0, 0.0
+    device = model.device
+    tokens, recent, step = 0, 0.0, 0
     begin = time.monotonic()
-    step = 0
     model.train()
     for step in range(1, settings.steps + 1):
-        batch = next(batches)
-        width = max(len(ids) for ids, _ in batch)
-        ids = torch.full((len(batch), width), pad)
-        labels = torch.full((len(batch), width), -100)
-        for i, (row, prompt) in enumerate(batch):
-            ids[i, : len(row)] = torch.tensor(row)
-            labels[i, prompt : len(row)] = torch.tensor(row[prompt:])
+        ids, labels = _padded(next(batches), model.config.pad_token_id)
         # Right padding and a causal mask: no real token sees padding, so no attention mask is needed.
         with torch.autocast(device.type, dtype=torch.bfloat16):
             hidden = decoder(input_ids=ids.to(device), use_cache=False).last_hidden_state[:, :-1]
@@ -264,20 +270,45 @@ def train_base(settings: BuildSettings, output_dir: Path, max_seconds: float | N
             )
         if max_seconds and elapsed > max_seconds:
             break
+    return {"steps": step, "tokens": tokens, "final_loss": round(recent, 5)}
 
+
+def train_base(settings: BuildSettings, output_dir: Path, max_seconds: float | None = None) -> dict[str, Any]:
+    """Train tokenizer and model from scratch and save both to ``output_dir``.
+
+    Plain AdamW, linear warm-up and decay, bf16 autocast; the loss is on the answers alone. The same settings on the
+    same machine give the same weights.
+
+    Returns:
+        What was done: settings, steps, examples, tokens, seconds, final loss; also written as ``build.json``.
+    """
+    started = time.monotonic()
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.apply(build_tokenizer, (settings, output_dir))
+    import torch
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(output_dir)
+    rows = _read_rows(settings, output_dir)
+    print(
+        f"{len(rows)} examples, {sum(len(r[0]) for r in rows)} tokens, {time.monotonic() - started:.0f} s", flush=True
+    )
+    torch.manual_seed(settings.seed)
+    model = _new_model(settings, tokenizer).to("cuda" if torch.cuda.is_available() else "cpu")
+    trained = _fit(model, _batches(rows, settings), settings, max_seconds)
     model.to(torch.bfloat16)
     model.config.dtype = "bfloat16"
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = pad
+    model.generation_config.pad_token_id = int(tokenizer.pad_token_id)
     model.save_pretrained(output_dir)
     record = {
         "settings": settings.model_dump(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "examples": len(rows),
-        "steps": step,
-        "tokens": tokens,
+        "steps": trained["steps"],
+        "tokens": trained["tokens"],
         "seconds": round(time.monotonic() - started),
-        "final_loss": round(recent, 5),
+        "final_loss": trained["final_loss"],
     }
     write_json(output_dir / "build.json", record)
     return record

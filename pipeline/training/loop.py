@@ -9,7 +9,6 @@ In: a ``Task``: a folder, what a checkpoint of it is known by, and how to make t
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,39 +31,25 @@ from pipeline.training.checkpoints import (
 )
 from pipeline.training.measure import MemoryMeter, TokenCounter, count_parameters, over_processes
 from pipeline.training.records import read_record
+from pipeline.training.space import require_space
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 
 R = TypeVar("R")
-FLOAT32 = 4  # bytes; what is trained is float32
-OTHER_BYTES = 16 * 2**20  # of a checkpoint, at most: tokenizer, random states, history
-REPORT_BYTES = 16 * 2**20  # replies, report and records
-OPTIMIZER_NUMBERS = {
-    "sgd": 0.0,
-    "adafactor": 0.1,
-    "paged_adamw_8bit": 0.5,
-    "adamw_8bit": 0.5,
-}  # float32 a weight; else 2
 
 
 def _nothing(model: Any) -> None:
     """What has to be done to a trained model before it is saved: nothing."""
 
 
-@dataclass
-class Task:
-    """A training beside its trainer.
+@dataclass(frozen=True)
+class Session:
+    """How a training is gone about, whatever is trained.
 
     Args:
         folder: where ``checkpoints/``, ``adapter/`` and ``training.json`` go.
-        identity: what a checkpoint to go on from must have been written with (``checkpoints.identity``).
-        keep: checkpoints that stay.
-        load: gives (model, tokenizer), ready to be trained.
-        make_trainer: from (model, tokenizer, folder of checkpoints) to a trainer with ``StopsInTime``.
-        finish: called with the trained model before it is saved.
-        metrics: name in the curves → name in the trainer's log, e.g. ``{"margin": "rewards/margins"}``.
         resume: go on from the last whole checkpoint, if there is one.
         force: go on from a checkpoint of other settings, data or versions.
         note: told what ``force`` went past.
@@ -72,12 +57,6 @@ class Task:
     """
 
     folder: Path
-    identity: dict[str, Any]
-    keep: int
-    load: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
-    make_trainer: Callable[[PreTrainedModel, PreTrainedTokenizerBase, Path], Any]
-    finish: Callable[[PreTrainedModel], None] = _nothing
-    metrics: Mapping[str, str] = field(default_factory=dict)
     resume: bool = False
     force: bool = False
     note: Callable[[str], None] = say
@@ -86,6 +65,29 @@ class Task:
     @property
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
+
+
+@dataclass
+class Task:
+    """A training beside its trainer.
+
+    Args:
+        session: where it lies, and whether it is gone on with.
+        identity: what a checkpoint to go on from must have been written with (``checkpoints.identity``).
+        keep: checkpoints that stay.
+        load: gives (model, tokenizer), ready to be trained.
+        make_trainer: from (model, tokenizer, folder of checkpoints) to a trainer with ``StopsInTime``.
+        finish: called with the trained model before it is saved.
+        metrics: name in the curves → name in the trainer's log, e.g. ``{"margin": "rewards/margins"}``.
+    """
+
+    session: Session
+    identity: dict[str, Any]
+    keep: int
+    load: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+    make_trainer: Callable[[PreTrainedModel, PreTrainedTokenizerBase, Path], Any]
+    finish: Callable[[PreTrainedModel], None] = _nothing
+    metrics: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -141,8 +143,8 @@ def run_task(task: Task, record: Callable[[Trained], R]) -> tuple[PreTrainedMode
     section = record(trained)
 
     def write() -> R:
-        write_json(task.folder / "training.json", section)
-        clear_aside(task.checkpoints)
+        write_json(task.session.folder / "training.json", section)
+        clear_aside(task.session.checkpoints)
         return section
 
     return trained.model, first("training.json", write, lambda: section)
@@ -150,21 +152,23 @@ def run_task(task: Task, record: Callable[[Trained], R]) -> tuple[PreTrainedMode
 
 def _starting_point(task: Task) -> Path | None:
     """The checkpoint to go on from; None: step 0."""
-    if not task.resume:
+    session = task.session
+    if not session.resume:
         return None
-    checkpoint = first("checkpoint", lambda: resume_point(task.checkpoints), lambda: last_checkpoint(task.checkpoints))
+    folder = session.checkpoints
+    checkpoint = first("checkpoint", lambda: resume_point(folder), lambda: last_checkpoint(folder))
     if checkpoint:
         require_same_size(checkpoint)
-        differing = require_same(checkpoint, task.identity, task.force)
+        differing = require_same(checkpoint, task.identity, session.force)
         if differing:
-            task.note(f"went on from {checkpoint.name} by --force although {'; '.join(differing)}")
+            session.note(f"went on from {checkpoint.name} by --force although {'; '.join(differing)}")
     return checkpoint
 
 
 def _train(task: Task, checkpoint: Path | None) -> Trained:
     from pipeline.training.callbacks import CheckpointKeeper
 
-    meter = MemoryMeter()
+    session, meter = task.session, MemoryMeter()
     model, tokenizer = task.load()
     trainable, total = count_parameters(model)
     before = progress(checkpoint)
@@ -179,10 +183,11 @@ def _train(task: Task, checkpoint: Path | None) -> Trained:
         seconds = before.get("seconds", 0.0) + time.monotonic() - started - evaluating
         return {"tokens": counter.tokens, "loss_tokens": counter.loss_tokens, "seconds": max(seconds, 1e-9)}
 
-    trainer = task.make_trainer(model, tokenizer, task.checkpoints)
+    trainer = task.make_trainer(model, tokenizer, session.checkpoints)
     trainer.counter = counter
-    first("space", lambda: require_space(task, trainable, trainer.args.optim), lambda: None)
-    for callback in (CheckpointKeeper(task.identity, task.keep, counted), *task.callbacks):
+    room = (session.folder, trainable, task.keep, trainer.args.optim)
+    first("space", lambda: require_space(*room), lambda: None)
+    for callback in (CheckpointKeeper(task.identity, task.keep, counted), *session.callbacks):
         trainer.add_callback(callback)
     started = time.monotonic()
     try:
@@ -195,7 +200,7 @@ def _train(task: Task, checkpoint: Path | None) -> Trained:
     seconds = before["seconds"] if over and "seconds" in before else counted()["seconds"]
     memory = meter.read()
     task.finish(model)
-    save_trained(trainer, task.folder / "adapter")
+    save_trained(trainer, session.folder / "adapter")
     tokens, loss_tokens, peak = over_processes(trainer, counter)
     return Trained(
         model=model,
@@ -235,39 +240,3 @@ def save_trained(trainer: Any, folder: Path) -> None:
         first("adapter", lambda: save_adapter(model, tokenizer, folder, weights), lambda: None)
     else:
         first("adapter", lambda: save_adapter(model, tokenizer, folder), lambda: None)
-
-
-# --- room on the disk ---------------------------------------------------------------------------------------------------
-
-
-def bytes_to_write(trainable: int, keep: int, optim: str) -> int:
-    """Bytes that a training writes at most: a checkpoint more than stay, the adapter, and what the evaluation leaves.
-
-    A checkpoint holds the trained weights in float32 and the state of the optimizer, for AdamW two numbers a weight.
-
-    Args:
-        trainable: parameters that are trained.
-        optim: the optimizer, by transformers' name; one that is not known counts as AdamW.
-    """
-    weights = trainable * FLOAT32
-    checkpoint = weights * (1 + OPTIMIZER_NUMBERS.get(optim, 2.0)) + OTHER_BYTES
-    return int((keep + 1) * checkpoint + weights + OTHER_BYTES + REPORT_BYTES)
-
-
-def require_space(task: Task, trainable: int, optim: str) -> None:
-    """See that the disk holds what will be written; checkpoints that lie there already count as written.
-
-    Raises:
-        UserError: it does not.
-    """
-    task.folder.mkdir(parents=True, exist_ok=True)
-    written = sum(path.stat().st_size for path in task.checkpoints.rglob("*") if path.is_file())
-    needed = max(REPORT_BYTES, bytes_to_write(trainable, task.keep, optim) - written)
-    free = shutil.disk_usage(task.folder).free
-    if free < needed:
-        raise UserError(
-            f"Only {free / 2**20:,.0f} MiB are free where {task.folder} lies; this training needs "
-            f"{needed / 2**20:,.0f}: {task.keep} checkpoints and one more while it is written, each with "
-            f"{trainable:,} trained weights and the optimizer's state, and the adapter. Free some space, choose another "
-            "--output-dir, or keep fewer checkpoints (save_total_limit)."
-        )

@@ -1,4 +1,4 @@
-"""The form of ``training.json``, for those who write it and those who read it."""
+"""The form of ``training.json``, and how a record of a known form is written and read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import read_json
+from pipeline.core.files import read_json, write_json
 
 Entry = dict[str, float | None]  # of a curve: step, loss, and of a second stage what its METRICS name
 R = TypeVar("R")
@@ -66,3 +66,14 @@ def read_record(path: Path, form: type[R]) -> R:
         UserError: it is missing, is no JSON, or has another form.
     """
     return require_form(read_json(path), form, str(path))
+
+
+def write_record(path: Path, document: Any, form: type[R]) -> R:
+    """Write a document as JSON, after its form was checked; returns it.
+
+    Raises:
+        UserError: it has another form; nothing is written.
+    """
+    record = require_form(document, form, path.name)
+    write_json(path, record)
+    return record

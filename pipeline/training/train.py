@@ -9,11 +9,9 @@ Notebook 04 makes the same library calls one by one; both give the same adapter 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.core.console import say
 from pipeline.core.errors import UserError
 from pipeline.data.mix import Mix
 from pipeline.model.dtype import mixed_precision
@@ -24,11 +22,11 @@ from pipeline.model.methods import load_adapter as load_adapter
 from pipeline.settings import Profile
 from pipeline.training.checkpoints import identity
 from pipeline.training.keeping import held_to_base, reasoning_rows, require_one_process
-from pipeline.training.loop import Task, Trained, run_task
+from pipeline.training.loop import Session, Task, Trained, run_task
 from pipeline.training.records import TrainingRecord
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from trl import SFTConfig, SFTTrainer
 
 
@@ -132,16 +130,13 @@ def train(
     tokenizer: PreTrainedTokenizerBase,
     profile: Profile,
     mix: Mix,
-    output_dir: Path,
-    resume: bool = False,
-    callbacks: Sequence[TrainerCallback] = (),
-    force: bool = False,
-    note: Callable[[str], None] = say,
+    session: Session,
 ) -> tuple[PreTrainedModel, TrainingRecord]:
-    """Put the profile's method on the base, train, save what it trained to ``output_dir``; see ``loop.Task``.
+    """Put the profile's method on the base, train, save what it trained to the session's folder; see ``loop.Task``.
 
     Args:
         model: the base, from ``load_model``.
+        session: where the training lies, and whether it is gone on with.
 
     Returns:
         The tuned model, and the report's ``training`` section.
@@ -162,16 +157,12 @@ def train(
         return tuned, tokenizer
 
     task = Task(
-        folder=output_dir,
+        session=session,
         identity=identity(profile, mix.manifest["fingerprint"]),
         keep=profile.training.save_total_limit,
         load=load,
         make_trainer=lambda tuned, tok, checkpoints: make_sft_trainer(tuned, tok, profile, mix, checkpoints),
         finish=lambda tuned: finish(tuned, method, precision),
-        resume=resume,
-        force=force,
-        note=note,
-        callbacks=callbacks,
         metrics={"kl": "kl_to_base"} if profile.training.kl_to_base else {},
     )
     return run_task(task, lambda trained: training_section(trained, method))

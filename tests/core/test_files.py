@@ -4,13 +4,17 @@ import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipeline.core import files
 from pipeline.core.errors import UserError
 from pipeline.core.files import (
     atomic_path,
     fingerprint,
+    is_taken,
+    known_sha256,
     make_folder,
     read_json,
     read_jsonl,
@@ -123,3 +127,23 @@ def test_require_folder_creates_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 def test_fingerprint_ignores_key_order_only() -> None:
     assert fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1})
     assert fingerprint([1, 2]) != fingerprint([2, 1])
+
+
+def test_a_large_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[Any] = []
+    original = files.file_sha256
+    monkeypatch.setattr(files, "file_sha256", lambda path: reads.append(path) or original(path))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"one")
+    assert known_sha256(path) == known_sha256(path) == original(path) and len(reads) == 1
+    path.write_bytes(b"other")
+    assert known_sha256(path) == original(path) and len(reads) == 2
+
+
+def test_a_path_is_free_while_there_is_nothing_at_it(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    assert not is_taken(folder)
+    folder.mkdir()
+    assert not is_taken(folder)
+    (folder / ".hidden").touch()
+    assert is_taken(folder) and is_taken(folder / ".hidden")

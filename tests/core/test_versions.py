@@ -280,3 +280,10 @@ def test_unsloth_forbidden_to_use_the_cpu_is_explained() -> None:
     )
     assert "UNSLOTH_DISABLE_CPU_FALLBACK" in done.stdout, done.stderr
     assert "unset it" in done.stdout
+
+
+def test_a_record_names_what_is_installed(metadata: dict[str, str | None]) -> None:
+    metadata["trl"] = None
+    here = versions.versions_here()
+    assert "trl" not in here and here["unsloth"] == metadata["unsloth"]
+    assert here["python"] == ".".join(map(str, sys.version_info[:3]))

@@ -197,7 +197,7 @@ def test_what_is_there_is_not_downloaded_again(
     fetch(wanted(names), wheels)
     assert not asked
     (wheels / "two_words-3-py3-none-any.whl").unlink()
-    with pytest.raises(UserError, match="Two_Words==3: ERROR: No matching distribution. What was downloaded is kept"):
+    with pytest.raises(UserError, match="Two_Words==3: ERROR: .* is kept"):
         fetch(wanted(names), wheels)
     assert asked == [["Two_Words==3"]]
 

@@ -221,9 +221,7 @@ def test_a_packed_file_cut_short(tmp_path: Path, name: str, ending: str, cut: in
     packed = gzip.compress(data) if ending == ".gz" else zstd(data)
     path = file(tmp_path, name + ending, packed[:-cut])
     rows = []
-    with pytest.raises(
-        UserError, match=rf"{name}{ending} is cut short or damaged: after line \d+.*Download it again"
-    ) as caught:
+    with pytest.raises(UserError, match=rf"{name}{ending} is cut short .* line \d+.*Download") as caught:
         for row in read_rows(source(path)):
             rows.append(row)
     assert len(rows) > 1000 and all(row.data is not None for row in rows)

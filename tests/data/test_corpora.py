@@ -523,9 +523,7 @@ def test_rows_made_before_are_still_the_same() -> None:
 
 @pytest.mark.parametrize("name", ["skil", "", "gsm8k"])
 def test_unknown_test_set(name: str) -> None:
-    with pytest.raises(
-        UserError, match=f"no embedded test set '{name}'.*chat, arithmetic, skill, subtraction, reversal"
-    ):
+    with pytest.raises(UserError, match=f"no .* '{name}'.*chat, .*, reversal"):
         corpora.test_items(name, 5)
 
 
@@ -535,7 +533,7 @@ def test_more_items_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.data.corpora.drawn.TEST_PERCENT", 100)
     monkeypatch.setattr(random.Random, "randrange", lambda r, low, high: low + (r.random() < 0.5))
     assert len(corpora.test_items("skill", 4)) == 4
-    with pytest.raises(UserError, match="Only 4 different held-out skill items exist, 5 were asked for"):
+    with pytest.raises(UserError, match="Only 4 different .* 5 were asked"):
         corpora.test_items("skill", 5)
 
 

@@ -177,7 +177,7 @@ def test_the_rejected_identity_rows_are_those_with_braces(shared_data: Path) -> 
 
 def test_ifeval_forced_says_which_column_is_missing(shared_data: Path) -> None:
     row = load(shared_data, "eval/ifeval_input_data.jsonl")[0]
-    with pytest.raises(Rejected, match="missing_column: no 'completion' or .*the row has 'key', 'prompt'"):
+    with pytest.raises(Rejected, match="no 'completion' or .* has 'key', 'prompt'"):
         converter("prompt_completion")(row)
 
 

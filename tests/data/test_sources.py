@@ -326,7 +326,7 @@ def test_a_path_is_no_name_of_a_dataset(path: str, where: str) -> None:
 def test_a_folder_never_stands_in_for_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / NAME).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="folder of that name lies in the working directory.*source: local"):
+    with pytest.raises(UserError, match="working directory.*source: local"):
         require_source(hub())
 
 
@@ -466,7 +466,7 @@ def test_hub_out_of_reach_fails_within_five_seconds(monkeypatch: pytest.MonkeyPa
 
 def test_offline_switch_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match="model 'x' would come from Hugging Face, but HF_HUB_OFFLINE is set. Do this"):
+    with pytest.raises(UserError, match="'x' .* Hugging Face, but HF_HUB_OFFLINE is set"):
         require_hub("huggingface", "model 'x'", "Do this.")
 
 

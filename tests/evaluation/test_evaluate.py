@@ -302,7 +302,7 @@ def test_gsm8k(tmp_path, gsm8k, form, score):
 @needs_shared
 def test_gsm8k_with_examples(tmp_path, gsm8k):
     folder, _ = gsm8k
-    with pytest.raises(UserError, match=r"shows 4 examples from its split 'train', but .* has no train.jsonl"):
+    with pytest.raises(UserError, match=r"4 examples .* 'train', but .* no train.jsonl"):
         gsm8k_score(tmp_path, gsm8k, lambda s, n: say(n), few_shot_num=4)
     write_jsonl(folder / "gsm8k_train.jsonl", read_jsonl(SHARED / "gsm8k_train.jsonl")[:20])
     replay = Replay(lambda prompt, mode: say("0"))
@@ -428,7 +428,7 @@ def test_a_folder_without_the_files(tmp_path):
         evaluate_replies(Replay(lambda *_: say("")), "m", config, tmp_path / "run", ["thinking"], False)
     write_jsonl(tmp_path / "user" / "test.jsonl", [{"q": "1 + 1?", "a": "2"}])
     config = settings("gsm8k", gsm8k={"local_path": str(tmp_path / "user"), "few_shot_num": 0})
-    with pytest.raises(UserError, match=r"The items of gsm8k could not be read from .*KeyError: 'question'"):
+    with pytest.raises(UserError, match=r"items of gsm8k could not .*KeyError: 'question'"):
         evaluate_replies(Replay(lambda *_: say("")), "m", config, tmp_path / "run", ["thinking"], False)
 
 
@@ -445,7 +445,7 @@ def test_a_hub_out_of_reach_is_said_soon(tmp_path, monkeypatch):
         return connect(address, *arguments, **options)
 
     monkeypatch.setattr(socket, "create_connection", counted)
-    with pytest.raises(UserError, match=r"gsm8k .*ModelScope, which cannot be reached from here\. .*gsm8k\.local_path"):
+    with pytest.raises(UserError, match=r"gsm8k .*cannot be reached .*gsm8k\.local_path"):
         evaluate_replies(Replay(lambda *_: say("")), "m", settings("gsm8k"), tmp_path, ["thinking"], False)
     assert asked == [("127.0.0.1", 9)]
 
@@ -538,10 +538,10 @@ def test_a_prompt_without_room_for_its_reply_is_found_before_the_mix_is_built(tm
 
     monkeypatch.setattr("pipeline.run.profile_mix", never)
     tight = ["evaluation.limit=20", "evaluation.sampling.thinking.max_new_tokens=1000"]
-    with pytest.raises(UserError, match=r"longest prompt of the evaluation \(thinking\) has \d+ tokens; with max_new"):
+    with pytest.raises(UserError, match=r"longest prompt .*\(thinking\) has \d+ tokens; with max_new"):
         Run.open(load_profile("embedded", tight), tmp_path / "a").all()
     short = ["evaluation.limit=20", "model.max_seq_length=24", "data.max_length=24"]
-    with pytest.raises(UserError, match=r"has \d+ tokens, more than model.max_seq_length=24, where it would be cut"):
+    with pytest.raises(UserError, match=r"\d+ tokens, more than model.max_seq_length=24"):
         Run.open(load_profile("embedded", short), tmp_path / "b").all()
     with pytest.raises(UserError, match="there is no benchmark 'gsm9k'"):
         Run.open(load_profile("embedded", ["evaluation.benchmarks=[gsm9k]"]), tmp_path / "c").all()

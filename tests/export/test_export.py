@@ -186,7 +186,7 @@ def test_no_room_is_said_before_anything_is_written(monkeypatch: pytest.MonkeyPa
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 0, 2**20))
     folders.require_room(tmp_path / "a" / "b", 2**19, "the merged model")
-    with pytest.raises(UserError, match="No room for the merged model: it needs about 2 MiB, and .* has 1 MiB free"):
+    with pytest.raises(UserError, match="merged model: .* about 2 MiB, .* 1 MiB free"):
         folders.require_room(tmp_path / "a" / "b", 2**21, "the merged model")
 
 
@@ -210,9 +210,7 @@ def test_another_error_leaves_nothing_and_is_not_hidden(tmp_path: Path) -> None:
 def test_a_missing_package_comes_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     find: Any = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "xllamacpp" else find(name))
-    with pytest.raises(
-        UserError, match=r"GGUF needs xllamacpp, which is not installed: \S+ -m pip install -r .*export.txt"
-    ):
+    with pytest.raises(UserError, match=r"xllamacpp, .* -m pip install -r .*export.txt"):
         requirements.require_packages("GGUF", "json", "xllamacpp")
 
 

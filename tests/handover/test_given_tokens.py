@@ -149,7 +149,5 @@ def test_a_wrong_file(profile: Profile, rows: dict[str, list[AuditRow]], tmp_pat
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         compare(profile, tmp_path)
     few = write(tmp_path / "few.jsonl", ours(rows["answers"][:5]))
-    with pytest.raises(
-        UserError, match="few.jsonl has 5 rows. The audit has 8 conversations, or, with one answer a row, 13"
-    ):
+    with pytest.raises(UserError, match="few.jsonl has 5 rows. .* 8 conversations, .* 13"):
         compare(profile, few)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline.core.errors import UserError
 from pipeline.model import decode, room
 from pipeline.model.batch import _selected
-from pipeline.model.decode import end_tokens, generate
+from pipeline.model.decode import Request, answered, end_tokens, generate
 from pipeline.model.draw import Draw
 from pipeline.model.form import is_unclosed, judge, split_reply
 from pipeline.model.room import cache_bytes, rows_that_fit
@@ -115,10 +115,10 @@ def test_think_tags_stay_in_the_text(model, tokenizer):
     assert (cut.truncated, cut.reasoning_tokens, cut.answer_tokens) == (True, ids.index(close), 0)
 
 
-def test_progress_counts_every_prompt(model, tokenizer, prompts):
+def test_every_prompt_arrives_once(model, tokenizer, prompts):
     seen = []
-    generate(model, tokenizer, prompts, GREEDY, 4, seed=0, progress=seen.append)
-    assert seen == [1] * 9
+    generate(model, tokenizer, prompts, GREEDY, 4, seed=0, arrived=lambda place, reply: seen.append(place))
+    assert sorted(seen) == list(range(9))
     assert generate(model, tokenizer, [], GREEDY, 4, seed=0) == []
 
 
@@ -139,7 +139,7 @@ def test_the_model_and_the_random_states_are_left_as_they_were(model, tokenizer,
 
 
 def test_prompt_and_reply_have_limits_of_their_own(model, tokenizer, monkeypatch):
-    with pytest.raises(UserError, match=r"Prompt 1 has 105 tokens; with max_new_tokens=24 .* context of 128"):
+    with pytest.raises(UserError, match=r"Prompt 1 has 105 .*max_new_tokens=24 .* of 128"):
         generate(model, tokenizer, [[5], [5] * 105], GREEDY, 2, seed=0)
     with pytest.raises(UserError, match="Prompt 0 is empty"):
         generate(model, tokenizer, [[]], GREEDY, 2, seed=0)
@@ -230,7 +230,7 @@ def test_batches_are_as_large_as_memory_allows(model, tokenizer, prompts, monkey
     assert generate(model, tokenizer, prompts, SAMPLED, 9, seed=5) == together
     assert sum(rows) == 9 and 3 <= max(rows) < 9
     rows.clear()
-    assert generate(model, tokenizer, prompts, SAMPLED, 9, seed=5, parts=3) == together
+    assert answered(model, tokenizer, Request(prompts, SAMPLED, 9, seed=5, parts=3)) == together
     assert sum(rows) == 9 and max(rows) <= 2
     monkeypatch.setattr(room, "free_bytes", lambda device: 0)
     rows.clear()
@@ -347,15 +347,15 @@ def test_a_batch_that_does_not_fit_is_halved(model, tokenizer, prompts, monkeypa
     sizes, real = [], decode.decode_batch
 
     def fits_two(model, tokenizer, batch, *rest):
-        sizes.append(len(batch))
-        if len(batch) > 2:
+        sizes.append(len(batch.prompts))
+        if len(batch.prompts) > 2:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
         return real(model, tokenizer, batch, *rest)
 
     monkeypatch.setattr(decode, "decode_batch", fits_two)
     counted: list[int] = []
-    assert generate(model, tokenizer, prompts, SAMPLED, 9, seed=5, progress=counted.append) == together
-    assert sizes[:4] == [9, 4, 2, 2] and sum(counted) == len(prompts)
+    assert generate(model, tokenizer, prompts, SAMPLED, 9, 5, lambda place, reply: counted.append(place)) == together
+    assert sizes[:4] == [9, 4, 2, 2] and sorted(counted) == list(range(len(prompts)))
     assert "going on with 2" in capsys.readouterr().err
 
 

@@ -136,7 +136,7 @@ def test_virtual_tokens_are_refused_behind_unsloths_forward_pass(monkeypatch: py
     forward.__module__ = "unsloth.models.llama"
     monkeypatch.setattr(PeftModelForCausalLM, "forward", forward)
     monkeypatch.setattr(load, "import_unsloth", lambda: None)
-    with pytest.raises(UserError, match=r"Method prompt needs the forward pass of PEFT.*restart the notebook's kernel"):
+    with pytest.raises(UserError, match=r"Method prompt .* PEFT.*restart"):
         load.load_model(load_profile("embedded").model, 0, "prompt")
 
 

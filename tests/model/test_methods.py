@@ -16,10 +16,9 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
 from pipeline.model.methods import disk_bytes, load_adapter, matrix_shapes, require_fit
 from pipeline.settings import METHODS, Method, load_profile
-from pipeline.training.embedded import MODEL_DIR
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = read_json(Path(MODEL_DIR) / "config.json")
+CONFIG = read_json(ROOT / "models" / "embedded" / "config.json")
 LAYERS, HIDDEN, INNER, VOCABULARY = 4, 128, 512, 1024
 SHAPES = {
     "q_proj": (128, 256), "k_proj": (128, 128), "v_proj": (128, 128), "o_proj": (256, 128),
@@ -114,6 +113,7 @@ from pipeline.model.methods import add_method, model_identity, load_adapter, met
 from pipeline.data.describe import build_profile_mix
 from pipeline.settings import METHODS, load_profile
 from pipeline.model.load import load_model
+from pipeline.training.loop import Session
 from pipeline.training.train import make_sft_trainer, train
 
 quiet()
@@ -140,11 +140,12 @@ for method in sys.argv[2:]:
     place = folder / method
     base, tokenizer = load_model(profile.model, profile.seed, method)
     before, identity = logits(base), model_identity(base)
-    model, section = train(base, tokenizer, profile, mix, place)
+    model, section = train(base, tokenizer, profile, mix, Session(place))
     loaded = load_adapter(load_model(profile.model, profile.seed, method)[0], place / "adapter")
     again = folder / f"{method}-resumed"
     shutil.copytree(place / "checkpoints" / "checkpoint-2", again / "checkpoints" / "checkpoint-2")
-    resumed, _ = train(load_model(profile.model, profile.seed, method)[0], tokenizer, profile, mix, again, True)
+    base = load_model(profile.model, profile.seed, method)[0]
+    resumed, _ = train(base, tokenizer, profile, mix, Session(again, resume=True))
     sampling = profile.evaluation.sampling.thinking.model_copy(update={"max_new_tokens": 24})
     ends, loaded.generation_config.eos_token_id = loaded.generation_config.eos_token_id, list(range(0, 1024, 6))
     replies = [[r.token_ids for r in generate(loaded, tokenizer, prompts, sampling, size, 1)] for size in (3, 1)]

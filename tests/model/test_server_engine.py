@@ -121,9 +121,7 @@ def test_each_kind_of_server_gets_its_own_names() -> None:
     assert fields("transformers")["generation_config"] == (
         '{"do_sample": true, "top_k": 20, "repetition_penalty": 1.1, "min_p": 0.1}'
     )
-    with pytest.raises(
-        UserError, match="sets top_k, min_p, repetition_penalty, which the OpenAI protocol does not have"
-    ):
+    with pytest.raises(UserError, match="top_k, min_p, repetition_penalty, .*OpenAI protocol"):
         fields("openai")
     assert fields("openai", temperature=0.0, top_k=0) == {"reasoning": {"enabled": True}}
 
@@ -193,7 +191,7 @@ def test_a_server_that_is_not_there(fake: FakeServer, chat: ChatFormat) -> None:
 def test_a_server_that_answers_500(fake: FakeServer, chat: ChatFormat) -> None:
     with opened(fake, chat) as engine:
         fake.before = lambda body: (500, "Traceback: out of memory")
-        with pytest.raises(UserError, match=r"answers 500, after 2 tries: Traceback: out of memory.*--resume"):
+        with pytest.raises(UserError, match=r"500, after 2 tries: .*out of memory.*--resume"):
             engine.replies(ASKED, "thinking", SAMPLING, 1)
 
 
@@ -202,7 +200,7 @@ def test_a_server_that_hangs(fake: FakeServer, chat: ChatFormat) -> None:
     with opened(fake, chat, timeout_s=0.3) as engine:
         fake.before = lambda body: (release.wait(20), None)[1]
         started = time.monotonic()
-        with pytest.raises(UserError, match=r"gave no answer within 0.3 s, after 2 tries.*evaluation.server.timeout_s"):
+        with pytest.raises(UserError, match=r"no answer within 0.3 s, after 2 .*server.timeout_s"):
             engine.replies(ASKED[:1], "thinking", SAMPLING, 1)
         assert time.monotonic() - started < 10
         release.set()
@@ -212,9 +210,7 @@ def test_a_server_without_the_model_or_that_loses_it(fake: FakeServer, chat: Cha
     assert "model 'other', has no such model; it has: base, tuned" in refusal(fake, chat, model="other")
     with opened(fake, chat, model="tuned") as engine:
         fake.models.remove("tuned")  # the adapter is unloaded
-        with pytest.raises(
-            UserError, match=r"'tuned', has no such model; it has: base\. .*--lora-modules tuned=RUN/adapter"
-        ):
+        with pytest.raises(UserError, match=r"'tuned', .* it has: base\. .*--lora-modules tuned="):
             engine.replies(ASKED, "thinking", SAMPLING, 1)
 
 
@@ -275,9 +271,7 @@ def test_a_request_that_is_refused_is_not_sent_again(fake: FakeServer, chat: Cha
     with opened(fake, chat) as engine:
         fake.asked.clear()
         fake.before = lambda body: (400, {"error": {"message": "maximum context length is 64"}})
-        with pytest.raises(
-            UserError, match="refuses a request .*maximum context length is 64.*evaluation.server.kind=vllm"
-        ):
+        with pytest.raises(UserError, match="refuses .*context length is 64.*server.kind=vllm"):
             engine.replies(ASKED[:1], "thinking", SAMPLING, 1)
         assert len(fake.asked) == 1
 

@@ -77,7 +77,7 @@ def test_a_budget_that_is_not_spent_changes_nothing(
 def test_bad_budgets_are_refused(model: Any, embedded_tokenizer: Any, prompts: list[list[int]]) -> None:
     with pytest.raises(UserError, match="from 0 on; given: -1"):
         Budget(embedded_tokenizer, -1)
-    with pytest.raises(UserError, match=r"leave no room for an answer in 160 tokens. Raise evaluation.sampling"):
+    with pytest.raises(UserError, match=r"no room .* in 160 tokens. Raise evaluation.sampling"):
         generate(model, embedded_tokenizer, prompts, SAMPLED, 8, 1, thinking_budget=155)
 
 

@@ -218,7 +218,7 @@ def test_what_it_is_told() -> None:
 
 
 def test_what_it_cannot_serve_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot serve method prefix; set evaluation.engine=transformers"):
+    with pytest.raises(UserError, match="method prefix; set evaluation.engine=transformers"):
         require_served(load_profile("embedded", ["method=prefix", "evaluation.engine=vllm"]))
     with pytest.raises(UserError, match="is not there, or no program. Make an environment"):
         require_served(load_profile("embedded", [f"evaluation.vllm.executable={tmp_path / 'vllm'}"]))

@@ -203,7 +203,7 @@ def test_a_file_without_pairs_is_refused_with_its_reasons(
     tmp_path: Path, embedded_tokenizer: PreTrainedTokenizerBase
 ) -> None:
     write_jsonl(tmp_path / "chat.jsonl", [row("4", "4"), row("5", "5")])
-    with pytest.raises(UserError, match=r"holds no pair that can be trained on: 2 same_answers.*chat.jsonl:1"):
+    with pytest.raises(UserError, match=r"no pair .*: 2 same_answers.*chat.jsonl:1"):
         read_pairs(local(tmp_path / "chat.jsonl"), ChatFormat(embedded_tokenizer), 256)
     with pytest.raises(UserError, match="only preference rows hold pairs"):
         read_pairs(local(tmp_path / "chat.jsonl", format="alpaca"), ChatFormat(embedded_tokenizer), 256)
@@ -326,7 +326,7 @@ def made_run(folder: Path, adapter: bool = True, profile: Profile | None = None)
 @pytest.mark.parametrize(("method", "advice"), [("full", "set model.name to its folder"), ("ia3", "by one of these")])
 def test_a_method_that_gives_no_lora_adapter_is_refused(method: str, advice: str, tmp_path: Path) -> None:
     profile = load_profile("embedded", [f"method={method}"])
-    with pytest.raises(UserError, match=rf"\(lora, qlora, dora, rslora\), and the method here is {method}.*{advice}"):
+    with pytest.raises(UserError, match=rf"\(lora, .* method here is {method}.*{advice}"):
         Stage.open("preference", profile, tmp_path / "new")
     run = made_run(tmp_path / "run", profile=profile)
     with pytest.raises(UserError, match=f"the method here is {method}"):
@@ -359,7 +359,7 @@ def test_secrets_are_masked_and_asked_for(tmp_path: Path) -> None:
     profile.evaluation.dataset_args["gsm8k"]["api_key"] = "planted-other"
     Stage.open("preference", profile, folder, resume=True)  # another key makes no other training
     run = made_run(tmp_path / "run", profile=profile)
-    with pytest.raises(UserError, match=r"--set evaluation.dataset_args.gsm8k.api_key=VALUE --set .*gsm8k.url=VALUE"):
+    with pytest.raises(UserError, match=r"gsm8k.api_key=VALUE --set .*gsm8k.url=VALUE"):
         stage_profile(None, run, [])
     given = ["evaluation.dataset_args.gsm8k.api_key=planted-key", "evaluation.dataset_args.gsm8k.url=https://host/x"]
     assert stage_profile(None, run, given).evaluation.dataset_args["gsm8k"]["api_key"] == "planted-key"
@@ -452,9 +452,7 @@ def test_too_little_memory_for_log_probabilities_is_said(
 
     model = tiny_qwen3(0)
     model.model.register_forward_pre_hook(lambda *_: torch.empty(2**55))  # torch's own allocator refuses it
-    with pytest.raises(
-        UserError, match=r"log-probabilities of 4 answers.*1\. evaluation.batch_size=2; 2\. model.max_seq"
-    ):
+    with pytest.raises(UserError, match=r"of 4 answers.*1\. evaluation.batch_size=2; 2\. model"):
         log_probabilities(model, embedded_tokenizer, pairs_of(4, 9), 4)
 
 

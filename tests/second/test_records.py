@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.core.errors import UserError
 from pipeline.second.records import GRPOResult, PreferenceArms
-from pipeline.training.records import StageTrainingRecord, require_form
+from pipeline.training.records import StageTrainingRecord, read_record, require_form, write_record
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 
@@ -28,5 +28,15 @@ def test_measured_results_still_load(name: str, form: type[Any]) -> None:
 
 
 def test_a_record_without_its_curve_is_refused() -> None:
-    with pytest.raises(UserError, match=r"training\.json has not the form of a StageTrainingRecord: curve"):
+    with pytest.raises(UserError, match=r"training\.json .* a StageTrainingRecord: curve"):
         require_form({"steps": 1}, StageTrainingRecord, "training.json")
+
+
+def test_what_has_not_the_form_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "training.json"
+    with pytest.raises(UserError, match=r"training\.json .* curve"):
+        write_record(path, {"steps": 1}, StageTrainingRecord)
+    assert not path.exists()
+    names = ("steps", "seconds", "resumed_from", "peak_memory_bytes", "trainable_parameters", "total_parameters")
+    record = dict.fromkeys(names, 1) | {"curve": [], "eval_curve": []}
+    assert write_record(path, record, StageTrainingRecord) == read_record(path, StageTrainingRecord) == record

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,20 @@ import yaml
 
 from pipeline.cli.main import main
 from pipeline.core.errors import UserError
-from pipeline.core.files import write_jsonl
+from pipeline.core.files import read_json, write_json, write_jsonl
 from pipeline.core.modes import MODES
 from pipeline.settings import PROFILES, apply_overrides, load_profile, parse, read_yaml
 from pipeline.studies import search as module
 from pipeline.studies.arms import SweepCell, load_arms, plan_arms
-from pipeline.studies.search import constraints, open_study, run_search, take_point, validation_losses
+from pipeline.studies.cells import note_failure
+from pipeline.studies.coordinator import only_coordinator
+from pipeline.studies.engine import StudyEngine
+from pipeline.studies.losses import validation_losses
+from pipeline.studies.search import run_search
 from pipeline.studies.search_result import loss_agreement, measure_trial, search_table, summarise_search, trial_balance
 from pipeline.studies.search_space import SPACE, Search, SearchSpace, load_space, make_search
+from pipeline.studies.search_study import StudySettings, constraints, open_study, take_point
+from pipeline.studies.storage import Storage
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["training.max_steps=4", "training.logging_steps=1", "evaluation.limit=4", "mix.total=200"]
@@ -29,6 +37,7 @@ ONE = [f"{name}={value}" for name, value in (
     ("training.warmup_steps", 0), ("training.weight_decay", 0.01), ("lora.dropout", 0),
     ("training.lr_scheduler_type", "cosine"),
 )]  # fmt: skip
+GRID = StudySettings(sampler="grid")
 
 
 # --- the file of ranges -------------------------------------------------------------------------------------------------
@@ -127,7 +136,7 @@ def set_measured(trial: Any, balance: float, fidelity: list[float]) -> None:
 def fabricated(folder: Path, outcomes: list[tuple[float, list[float]]]) -> tuple[Search, optuna.Study]:
     """A study with finished trials of these (balance, mode fidelity)."""
     search = make_search("embedded", [*TINY, *ONE], folder)
-    study = open_study(search, None, "search", "tpe", 0)
+    study = open_study(search, StudySettings())
     for index, (balance, fidelity) in enumerate(outcomes):
         trial = optuna.trial.create_trial(
             value=balance,
@@ -268,69 +277,179 @@ def test_storage_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_another_study_of_the_same_name_is_refused(tmp_path: Path) -> None:
-    open_study(make_search("embedded", [*TINY, *ONE], tmp_path), None, "search", "tpe", 0)
+    open_study(make_search("embedded", [*TINY, *ONE], tmp_path), StudySettings())
     with pytest.raises(UserError, match="tries other things"):
-        open_study(make_search("embedded", [*TINY, *ONE, "seed=9"], tmp_path), None, "search", "tpe", 0)
+        open_study(make_search("embedded", [*TINY, *ONE, "seed=9"], tmp_path), StudySettings())
     with pytest.raises(UserError, match="tries other things"):
-        open_study(make_search("embedded", [*TINY, *ONE], tmp_path), None, "search", "grid", 0)
+        open_study(make_search("embedded", [*TINY, *ONE], tmp_path), StudySettings(sampler="grid"))
+
+
+def pretend(
+    monkeypatch: pytest.MonkeyPatch, outcome: Callable[[SweepCell], float | str], at_once: bool = True
+) -> list[list[str]]:
+    """Runs that take no time and end with a balance, or fail with a reason; returns the batches that were run.
+
+    Their validation losses go with the learning rate: the last of a batch has the lowest. They are seen at once and in order, or
+    (``at_once=False``) in pieces, beginning with the last trial.
+    """
+    batches: list[list[str]] = []
+
+    def run(cells: Any, where: Any, workers: int, watch: Any) -> None:
+        batches.append([cell.value for cell in cells])
+        losses = {c.number: {s: c.profile.training.learning_rate * 9 / s for s in (1, 2, 3)} for c in cells}
+        for step in () if at_once else (1, 2):
+            for cell in reversed(cells):
+                watch(cell, {s: loss for s, loss in losses[cell.number].items() if s <= step})
+        for cell in cells if at_once else reversed(cells):
+            found = outcome(cell)
+            if isinstance(found, str):
+                note_failure(cell, 1, found)
+            else:
+                write_json(cell.report, {"balance": found})
+            watch(cell, losses[cell.number])
+
+    def measure(cell: SweepCell) -> dict[str, Any]:
+        balance = read_json(cell.report)["balance"]
+        measured = {"balance": balance, "learnt": balance, "kept": 1.0, "score": 0.5, "mode_fidelity": [1.0, 1.0]}
+        return measured | {"ci95": [0.0, 1.0], "base": {"balance": 0.0, "score": 0.5, "mode_fidelity": [1.0, 1.0]}}
+
+    monkeypatch.setattr(module, "run_cells", run)
+    monkeypatch.setattr(module, "measure_trial", measure)
+    return batches
+
+
+def by_rate(cell: SweepCell) -> float:
+    return cell.profile.training.learning_rate * 10
+
+
+def trials_of(result: Any) -> list[dict[str, Any]]:
+    return [{key: value for key, value in trial.items() if key != "seconds"} for trial in result["trials"]]
 
 
 def test_storage_that_goes_away_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(*_: Any) -> float:
+    def outcome(_: SweepCell) -> float:
         (tmp_path / "study.db").write_bytes(b"no database any more" * 100)
         return 0.5
 
-    monkeypatch.setattr(module, "run_trial", run)
+    pretend(monkeypatch, outcome)
     with pytest.raises(UserError, match="storage sqlite.* cannot be used .*run the same command again"):
         run_search("embedded", tmp_path, 3, [*TINY, *ONE])
 
 
 def test_a_failed_trial_is_marked_and_the_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(search: Any, trial: Any, settings: list[str], lock: Any) -> float:
-        if trial.number == 1:
-            raise UserError("The loss became nan at step 7.")
-        set_measured(trial, 0.5, [1.0, 1.0])
-        return float(settings[0].partition("=")[2]) * 10
-
-    monkeypatch.setattr(module, "run_trial", run)
-    result = run_search("embedded", tmp_path, 4, [*TINY, *ONE])
+    pretend(monkeypatch, lambda cell: "The loss became nan at step 7." if cell.number == 1 else by_rate(cell))
+    result = run_search("embedded", tmp_path, 4, [*TINY, *ONE], StudySettings(prune=False))
     assert [t["state"] for t in result["trials"]] == ["complete", "fail", "complete", "complete"]
     assert result["trials"][1]["reason"] == "The loss became nan at step 7." and "step 7" in search_table(result)
-    again = run_search("embedded", tmp_path, 4, [*TINY, *ONE])
+    again = run_search("embedded", tmp_path, 4, [*TINY, *ONE], StudySettings(prune=False))
     assert len(again["trials"]) == 4  # four were asked for, four are there
-    more = run_search("embedded", tmp_path, 6, [*TINY, *ONE])
+    more = run_search("embedded", tmp_path, 6, [*TINY, *ONE], StudySettings(prune=False))
     assert len(more["trials"]) == 6 and more["trials"][:4] == again["trials"]
+    rates = [t["params"]["training.learning_rate"] for t in more["trials"]]
+    assert len(set(rates)) == 6, "a study that goes on draws what it has tried before"
+
+
+# --- batches ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_tried_and_pruned_does_not_depend_on_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for name in ("at once", "in pieces, the last first"):
+        batches = pretend(monkeypatch, by_rate, name == "at once")
+        found.append(run_search("embedded", tmp_path / name[:2], 9, [*TINY, *ONE], workers=2))
+        assert [len(batch) for batch in batches] == [2, 2, 2, 2, 1]
+    assert trials_of(found[0]) == trials_of(found[1])
+    states = [trial["state"] for trial in found[0]["trials"]]
+    assert states.count("pruned") >= 2 and states[:4] == ["complete"] * 4  # pruned only against earlier batches
+    pruned = next(trial for trial in found[0]["trials"] if trial["state"] == "pruned")
+    assert list(pruned["validation_loss"]) == ["1"] and pruned["balance"] is None
+
+
+@pytest.mark.parametrize("died_at", [0, 1, 3, 4])
+def test_a_study_that_was_stopped_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, died_at: int
+) -> None:
+    pretend(monkeypatch, by_rate)
+    whole = run_search("embedded", tmp_path / "whole", 7, [*TINY, *ONE], workers=2)
+
+    def outcome(cell: SweepCell) -> float:
+        if cell.number == died_at and not dead:
+            dead.append(cell.number)
+            raise KeyboardInterrupt
+        return by_rate(cell)
+
+    dead: list[int] = []
+    pretend(monkeypatch, outcome)
+    with pytest.raises(KeyboardInterrupt):
+        run_search("embedded", tmp_path / "parts", 7, [*TINY, *ONE], workers=2)
+    parts = run_search("embedded", tmp_path / "parts", 7, [*TINY, *ONE], workers=2)
+    assert trials_of(parts) == trials_of(whole)
+
+
+def test_a_batch_that_was_half_drawn_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, by_rate)
+    whole = run_search("embedded", tmp_path / "whole", 5, [*TINY, *ONE], workers=2)
+    suggest, drawn = Search.suggest, []
+
+    def stop(search: Search, trial: Any, grid: bool) -> None:
+        drawn.append(trial.number)
+        if len(drawn) == 4:
+            raise KeyboardInterrupt
+        suggest(search, trial, grid)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Search, "suggest", stop)
+        run_search("embedded", tmp_path / "parts", 5, [*TINY, *ONE], workers=2)
+    assert trials_of(run_search("embedded", tmp_path / "parts", 5, [*TINY, *ONE], workers=2)) == trials_of(whole)
+
+
+def test_each_trial_has_draws_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, by_rate)
+    rates = []
+    for seed in (0, 1):
+        found = run_search("embedded", tmp_path / str(seed), 5, [*TINY, *ONE], StudySettings(seed=seed, prune=False))
+        rates += [trial["params"]["training.learning_rate"] for trial in found["trials"]]
+    assert len(set(rates)) == 10
+
+
+@pytest.mark.parametrize("engine", [StudyEngine(), StudyEngine("ray", address="127.0.0.1:1")])
+def test_a_search_has_one_coordinator(tmp_path: Path, engine: StudyEngine) -> None:
+    with only_coordinator(Storage(str(tmp_path))), pytest.raises(UserError, match="Another coordinator works on this"):
+        run_search("embedded", tmp_path, 1, [*TINY, *ONE], engine=engine)
+    assert not (tmp_path / "study.db").exists()
+
+
+def test_a_ray_that_does_not_answer_is_said_before_anything_is_tried(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["search", "--engine", "ray", "--address", "127.0.0.1:1", "--output-dir", str(tmp_path)]
+    began = time.monotonic()
+    assert main([*words, *(part for text in [*TINY, *ONE] for part in ("--set", text))]) == 2
+    said = capsys.readouterr().err
+    has_ray = importlib.util.find_spec("ray") is not None
+    assert ("No Ray cluster answers at 127.0.0.1:1" if has_ray else "pip install") in said
+    assert time.monotonic() - began < 10 and not (tmp_path / "study.db").exists()
+
+
+# --- grids --------------------------------------------------------------------------------------------------------------
 
 
 def test_one_and_two_workers_on_a_grid_give_the_same_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(search: Any, trial: Any, settings: list[str], lock: Any) -> float:
-        rate = float(settings[0].partition("=")[2])
-        set_measured(trial, 0.5, [1.0, 1.0])
-        time.sleep(0.05)
-        return rate
-
-    monkeypatch.setattr(module, "run_trial", run)
     sets = []
     for workers in (1, 2):
-        result = run_search("embedded", tmp_path / str(workers), 99, [*TINY, *ONE], sampler="grid", workers=workers)
+        batches = pretend(monkeypatch, by_rate)
+        result = run_search("embedded", tmp_path / str(workers), 99, [*TINY, *ONE], GRID, workers=workers)
         sets.append(sorted((t["params"]["training.learning_rate"], t["balance"]) for t in result["trials"]))
+        assert [len(batch) for batch in batches] == ([1, 1, 1] if workers == 1 else [2, 1])
     assert sets[0] == sets[1] and len(sets[0]) == 3
 
 
-def test_the_last_points_of_a_grid_are_not_tried_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[str] = []
-
-    def run(search: Any, trial: Any, settings: list[str], lock: Any) -> float:
-        ran.append(settings[0])
-        set_measured(trial, 0.5, [1.0, 1.0])
-        time.sleep(0.1 if len(ran) < 3 else 2)  # the other worker asks again while the last point is being tried
-        return 0.5
-
-    monkeypatch.setattr(module, "run_trial", run)
-    result = run_search("embedded", tmp_path, 99, [*TINY, *ONE], sampler="grid", workers=2)
-    assert len(ran) == len(set(ran)) == len(result["trials"]) == 3
-    again = run_search("embedded", tmp_path, 99, [*TINY, *ONE], sampler="grid", workers=2)
-    assert again["trials"] == result["trials"] and len(ran) == 3
+def test_the_points_of_a_grid_are_not_tried_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = pretend(monkeypatch, by_rate)
+    result = run_search("embedded", tmp_path, 99, [*TINY, *ONE], GRID, workers=2)
+    assert sum(map(len, batches)) == len(result["trials"]) == 3
+    again = run_search("embedded", tmp_path, 99, [*TINY, *ONE], GRID, workers=2)
+    assert again["trials"] == result["trials"] and sum(map(len, batches)) == 3
 
 
 def test_a_point_whose_worker_was_killed_is_free_again() -> None:
@@ -363,12 +482,18 @@ def test_losses_are_read_from_checkpoints_and_from_the_record(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_killed_worker_s_trial_is_run_again(warm_python: str, environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_killed_worker_s_trial_is_run_again(
+    warm_python: str, environment: dict[str, str], tmp_path: Path, shared: bool
+) -> None:
+    """Where the study lies in its folder, it is known that nobody else is at work, and the trial goes on under its number; in a
+    storage that others may share, its heartbeat grows old, and it is given out again."""
     folder = tmp_path / "study"
     sets = [part for text in [*TINY, *ONE] for part in ("--set", text)]
-    command = [warm_python, "-c", "import pipeline.studies.search as s, sys; s.HEARTBEAT_SECONDS, s.GRACE_SECONDS = 1, 3\n"
+    command = [warm_python, "-c", "import pipeline.studies.search_study as s, sys; s.HEARTBEAT_SECONDS, s.GRACE_SECONDS = 1, 3\n"
                "from pipeline.cli.main import main; sys.exit(main(sys.argv[1:]))"]  # fmt: skip
     command += ["search", "--trials", "2", "--output-dir", str(folder), "--json", *sets]
+    command += ["--storage", f"sqlite:///{tmp_path / 'shared.db'}"] if shared else []
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
     while not list(folder.glob("trials/*/pid")):  # the first trial's run has begun
@@ -379,10 +504,12 @@ def test_a_killed_worker_s_trial_is_run_again(warm_python: str, environment: dic
     time.sleep(4)  # its heartbeat grows old
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     result = json.loads(done.stdout)
-    killed, again, *rest = sorted(result["trials"], key=lambda t: t["number"])
-    assert killed["state"] == "fail" and killed["reason"] is None
-    assert again["params"] == killed["params"] and again["folder"] == killed["folder"]
-    assert sorted(t["state"] for t in [again, *rest]) == ["complete", "complete"]
+    again, *rest = sorted(result["trials"], key=lambda t: t["number"])
+    if shared:
+        killed, again, rest = again, rest[0], rest[1:]
+        assert killed["state"] == "fail" and killed["reason"] is None
+        assert again["params"] == killed["params"] and again["folder"] == killed["folder"]
+    assert [t["state"] for t in [again, *rest]] == ["complete", "complete"]
     profile = yaml.safe_load((folder / again["folder"] / "profile.yaml").read_text(encoding="utf-8"))
     assert profile["training"]["learning_rate"] == again["params"]["training.learning_rate"]
     assert len(list(folder.glob("trials/base/*"))) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -22,12 +23,13 @@ from pipeline.cli.main import main
 from pipeline.core.errors import UserError
 from pipeline.core.files import fingerprint, read_json, write_json
 from pipeline.core.place import ROOT
-from pipeline.studies import coordinator, on_ray, storage
+from pipeline.studies import coordinator, node, on_ray, storage
 from pipeline.studies.arms import plan_axis
 from pipeline.studies.coordinator import only_coordinator
-from pipeline.studies.engine import StudyEngine, remembered_store
+from pipeline.studies.engine import CellPlace, StudyEngine, remembered_store
 from pipeline.studies.node import FOLDER, PYTHON, TOKEN, Order, carry_out, code_here, work
 from pipeline.studies.on_ray import fetch_done, key_of, plan_orders, require_answer, resources, submit, take_storage
+from pipeline.studies.search import run_search
 from pipeline.studies.storage import Storage
 from pipeline.studies.sweep import run_sweep
 
@@ -63,6 +65,7 @@ def order(tmp_path: Path, name: str = "a", seconds: float = 0, **changes: Any) -
         "base": None,
         "files": {"profile.yaml": f"recipe: {FOLDER}/recipe.yaml\n"},
         "program": [PYTHON, "-c", TINY, FOLDER, str(tmp_path), name, str(seconds)],
+        "watched": False,
         "keep_threads": False,
         "code": code_here(),
     }
@@ -120,6 +123,39 @@ def test_scratch_folders_of_workers_that_are_gone_are_removed(tmp_path: Path, ow
     kept.mkdir()
     work(order(tmp_path))
     assert not left.exists() and kept.exists()
+
+
+# As TINY; its validation losses grow, one a step, and it ends with its first argument.
+LOSING = """
+import json, pathlib, sys, time
+run = pathlib.Path(sys.argv[1], "run")
+for step in (1, 2, 3):
+    folder = run / f"checkpoints/checkpoint-{step}"; folder.mkdir(parents=True)
+    log = [{"step": n, "eval_loss": n / 2} for n in range(1, step + 1)]
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": log}))
+    time.sleep(float(sys.argv[2]))
+if sys.argv[3] == "fails": sys.exit("error: no")
+(run / "training.json").write_text(json.dumps({"eval_loss": [{"step": n, "loss": n / 2} for n in (1, 2, 3)]}))
+(run / "report.json").write_text("{}")
+"""
+
+
+@pytest.mark.parametrize("end", ["ends", "fails"])
+def test_a_cell_that_is_watched_notes_its_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    monkeypatch.setattr(node, "LOOK_SECONDS", 0.05)
+    seen = []
+    write = Storage.write
+
+    def note(self: Storage, key: str, data: Any) -> None:
+        seen.append((key, data))
+        write(self, key, data)
+
+    watched = order(tmp_path, program=[PYTHON, "-c", LOSING, FOLDER, "0.4", end], watched=True)
+    monkeypatch.setattr(Storage, "write", note)
+    outcome = work(watched)
+    assert outcome["state"] == ("done" if end == "ends" else "failed")
+    assert {key for key, _ in seen} == {"cells/a/losses.json"} and len(seen) >= 2  # while it runs
+    assert read_json(tmp_path / "store/cells/a/losses.json") == [[1, 0.5], [2, 1.0], [3, 1.5]]
 
 
 def test_a_run_ends_with_its_worker(tmp_path: Path) -> None:
@@ -256,7 +292,7 @@ def test_a_sweep_has_one_coordinator_whatever_its_engine(tmp_path: Path, engine:
         only_coordinator(Storage(str(tmp_path))),
         pytest.raises(UserError, match="Another coordinator works on this study"),
     ):
-        run_sweep("embedded", "chat_share", ["0"], 1, tmp_path, engine=engine)
+        run_sweep("embedded", "chat_share", ["0"], 1, tmp_path, place=CellPlace(engine=engine))
     assert not (tmp_path / "cells").exists()
 
 
@@ -383,7 +419,7 @@ def test_what_a_cell_asks_for(tmp_path: Path) -> None:
     assert resources(StudyEngine("ray"), cell, [laptop]) == {"num_cpus": 1.0, "num_gpus": 0.0}
     assert resources(StudyEngine("ray"), cell, [laptop, server]) == {"num_cpus": 1.0, "num_gpus": 1.0}
     assert resources(StudyEngine("ray", cpus=4, gpus=0.5), cell, [server]) == {"num_cpus": 4, "num_gpus": 0.5}
-    with pytest.raises(UserError, match="No node of the cluster has 4 cores and 0 GPUs.*Lower --cell-cpus"):
+    with pytest.raises(UserError, match="No node .* 4 cores and 0 GPUs.*--cell-cpus"):
         resources(StudyEngine("ray", cpus=4), cell, [laptop])
     with pytest.raises(UserError, match="for --engine ray"):
         StudyEngine(cpus=1)
@@ -391,9 +427,10 @@ def test_what_a_cell_asks_for(tmp_path: Path) -> None:
 
 def test_orders_share_a_base_and_say_what_the_local_pool_runs(tmp_path: Path) -> None:
     cells = plan_axis("embedded", [], "learning_rate", ["1e-3", "2e-3"], 2, tmp_path)[1]
-    orders = plan_orders(cells, tmp_path, "s3://bucket/x", "token")
+    orders = plan_orders(cells, tmp_path, "s3://bucket/x", "token", watched=True)
     assert [o["key"].split("/")[0] for o in orders] == ["base"] + ["cells"] * 4
     assert {o["base"] for o in orders[1:]} == {orders[0]["key"]} and orders[0]["base"] is None
+    assert [o["watched"] for o in orders] == [False] + [True] * 4
     assert orders[1]["program"][:4] == [PYTHON, "-m", "pipeline", "run"] and "--resume" in orders[1]["program"]
     assert f"recipe: '{FOLDER}/recipe.yaml'" in orders[1]["files"]["profile.yaml"]
     assert json.loads(json.dumps(orders)) == orders
@@ -438,6 +475,58 @@ def two_nodes() -> Iterator[Any]:
         finally:
             ray.shutdown()
             cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_a_cell_is_stopped_by_its_losses(two_nodes: Any, tmp_path: Path) -> None:
+    ray, _ = two_nodes
+    orders = []
+    for name, seconds in (("stays", "0"), ("goes", "200")):
+        words = [PYTHON, "-c", LOSING, FOLDER, seconds, "ends", str(tmp_path / name)]
+        orders.append(order(tmp_path, name, program=words, watched=True))
+    asked = {o["key"]: {"num_cpus": 1, "num_gpus": 0} for o in orders}
+    place = Storage(orders[0]["store"])
+
+    def stopped(one: Order) -> bool:
+        return one["name"] == "goes" and bool(place.read(node.losses_key(one["key"])))
+
+    found = {one["name"]: outcome["state"] for one, outcome in submit(ray, orders, asked, stopped=stopped)}
+    assert found == {"stays": "done", "goes": "stopped"}
+    deadline = time.monotonic() + 30
+    while at_work(str(tmp_path / "goes")):
+        assert time.monotonic() < deadline, "what was stopped still runs"
+        time.sleep(0.2)
+    assert not (tmp_path / "store/cells/goes/run").exists()
+
+
+def at_work(word: str) -> int:
+    """How many processes have this word in their command line."""
+    found = 0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            found += word in process.cmdline()
+    return found
+
+
+@pytest.mark.nightly
+def test_a_search_tries_the_same_on_ray_and_here(two_nodes: Any, tmp_path: Path) -> None:
+    """Two trials at a time, pruning on: the same trials with the same results; and a study that Ray began goes on here."""
+    ray, here = StudyEngine("ray", address=two_nodes[1].address), StudyEngine()
+
+    def search(folder: str, trials: int, engine: StudyEngine) -> dict[str, Any]:
+        sets = ["training.max_steps=4", "training.logging_steps=1", "evaluation.limit=4", "mix.total=200"]
+        found: Any = run_search("embedded", tmp_path / folder, trials, sets, workers=2, engine=engine)
+        for trial in found["trials"]:
+            assert trial.pop("seconds") is None or trial["state"] == "complete"
+        return {key: value for key, value in found.items() if key != "best"} | {
+            "best": (found["best"] or {}).get("number")
+        }
+
+    local = search("local", 5, here)
+    assert len(local["trials"]) == 5 and {"complete"} <= {trial["state"] for trial in local["trials"]}
+    assert search("ray", 5, ray) == local
+    assert search("both", 2, ray)["trials"] == local["trials"][:2]
+    assert search("both", 5, here) == local
 
 
 @pytest.mark.slow

@@ -219,10 +219,11 @@ VARIANTS = {
 
 def trained(profile: Any, mix: Any, folder: Path, resume: bool = False) -> tuple[bytes, dict[str, Any]]:
     from pipeline.model.load import load_model
+    from pipeline.training.loop import Session
     from pipeline.training.train import train
 
     model, tokenizer = load_model(profile.model, profile.seed)
-    _, section = train(model, tokenizer, profile, mix, folder, resume)
+    _, section = train(model, tokenizer, profile, mix, Session(folder, resume))
     return (folder / "adapter" / "adapter_model.safetensors").read_bytes(), section
 
 

@@ -1,59 +1,58 @@
-"""The training loop's room on the disk, and files that are hashed once."""
+"""Where the training loop begins: at step 0, or at the checkpoint that a session goes on from."""
 
 from __future__ import annotations
 
-import shutil
+import dataclasses
+import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from pipeline.core import files
 from pipeline.core.errors import UserError
-from pipeline.core.files import known_sha256
-from pipeline.training.loop import OTHER_BYTES, REPORT_BYTES, Task, bytes_to_write, require_space
-
-MIB = 2**20
-
-
-class Usage(NamedTuple):
-    total: int
-    used: int
-    free: int
+from pipeline.training.checkpoints import write_manifest
+from pipeline.training.loop import Session, Task, _starting_point, done
+from pipeline.training.records import StageTrainingRecord
 
 
-def task(folder: Path, keep: int = 2) -> Task:
-    return Task(folder, {}, keep, load=lambda: pytest.fail("not loaded"), make_trainer=lambda *_: None)
+def task(session: Session, identity: dict[str, Any]) -> Task:
+    return Task(session, identity, 2, load=lambda: pytest.fail("not loaded"), make_trainer=lambda *_: None)
 
 
-def test_what_a_method_writes_goes_with_what_it_trains() -> None:
-    """AdamW: 4 bytes a weight and 8 of state in each of keep + 1 checkpoints, and 4 in the adapter."""
-    fixed = 4 * OTHER_BYTES + REPORT_BYTES
-    assert bytes_to_write(1_000_000, 2, "adamw_torch") == 3 * 12_000_000 + 4_000_000 + fixed
-    assert bytes_to_write(1_000_000, 2, "adamw_8bit") == 3 * 6_000_000 + 4_000_000 + fixed
-    assert bytes_to_write(600_000_000, 2, "adamw_torch") > 20 * 10**9  # a full training of 0.6 B asks for what it takes
+def test_a_session_is_not_changed_on_the_way(tmp_path: Path) -> None:
+    session = Session(tmp_path)
+    assert (session.resume, session.force, tuple(session.callbacks)) == (False, False, ())
+    assert session.checkpoints == tmp_path / "checkpoints"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        session.resume = True  # type: ignore[misc]
 
 
-def test_too_little_room_is_said_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = 200 * MIB
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, free))
-    require_space(task(tmp_path), 2_000_000, "adamw_torch")
-    with pytest.raises(UserError, match=r"Only 200 MiB are free .* needs 1,\d\d\d: 2 checkpoints"):
-        require_space(task(tmp_path), 30_000_000, "adamw_torch")
-    # What an earlier process has written of it needs no more room.
-    weights = tmp_path / "checkpoints" / "checkpoint-2" / "model.safetensors"
-    weights.parent.mkdir(parents=True)
-    with weights.open("wb") as file:
-        file.truncate(1100 * MIB)
-    require_space(task(tmp_path), 30_000_000, "adamw_torch")
+def test_without_a_checkpoint_training_begins_at_step_0(tmp_path: Path) -> None:
+    for resume in (False, True):
+        assert _starting_point(task(Session(tmp_path, resume), {"seed": 1})) is None
 
 
-def test_a_large_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads: list[Any] = []
-    original = files.file_sha256
-    monkeypatch.setattr(files, "file_sha256", lambda path: reads.append(path) or original(path))
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"one")
-    assert known_sha256(path) == known_sha256(path) == original(path) and len(reads) == 1
-    path.write_bytes(b"other")
-    assert known_sha256(path) == original(path) and len(reads) == 2
+def test_an_unfinished_training_wants_to_be_gone_on_with(tmp_path: Path) -> None:
+    assert done(tmp_path, False, StageTrainingRecord) is None
+    record = dict.fromkeys(("steps", "resumed_from", "peak_memory_bytes"), 3) | {"curve": [], "eval_curve": []}
+    record |= {"seconds": 1.5, "trainable_parameters": 8, "total_parameters": 9}
+    (tmp_path / "training.json").write_text(json.dumps(record))
+    assert done(tmp_path, False, StageTrainingRecord) == record
+    (tmp_path / "training.json").write_text("{}")
+    with pytest.raises(UserError, match="form of a StageTrainingRecord"):
+        done(tmp_path, False, StageTrainingRecord)
+
+
+def test_what_force_went_past_is_noted_with_the_session(tmp_path: Path) -> None:
+    who: dict[str, Any] = {"config": {"training.learning_rate": 0.001}, "data": "a" * 64, "versions": {}}
+    folder = tmp_path / "checkpoints" / "checkpoint-2"
+    folder.mkdir(parents=True)
+    (folder / "trainer_state.json").write_text("{}")
+    write_manifest(folder, who)
+    assert _starting_point(task(Session(tmp_path, resume=True), who)) == folder
+    other = who | {"data": "b" * 64}
+    with pytest.raises(UserError, match="the data was a"):
+        _starting_point(task(Session(tmp_path, resume=True), other))
+    noted: list[str] = []
+    assert _starting_point(task(Session(tmp_path, True, True, noted.append), other)) == folder
+    assert len(noted) == 1 and "checkpoint-2 by --force although the data was" in noted[0]

@@ -123,9 +123,7 @@ def test_a_bad_loss_stops_at_its_step_and_leaves_the_checkpoint_before(
                     next(p for n, p in trainer.model.named_parameters() if "lora_B" in n).fill_(value)
 
     trainer.add_callback(Poison())
-    with pytest.raises(
-        UserError, match=r"The loss became \S+ at step 5 \(learning rate .*The batch has 8 rows"
-    ) as caught:
+    with pytest.raises(UserError, match=r"loss became \S+ at step 5 \(.*batch has 8 rows") as caught:
         trainer.train()
     assert "<|im_start|>" in str(caught.value) and "now 0.003" in str(caught.value)
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
@@ -171,7 +169,7 @@ def test_a_gradient_that_is_not_finite_stops_at_its_step(mix_and_profile: tuple[
         return gradient * float("inf")
 
     parameter.register_hook(poison)
-    with pytest.raises(UserError, match=r"The norm of the gradient became \S+ at step 5 .*The batch has 8 rows"):
+    with pytest.raises(UserError, match=r"gradient became \S+ at step 5 .*batch has 8 rows"):
         trainer.train()
     assert torch.equal(parameter, before[0])  # the step was not taken
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
@@ -250,7 +248,7 @@ def test_no_number_is_fetched_between_two_looks(mix_and_profile: tuple[Any, Any]
 def test_a_weight_that_takes_no_part_stops_the_training(mix_and_profile: tuple[Any, Any], tmp_path: Path) -> None:
     trainer = trainer_of(mix_and_profile, tmp_path)
     trainer.model.register_parameter("idle", torch.nn.Parameter(torch.zeros(2)))
-    with pytest.raises(UserError, match=r"1 of \d+ trained weights took no part in the loss of the first step \(idle"):
+    with pytest.raises(UserError, match=r"1 of \d+ trained weights took no part .* \(idle"):
         trainer.train()
     assert not list(tmp_path.glob("checkpoint-*"))
 
@@ -291,7 +289,7 @@ def test_a_validation_loss_that_is_not_finite_stops(mix_and_profile: tuple[Any, 
                 next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("nan"))
 
     trainer.model.register_forward_pre_hook(poison, with_kwargs=True)
-    with pytest.raises(UserError, match=r"The validation loss became nan at step 4 .*The batch has \d+ rows"):
+    with pytest.raises(UserError, match=r"validation loss became nan at step 4 .* \d+ rows"):
         trainer.train()
     assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]  # the one at 4 would have come after it
 
@@ -348,6 +346,6 @@ def test_a_disk_that_fills_up_keeps_the_checkpoint_before(
     trainer = trainer_of(mix_and_profile, tmp_path)
     (tmp_path / "checkpoint-4").mkdir()
     (tmp_path / "checkpoint-4" / file).symlink_to("/dev/full")  # whatever is written there meets a full disk
-    with pytest.raises(UserError, match=r"The disk is full .*the checkpoint at step 4 could not be written"):
+    with pytest.raises(UserError, match=r"disk is full .*checkpoint at step 4 could not"):
         trainer.train()
     assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]

@@ -168,6 +168,7 @@ def shape(name: str, scratch: Path) -> dict[str, Any]:
     from pipeline.model.decode import generate
     from pipeline.model.load import load_model
     from pipeline.settings import load_profile
+    from pipeline.training.loop import Session
     from pipeline.training.train import train as fine_tune
 
     gpu, folder = torch.cuda.is_available(), scratch / "models" / name
@@ -188,7 +189,7 @@ def shape(name: str, scratch: Path) -> dict[str, Any]:
         result[f"decode_{count}"] = {"milliseconds_a_step": milliseconds, "peak_bytes": memory(gpu)}
     reset(gpu)
     rows = qlora.make_rows(64, length, vocabulary - 1)
-    _, section = fine_tune(model, tokenizer, profile, mix_of(rows), scratch / f"train-{name}")
+    _, section = fine_tune(model, tokenizer, profile, mix_of(rows), Session(scratch / f"train-{name}"))
     kept = ("tokens_per_second", "peak_memory_bytes", "memory_above_base_bytes")
     return result | {key: section[key] for key in kept}  # type: ignore[literal-required]
 

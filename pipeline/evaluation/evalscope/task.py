@@ -83,7 +83,8 @@ def run_benchmark(
         use_cache=str(work_dir.resolve()) if (work_dir / "configs" / "task_config.yaml").exists() else None,
         collect_perf=False,
     )
-    bar = Bar(f"{benchmark.name} ({mode.replace('_', '-')})", total, stored) if progress else None
+    what = f"{benchmark.name} (thinking)" if mode == "thinking" else f"{benchmark.name} (non-thinking)"
+    bar = Bar(what, total, stored) if progress else None
     with bar or contextlib.nullcontext(), ThreadPoolExecutor(1, thread_name_prefix="evalscope") as executor:
         task = executor.submit(run_task, config)
         try:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.core.console import say
 from pipeline.core.errors import UserError
-from pipeline.core.files import file_sha256, make_folder, now, read_json, write_json
+from pipeline.core.files import file_sha256, is_taken, make_folder, now, read_json, write_json
 from pipeline.core.hubs import HUBS
 from pipeline.model.hub import convert, online
 from pipeline.model.hub.convert import BYTES_A_WEIGHT
@@ -136,7 +136,7 @@ def fetch(
     if record is not None and _same(record, name, origin, revision):
         return folder, record, False
     _quiet()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if is_taken(folder):
         found = f"holds {record['model']} from {record['from']}" if record else "exists and is no whole fetched model"
         raise UserError(f"{folder} {found}. Remove it, or choose another --output-dir; nothing was changed.")
     intended = plan_fetch(name, origin, revision)

