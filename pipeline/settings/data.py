@@ -188,9 +188,7 @@ class ShapeSettings(Section):
     # A regular expression. At its last match an answer is parted: before it is reasoning, behind it the answer
     answer_after: str | None = None
     answer_as: str = "{answer}"  # the words of the answer behind the reasoning
-    direct: bool = (
-        False  # the steps, or the row's reasoning, stand in the answer: a row without thinking that is worked out
-    )
+    direct: bool = False  # the steps, or the row's reasoning, stand in the answer: a row without thinking
     soft_switch: float = Field(0.0, ge=0, le=1)  # part of the rows that get /think or /no_think behind the question
 
     @model_validator(mode="after")
