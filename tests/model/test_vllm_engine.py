@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from pipeline.core.errors import UserError
@@ -194,6 +195,23 @@ def test_nothing_is_left_when_the_process_that_started_it_is_killed(tmp_path: Pa
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     wait_until_gone(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process that its parent is gone")
+def test_nothing_is_left_when_the_guard_itself_is_killed(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    code = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    command = [sys.executable, str(guard.__file__), sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 30
+        while not note.exists() or not note.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+    while psutil.pid_exists(int(note.read_text())):
+        assert time.monotonic() < deadline + 20
+        time.sleep(0.05)
 
 
 def test_what_it_is_told() -> None:
