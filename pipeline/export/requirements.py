@@ -27,6 +27,5 @@ def require_packages(what: str, *modules: str) -> None:
     if lacking:
         wanted = f"-r {ROOT / FILE}" if IN_CHECKOUT else " ".join(PACKAGES.values())
         raise UserError(
-            f"{what} needs {' and '.join(lacking)}, which {'is' if len(lacking) == 1 else 'are'} not installed: "
-            f"{sys.executable} -m pip install {wanted}"
+            f"{what} needs packages that are not installed ({', '.join(lacking)}): {sys.executable} -m pip install {wanted}"
         )

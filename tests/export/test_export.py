@@ -210,7 +210,7 @@ def test_another_error_leaves_nothing_and_is_not_hidden(tmp_path: Path) -> None:
 def test_a_missing_package_comes_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     find: Any = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "xllamacpp" else find(name))
-    with pytest.raises(UserError, match=r"xllamacpp, .* -m pip install -r .*export.txt"):
+    with pytest.raises(UserError, match=r"\(xllamacpp\): .* -m pip install -r .*export.txt"):
         requirements.require_packages("GGUF", "json", "xllamacpp")
 
 
