@@ -131,7 +131,7 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
         "hybrid": lambda result, _: accept.hybrid_table(result),
         **{
             name: lambda result, _: _report(result)
-            for name in ("real_run", "real_plain", "real_with_own", "real_with_maths")
+            for name in ("real_run", "real_run_3408", "real_plain", "real_with_own", "real_with_maths")
         },
         **{name: _benchmark("sweep.py") for name in ("sweep_cells", "workers")},
         **{name: audit_table for name in ("audit", "audit_swift_4.3.0", "audit_swift_4.3.1")},
