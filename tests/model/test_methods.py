@@ -146,7 +146,7 @@ for method in sys.argv[2:]:
     shutil.copytree(place / "checkpoints" / "checkpoint-2", again / "checkpoints" / "checkpoint-2")
     base = load_model(profile.model, profile.seed, method)[0]
     resumed, _ = train(base, tokenizer, profile, mix, Session(again, resume=True))
-    sampling = profile.evaluation.sampling.thinking.model_copy(update={"max_new_tokens": 24})
+    sampling = profile.evaluation.sampling.thinking.model_copy(update={"max_new_tokens": 60})
     ends, loaded.generation_config.eos_token_id = loaded.generation_config.eos_token_id, list(range(0, 1024, 6))
     replies = [[r.token_ids for r in generate(loaded, tokenizer, prompts, sampling, size, 1)] for size in (3, 1)]
     lengths = sorted(len(r) for r in replies[0])
@@ -269,7 +269,7 @@ def test_a_method_trains_saves_resumes_and_loads(trained: Trained, method: Metho
     assert got["same"], "what is loaded differs from what was trained"
     assert got["resumed"], "a resumed run ends with other weights"
     assert got["batches_agree"], "a reply depends on its batch"
-    assert got["reply_lengths"][1] < got["reply_lengths"][2]  # so that the batch went on without two of its rows
+    assert got["reply_lengths"][0] < got["reply_lengths"][2]  # so that the batch went on without one of its rows
     assert got["decoding_is_the_forward_pass"] < 0.1  # of a logit, in 16 bit
     assert got["identity"], "a base's identity depends on its precision or its adapter"
     assert got["training_seconds"] > 0
