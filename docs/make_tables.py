@@ -62,8 +62,8 @@ WORDS = {
 COLUMNS: dict[str, tuple[Any, Any]] = {
     "ends": (0.25, 0.0),
     "ends_zh": (0.25, 0.0),
-    "keep": ("chat_50", "recipe"),
-    "keep_zh": ("chat_50", "recipe"),
+    "keep": ("lower_rate", "recipe_lower_rate"),
+    "keep_zh": ("lower_rate", "recipe_lower_rate"),
 }
 
 

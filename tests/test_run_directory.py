@@ -34,11 +34,11 @@ def fill(folder: Path, trained: bool = False) -> None:
 def test_other_settings_are_refused_with_every_way_out(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     opened(folder)
-    with pytest.raises(UserError, match=r"learning_rate is 0\.003 there .*--resume --force"):
-        opened(folder, "training.learning_rate=1e-3", resume=True)
+    with pytest.raises(UserError, match=r"learning_rate is 0\.001 there .*--resume --force"):
+        opened(folder, "training.learning_rate=3e-3", resume=True)
     with pytest.raises(UserError, match="belongs to another run"):
-        opened(folder, "training.learning_rate=1e-3", force=True)  # --force alone is not enough
-    assert read_yaml(folder / "profile.yaml")["training"]["learning_rate"] == 0.003
+        opened(folder, "training.learning_rate=3e-3", force=True)  # --force alone is not enough
+    assert read_yaml(folder / "profile.yaml")["training"]["learning_rate"] == 0.001
 
 
 def test_a_run_and_a_second_stage_begin_with_the_same_record(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_directory_from_before_a_setting_existed_is_still_that_run(tmp_path: P
 @pytest.mark.parametrize(
     ("override", "mix_stays", "evaluation_stays"),
     [
-        ("training.learning_rate=1e-3", True, True),
+        ("training.learning_rate=3e-3", True, True),
         ("lora.rank=4", True, True),
         ("mix.total=300", False, True),
         ("data.validation_fraction=0.1", False, True),

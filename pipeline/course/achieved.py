@@ -42,7 +42,7 @@ RIGHT = re.compile(r"^(\w+\.\d+)(?:: right|：正确)$", re.MULTILINE)
 CHECK = re.compile(r'check\("(\w+\.\d+)"')
 # The part of a line of docs/claims.md that names a rate of the main job: its base, or its tuned model.
 RATE = re.compile(
-    r"^`keep\.json` (base|points\[recipe\]/modes)/(thinking|non_thinking)/(?:benchmarks/(\w+)|mode_fidelity)$"
+    r"^`keep_rate\.json` (base|points\[recipe_lower_rate\]/modes)/(thinking|non_thinking)/(?:benchmarks/(\w+)|mode_fidelity)$"
 )
 
 

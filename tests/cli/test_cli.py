@@ -298,7 +298,7 @@ def test_output_directory_of_another_run(tmp_path: Path, capsys: pytest.CaptureF
     Run.open(load_profile("embedded"), folder)
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     text = fails(capsys, "run", "--output-dir", str(folder), "--set", "training.learning_rate=1e-5", "--resume")
-    assert "belongs to another run" in text and "training.learning_rate is 0.003 there and 1e-05 here" in text
+    assert "belongs to another run" in text and "training.learning_rate is 0.001 there and 1e-05 here" in text
     assert "--resume" in fails(capsys, "run", "--output-dir", str(folder))
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 

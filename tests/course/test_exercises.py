@@ -44,7 +44,7 @@ CLEAN: dict[str, Any] = {
     "exact_duplicates": True,
     "near_duplicates": {},
 }
-TRIAL = ["training.max_steps=50", "training.learning_rate=1e-3", "data.validation_fraction=0"]
+TRIAL = ["training.max_steps=50", "training.learning_rate=2e-3", "data.validation_fraction=0"]
 
 
 # --- right and wrong answers ------------------------------------------------------------------------------------------

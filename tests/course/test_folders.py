@@ -29,7 +29,7 @@ def test_a_new_folder_and_the_same_run_keep_their_name(tmp_path: Path, capsys: p
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("override", ["training.learning_rate=1e-3", "mix.chat_share=0.4", "evaluation.limit=3"])
+@pytest.mark.parametrize("override", ["training.learning_rate=3e-3", "mix.chat_share=0.4", "evaluation.limit=3"])
 def test_other_settings_get_a_folder_beside_it_and_find_it_again(
     override: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

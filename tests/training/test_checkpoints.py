@@ -273,8 +273,8 @@ def test_a_damaged_checkpoint_is_left_out_and_other_settings_are_refused(tmp_pat
     optimizer.write_bytes(content)
     shutil.rmtree(tmp_path / "adapter")
     other = profile.model_copy(deep=True)
-    other.training.learning_rate = 1e-3
-    with pytest.raises(UserError, match=r"training.learning_rate was 0.003 and is 0.001"):
+    other.training.learning_rate = 3e-3
+    with pytest.raises(UserError, match=r"training.learning_rate was 0.001 and is 0.003"):
         trained(other, mix, tmp_path, resume=True)
     assert not (tmp_path / "adapter").exists()
     assert trained(profile, mix, tmp_path, resume=True)[0] == adapter

@@ -125,7 +125,7 @@ def test_a_bad_loss_stops_at_its_step_and_leaves_the_checkpoint_before(
     trainer.add_callback(Poison())
     with pytest.raises(UserError, match=r"loss became \S+ at step 5 \(.*batch has 8 rows") as caught:
         trainer.train()
-    assert "<|im_start|>" in str(caught.value) and "now 0.003" in str(caught.value)
+    assert "<|im_start|>" in str(caught.value) and "now 0.001" in str(caught.value)
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
 
 
@@ -153,7 +153,7 @@ def test_the_exponential_schedule_reaches_the_optimiser(mix_and_profile: tuple[A
     trainer.train()
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
     warm_up = trainer.args.get_warmup_steps(8)
-    assert rates == pytest.approx([0.003 * exponential(warm_up, 8)(step) for step in range(8)])
+    assert rates == pytest.approx([0.001 * exponential(warm_up, 8)(step) for step in range(8)])
 
 
 def test_a_gradient_that_is_not_finite_stops_at_its_step(mix_and_profile: tuple[Any, Any], tmp_path: Path) -> None:

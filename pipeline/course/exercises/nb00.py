@@ -23,7 +23,7 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 @exercise("00.1")
 def overrides_for_a_trial(answer: Any) -> None:
     """``answer``: overrides that make the embedded profile a short trial."""
-    wanted = {"training.max_steps": 50, "training.learning_rate": 1e-3, "data.validation_fraction": 0.0}
+    wanted = {"training.max_steps": 50, "training.learning_rate": 2e-3, "data.validation_fraction": 0.0}
     assert isinstance(answer, list) and all(isinstance(text, str) for text in answer), (
         "The answer should be a list of texts, each of the form key=value."
     )
