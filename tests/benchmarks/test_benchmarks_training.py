@@ -141,9 +141,8 @@ def test_tiny_runs(warm_python: str, environment: dict[str, str], tmp_path: Path
     }
     for name, options in commands.items():
         script = str(ROOT / "benchmarks" / f"{name}.py")
-        python = (
-            sys.executable if name == "estimate" else warm_python
-        )  # a fork shares memory, which is then not its own
+        # The memory of a fork is shared, so not its own.
+        python = sys.executable if name == "estimate" else warm_python
         command = [python, script, *options, "--output", str(outputs[name])]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert outputs[name].exists(), done.stderr[-3000:]
