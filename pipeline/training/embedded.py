@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
+from pipeline.core.console import foreign, say
 from pipeline.core.files import write_json
 from pipeline.data import corpora
 from pipeline.data.chat_format import ChatFormat
@@ -124,6 +125,11 @@ def build_tokenizer(settings: BuildSettings, output_dir: Path) -> None:
     )
     tokenizer.add_tokens([AddedToken(t, special=special, normalized=False) for t, special in ADDED_TOKENS])
     get_chat_template(tokenizer, "qwen3").save_pretrained(output_dir)
+
+
+def _build_tokenizer_quietly(settings: BuildSettings, output_dir: Path) -> None:
+    with foreign(output_dir):  # a process of its own has standard streams of its own
+        build_tokenizer(settings, output_dir)
 
 
 _format: ChatFormat | None = None
@@ -265,9 +271,7 @@ def _fit(
         elapsed = time.monotonic() - begin
         if step % 100 == 0:
             left = elapsed / step * (settings.steps - step)
-            print(
-                f"step {step} loss {recent:.4f} {tokens / elapsed:.0f} tokens/s, {left / 60:.1f} min left", flush=True
-            )
+            say(f"step {step} loss {recent:.4f} {tokens / elapsed:.0f} tokens/s, {left / 60:.1f} min left")
         if max_seconds and elapsed > max_seconds:
             break
     return {"steps": step, "tokens": tokens, "final_loss": round(recent, 5)}
@@ -284,15 +288,13 @@ def train_base(settings: BuildSettings, output_dir: Path, max_seconds: float | N
     """
     started = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        pool.apply(build_tokenizer, (settings, output_dir))
+        pool.apply(_build_tokenizer_quietly, (settings, output_dir))
     import torch
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(output_dir)
     rows = _read_rows(settings, output_dir)
-    print(
-        f"{len(rows)} examples, {sum(len(r[0]) for r in rows)} tokens, {time.monotonic() - started:.0f} s", flush=True
-    )
+    say(f"{len(rows)} examples, {sum(len(r[0]) for r in rows)} tokens, {time.monotonic() - started:.0f} s")
     torch.manual_seed(settings.seed)
     model = _new_model(settings, tokenizer).to("cuda" if torch.cuda.is_available() else "cpu")
     trained = _fit(model, _batches(rows, settings), settings, max_seconds)
