@@ -14,7 +14,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ ENGLISH = "en"
 # back on all of them.
 NEEDS = {"04": {"03"}, "05": {"04"}, "06": {"05"}, "07": {"05"}, "08": {"05"}, "09": {"05"}, "10": {"05"}}
 NEEDS["12"] = {"00", "01", "02", "02b", "03", "03b", "04", "05", "06", "06b", "07", "08", "09", "10", "11"}
+RECORD = "course.json"  # what was finished, with which parameters
 ERROR_LINES = 18  # of source and of error, so that a failure fits on one screen
 
 
@@ -184,15 +185,7 @@ def execute_course(
         "chat_share": chat_share,
         "overrides": list(overrides or []),
     }
-    record_path = output_dir / "course.json"
-    identity = fingerprint({k: v for k, v in parameters.items() if k != "output_dir"})
-    record: dict[str, Any] = {"parameters": identity, "finished": {}}
-    if record_path.exists():
-        record = read_json(record_path)
-        if record["parameters"] != identity:
-            raise UserError(
-                f"{output_dir} holds a course with other parameters. Choose another --output-dir; nothing was changed."
-            )
+    record = _record(output_dir, fingerprint({k: v for k, v in parameters.items() if k != "output_dir"}))
     notebooks = course_notebooks(only, language)
     prefix = "" if language == ENGLISH else f"{language}/"
     digests = {notebook.stem: file_sha256(notebook) for notebook in notebooks}
@@ -204,37 +197,54 @@ def execute_course(
     waiting = [notebook for notebook in notebooks if notebook.stem not in entries]
     not_run = {notebook.stem: {"name": notebook.stem, "status": "not run", "seconds": 0.0} for notebook in waiting}
     _index(output_dir, record, not_run | entries, prefix)
-    running: dict[Future[dict[str, Any]], Path] = {}
-    # The working folder belongs to the whole process: papermill, given one for each notebook, would mix them up.
-    with (
-        contextlib.chdir(folder_of(language)),
-        own_temporary_folder(),
-        warnings.catch_warnings(),
-        ThreadPoolExecutor(workers, thread_name_prefix="notebook") as pool,
-    ):
+
+    def start(notebook: Path) -> dict[str, Any]:
+        return _execute(notebook, output_dir / "notebooks" / f"{prefix}{notebook.name}", parameters)
+
+    with own_temporary_folder(), warnings.catch_warnings():
         # papermill's, of the name that the notebook has until it is whole
         warnings.filterwarnings("ignore", "The specified file .* does not end in")
-        failed = False
+        for notebook, entry in _in_turn(waiting, folder_of(language), workers, start):
+            entries[notebook.stem] = entry
+            if entry["status"] == "done":
+                finished = {"sha256": digests[notebook.stem], "seconds": entry["seconds"]}
+                record["finished"][prefix + notebook.stem] = finished
+                write_json(output_dir / RECORD, record)
+            _index(output_dir, record, not_run | entries, prefix)
+    result = [(not_run | entries)[notebook.stem] for notebook in notebooks]
+    return {"ok": not any(entry["status"] == "failed" for entry in result), "notebooks": result}
+
+
+def _record(folder: Path, identity: str) -> dict[str, Any]:
+    """What the folder says was finished with the parameters of this identity; nothing yet, where it is new."""
+    if not (folder / RECORD).exists():
+        return {"parameters": identity, "finished": {}}
+    record = read_json(folder / RECORD)
+    if record["parameters"] != identity:
+        raise UserError(
+            f"{folder} holds a course with other parameters. Choose another --output-dir; nothing was changed."
+        )
+    return record
+
+
+def _in_turn(
+    notebooks: Sequence[Path], folder: Path, workers: int, start: Callable[[Path], dict[str, Any]]
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Each notebook with its entry, as it ends; ``workers`` at a time, once its needs are met. After a failure none is begun."""
+    waiting, failed = list(notebooks), False
+    running: dict[Future[dict[str, Any]], Path] = {}
+    # The working folder belongs to the whole process: papermill, given one for each notebook, would mix them up.
+    with contextlib.chdir(folder), ThreadPoolExecutor(workers, thread_name_prefix="notebook") as pool:
         while running or (waiting and not failed):
             free = [] if failed else ready(waiting, running.values())
             for notebook in free[: workers - len(running)]:
                 waiting.remove(notebook)
-                say(f"executing {notebook.name} ({len(entries) + len(running) + 1} of {len(notebooks)})")
-                executed = output_dir / "notebooks" / f"{prefix}{notebook.name}"
-                running[pool.submit(_execute, notebook, executed, parameters)] = notebook
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
+                say(f"executing {notebook.name} ({len(notebooks) - len(waiting)} of {len(notebooks)})")
+                running[pool.submit(start, notebook)] = notebook
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
                 notebook, entry = running.pop(future), future.result()
-                entries[notebook.stem] = entry
-                if entry["status"] == "failed":
-                    failed = True
-                    say(entry["error"])
-                    if running:
-                        say(f"waiting for {', '.join(other.name for other in running.values())} to end")
-                else:
-                    say(f"{notebook.name}: {duration(entry['seconds'])}")
-                    done_now = {"sha256": digests[notebook.stem], "seconds": entry["seconds"]}
-                    record["finished"][prefix + notebook.stem] = done_now
-                    write_json(record_path, record)
-            _index(output_dir, record, not_run | entries, prefix)
-    return {"ok": not failed, "notebooks": [(not_run | entries)[notebook.stem] for notebook in notebooks]}
+                failed = failed or entry["status"] == "failed"
+                say(entry["error"] if entry["status"] == "failed" else f"{notebook.name}: {duration(entry['seconds'])}")
+                yield notebook, entry
+            if failed and running:
+                say(f"waiting for {', '.join(other.name for other in running.values())} to end")

@@ -322,24 +322,15 @@ class Preparation:
             own = [(*next(answers), MODES.index(mode)) for _, _, mode, _ in entry]
             longest = max(len(ids) for ids, _, _ in own)
             over = longest > self.limit
-            if over and self.too_long == "cut":
-                # An example of which nothing with loss would be left is no example.
-                shortened = [(ids[: self.limit], prompt, mode) for ids, prompt, mode in own if prompt < self.limit]
-                if shortened:
-                    own, over = shortened, False
-                    tally.notes["cut_at_the_limit"] += 1
+            if over and self.too_long == "cut" and (shortened := self._cut(own)):
+                own, over = shortened, False
+                tally.notes["cut_at_the_limit"] += 1
             if method and (over or place in rejected):
                 tally.notes["augmented_copy_left_out"] += 1
                 continue
-            if not method:
-                # Conversations that begin alike share their first example, so they must fall on one side of the split;
-                # and so must what was made from them.
-                if self.source.source == "base":
-                    again = self.source.questions is not None and self.source.questions.conditions is not None
-                    key = _asked(conversation, draft.rows[place].data, again)
-                else:
-                    key = _hash(_listed(own[0][0]))
             source_row = draft.rows[place]
+            if not method:  # what was made from a conversation, and follows it here, falls on its side of the split
+                key = self._split_key(conversation, source_row, own[0][0])
             label = ""
             if self.cleaning.class_balance and source_row.data is not None:
                 label = str(source_row.data[self.cleaning.class_balance.field])
@@ -361,13 +352,6 @@ class Preparation:
             else:
                 shown = {MODES[mode] for _, _, mode in own}
                 tally.modes[f"{shown.pop() if len(shown) == 1 else 'both'}: {conversation.why or NO_REASONING}"] += 1
-        lines = []
-        for place in sorted(rejected):
-            row, why = draft.rows[place], rejected[place]
-            tally.rejected.setdefault(why.step, Counter())[why.reason] += 1
-            tally.show(why.step, f"{row.file}:{row.line} {why.reason}: {why.detail}")
-            record = {"source": self.source.name, "file": row.file, "line": row.line, "step": why.step}
-            lines.append(json_line({**record, "reason": why.reason, "detail": why.detail, "row": row.data}))
         exact = [[exact_key(c) for c in side] if self.comparing else [] for side in compared]
         texts = [[text_of(c) for c in side] if self._sign else [] for side in compared]
         lengths = np.fromiter((len(ids) for ids, _, _ in kept), np.int32, len(kept))
@@ -381,9 +365,31 @@ class Preparation:
             rows=rows,
             exact=(exact[0], exact[1]),
             signatures=(self._sign(texts[0]), self._sign(texts[1])) if self._sign else None,
-            rejected=lines,
+            rejected=self._left_out(draft),
             tally=tally,
         )
+
+    def _cut(self, own: Sequence[tuple[list[int], int, int]]) -> list[tuple[list[int], int, int]]:
+        """The examples (ids, length of the prompt, mode), cut at the limit, without those that would be left without loss."""
+        return [(ids[: self.limit], prompt, mode) for ids, prompt, mode in own if prompt < self.limit]
+
+    def _split_key(self, conversation: Conversation, row: SourceRow, first: list[int]) -> int:
+        """Rows with one key fall on one side of the split: with one first example, or the base's answers to one question."""
+        if self.source.source == "base":
+            again = self.source.questions is not None and self.source.questions.conditions is not None
+            return _asked(conversation, row.data, again)
+        return _hash(_listed(first))
+
+    def _left_out(self, draft: _Draft) -> list[bytes]:
+        """A line for each rejected row, with its reason and the row itself; each is counted in the draft's tally."""
+        lines = []
+        for place in sorted(draft.rejected):
+            row, why = draft.rows[place], draft.rejected[place]
+            draft.tally.rejected.setdefault(why.step, Counter())[why.reason] += 1
+            draft.tally.show(why.step, f"{row.file}:{row.line} {why.reason}: {why.detail}")
+            record = {"source": self.source.name, "file": row.file, "line": row.line, "step": why.step}
+            lines.append(json_line({**record, "reason": why.reason, "detail": why.detail, "row": row.data}))
+        return lines
 
     def __call__(self, rows: list[SourceRow], first: int) -> Chunk:
         """All of it at once."""
