@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.core.errors import UserError
@@ -70,6 +71,20 @@ def _break_character(texts: str) -> str:
     raise Rejected("no_free_private_use_character")
 
 
+def _strings_in(value: Any) -> list[str]:
+    """All strings in lists and dicts, keys among them."""
+    if isinstance(value, str):
+        return [value]
+    found: list[str] = []
+    if isinstance(value, dict | list):
+        for part in chain.from_iterable(value.items()) if isinstance(value, dict) else value:
+            if part.__class__ is str:
+                found.append(part)
+            else:
+                found += _strings_in(part)
+    return found
+
+
 def _map_strings(value: Any, change: Any) -> Any:
     if isinstance(value, str):
         return change(value)
@@ -80,11 +95,15 @@ def _map_strings(value: Any, change: Any) -> Any:
     return value
 
 
-def _remember_safe_attributes(tokenizer: Any) -> None:
-    """Let the sandbox in which the tokenizer's template runs remember its own verdicts; saves a quarter of rendering.
+_DICT = frozenset(dir(dict))
 
-    Whether an attribute may be read depends on the type of the object and the attribute's name alone (jinja2.sandbox), and
-    the sandbox asks itself anew at every access. transformers compiles a template once and keeps it.
+
+def _quicken_sandbox(tokenizer: Any) -> None:
+    """Spare the sandbox in which the tokenizer's template runs two things that it does at every access.
+
+    Whether an attribute may be read depends on the type of the object and the attribute's name alone (jinja2.sandbox), so it
+    remembers its own verdicts. And ``message.role`` of a dict, which has no such attribute, is looked up at once. transformers
+    compiles a template once and keeps it.
     """
     template = getattr(tokenizer, "compiled_template", None)
     if template is None:
@@ -101,7 +120,14 @@ def _remember_safe_attributes(tokenizer: Any) -> None:
             known[key] = verdict(environment, obj, attr, value)
         return known[key]
 
-    environment.is_safe_attribute = is_safe_attribute
+    plain = type(environment).getattr
+
+    def getattr_(obj: Any, attribute: str) -> Any:
+        if obj.__class__ is dict and attribute not in _DICT:
+            return obj[attribute] if attribute in obj else environment.undefined(obj=obj, name=attribute)
+        return plain(environment, obj, attribute)
+
+    environment.is_safe_attribute, environment.getattr = is_safe_attribute, getattr_
 
 
 class ChatFormat:
@@ -130,12 +156,12 @@ class ChatFormat:
                 f"data.empty_think={empty_think} trains the empty block behind the thinking prompt, which only models like Qwen3 "
                 "have; this chat template's prompts differ in another way. Use data.empty_think=masked."
             )
-        _remember_safe_attributes(tokenizer)
+        _quicken_sandbox(tokenizer)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """In a worker process: ``__init__`` does not run there, and the sandbox of that process has to learn it too."""
         self.__dict__.update(state)
-        _remember_safe_attributes(self.tokenizer)
+        _quicken_sandbox(self.tokenizer)
 
     @cached_property
     def key(self) -> str:
@@ -206,15 +232,14 @@ class ChatFormat:
 
     def _protect(self, conversation_part: Any) -> tuple[Any, str]:
         """Split literal control tokens in all strings; returns the new value and the splitting character ("" if none)."""
-        strings: list[str] = []
-        _map_strings(conversation_part, strings.append)
+        whole = "\0".join(_strings_in(conversation_part))
         try:
-            "".join(strings).encode()
+            whole.encode()
         except UnicodeEncodeError as error:  # half a surrogate pair; the tokenizer would fail on the whole batch
             raise Rejected("not_unicode", str(error)) from error
-        if not any(self._added.search(s) for s in strings):
+        if not self._added.search(whole):
             return conversation_part, ""
-        mark = _break_character("".join(strings))
+        mark = _break_character(whole)
         change = lambda s: self._added.sub(lambda m: m[0][0] + mark + m[0][1:], s)  # noqa: E731
         return _map_strings(conversation_part, change), mark
 
@@ -231,6 +256,8 @@ class ChatFormat:
         return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def _encode_marked(self, texts: Sequence[str], marks: Sequence[str]) -> list[list[int]]:
+        if not any(marks):
+            return self.encode(texts)
         pieces = [text.split(mark) if mark else [text] for text, mark in zip(texts, marks, strict=True)]
         flat = iter(self.encode([piece for group in pieces for piece in group]))
         return [[token for _ in group for token in next(flat)] for group in pieces]

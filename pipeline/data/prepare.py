@@ -9,11 +9,11 @@ recipe's cleaning steps → decontaminate → tokenise and mask → length limit
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -355,10 +355,12 @@ class Preparation:
         exact = [[exact_key(c) for c in side] if self.comparing else [] for side in compared]
         texts = [[text_of(c) for c in side] if self._sign else [] for side in compared]
         lengths = np.fromiter((len(ids) for ids, _, _ in kept), np.int32, len(kept))
-        flat = chain.from_iterable(ids for ids, _, _ in kept)
+        flat = array("i")
+        for ids, _, _ in kept:
+            flat.fromlist(ids)  # quicker than NumPy's own ways from many lists
         return Chunk(
             read=len(draft.rows),
-            tokens=np.fromiter(flat, np.int32, int(lengths.sum())),
+            tokens=np.array(flat, np.int32),
             lengths=lengths,
             prompts=np.fromiter((prompt for _, prompt, _ in kept), np.int32, len(kept)),
             modes=np.fromiter((mode for _, _, mode in kept), np.int8, len(kept)),

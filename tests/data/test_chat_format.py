@@ -882,6 +882,33 @@ def test_the_sandbox_keeps_its_verdicts(embedded_tokenizer: PreTrainedTokenizerB
     assert environment.from_string("{{ 'a b'.split(' ')[1] }}").render() == "b"
 
 
+NAMES = ("role", "content", "items", "keys", "get", "update", "pop", "__class__", "_own")
+
+
+@given(
+    message=st.dictionaries(st.sampled_from(NAMES), st.none() | st.text(max_size=5) | st.just({"role": "x"})),
+    name=st.sampled_from(NAMES),
+    more=st.sampled_from(["", ".role", ".upper()", "()", "['role']"]),
+)
+def test_the_sandbox_reads_dicts_as_it_did(
+    embedded_tokenizer: PreTrainedTokenizerBase, message: dict[str, Any], name: str, more: str
+) -> None:
+    from jinja2.exceptions import TemplateError
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    ChatFormat(embedded_tokenizer)
+    seen = []
+    for compiled in (_compile_jinja_template, _compile_jinja_template.__wrapped__):  # ours, and one that nobody touched
+        environment = compiled(embedded_tokenizer.chat_template).environment
+        assert ("getattr" in vars(environment)) == (compiled is _compile_jinja_template)
+        text = f"{{{{ m.{name} is defined }}}} {{{{ m.{name}{more} }}}}"
+        try:
+            seen.append(environment.from_string(text).render(m=dict(message)))
+        except (TemplateError, TypeError) as error:
+            seen.append(f"{type(error).__name__}: {error}")
+    assert re.sub("0x[0-9a-f]+", "", seen[0]) == re.sub("0x[0-9a-f]+", "", seen[1])
+
+
 @pytest.mark.slow
 def test_the_sandbox_keeps_its_verdicts_in_a_worker_process(embedded_tokenizer: PreTrainedTokenizerBase) -> None:
     code = (
