@@ -101,9 +101,11 @@ def notebooks_way(path: Path, tokenizer: Any, folder: Path) -> int:
     """As the public notebooks do it. Returns the number of loss-bearing tokens."""
     from datasets import load_dataset
     from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers.utils.chat_template_utils import _compile_jinja_template
     from trl import SFTConfig, SFTTrainer
     from unsloth.chat_templates import standardize_sharegpt, train_on_responses_only
 
+    _compile_jinja_template.cache_clear()  # the sandbox as transformers makes it, without what ChatFormat puts into it
     rows = load_dataset("json", data_files=str(path), split="train", cache_dir=str(folder))
     rows = standardize_sharegpt(rows)
 
