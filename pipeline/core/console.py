@@ -105,6 +105,12 @@ _expected: dict[str, float] = {}  # seconds of the stages that are still to come
 _bar: Bar | None = None  # the one that is drawn
 
 
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel; one that has only imported Jupyter's packages, as papermill does, is none."""
+    kernel = sys.modules.get("ipykernel.kernelapp")
+    return kernel is not None and bool(kernel.IPKernelApp.initialized())
+
+
 def expect(seconds: Mapping[str, float]) -> None:
     """Say how long the stages to come will take, for the time that is left of the whole; {} forgets it."""
     _expected.clear()
@@ -120,7 +126,7 @@ class Bar:
     def __init__(self, what: str, total: int, done: int = 0):
         self.what, self.total, self.done, self._from = what, total, done, done
         self._began = self._drawn = time.monotonic()
-        self._over = stream().isatty() or "ipykernel" in sys.modules
+        self._over = stream().isatty() or in_notebook()
 
     def __enter__(self) -> Bar:
         global _bar

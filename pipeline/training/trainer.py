@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, ProgressCallback, TrainerState
 from trl import SFTTrainer
 
+from pipeline.core.console import in_notebook
 from pipeline.core.errors import UserError
 from pipeline.core.files import FULL
 from pipeline.data.chat_format import IGNORE_INDEX
@@ -190,7 +190,7 @@ class StopsInTime:
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
         """With the project's own display of progress; a notebook keeps transformers' table."""
         self.add_callback(FreedMemory())
-        if "ipykernel" in sys.modules:
+        if in_notebook():
             return super().train(*args, **kwargs)  # type: ignore[misc]
         for theirs in (ProgressCallback, PrinterCallback):
             self.remove_callback(theirs)

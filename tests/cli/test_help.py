@@ -152,6 +152,12 @@ def test_the_reader_finds_what_babel_finds(tmp_path: Path) -> None:
     assert list(read_catalogue(path)) == [('a "b"\nc', "甲乙"), ("d", "")]
 
 
+def test_jupyter_that_is_only_imported_is_no_notebook() -> None:
+    import ipykernel.kernelapp  # noqa: F401  as papermill does in the process that runs the course
+
+    assert not console.in_notebook()
+
+
 def test_a_bar_speaks_the_language(
     chinese: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
