@@ -24,6 +24,7 @@ UNGUARDED = (
     "data.workers starts processes, and each of them reads the script that started it from its first line. Put what the "
     'script does behind `if __name__ == "__main__":`, or set data.workers=1.'
 )
+TOKENISING = 2  # threads, where this process prepares the rows itself
 _preparations: Sequence[Preparation] = ()  # in a worker process: those of all sources
 
 
@@ -62,8 +63,9 @@ class Crew:
                 spawn = get_context("spawn")
                 self._executor = ProcessPoolExecutor(self.workers, spawn, _start_worker, (self.preparations,))
             else:
-                # The tokenizer works outside Python's lock while the next rows are rendered.
-                self._executor = ThreadPoolExecutor(1)
+                # The tokenizer works outside Python's lock while the next rows are rendered. Two threads, since Unsloth
+                # forbids it (TOKENIZERS_PARALLELISM) to use several cores by itself.
+                self._executor = ThreadPoolExecutor(TOKENISING)
         return self._executor
 
     def chunks(self, number: int, rows: Iterator[SourceRow], first: int) -> Iterator[Chunk]:
@@ -98,7 +100,7 @@ class Crew:
                 draft = preparation.draft(batch, first)
                 waiting.append((draft, executor.submit(preparation.form.encode_answers, draft.answers)))
             first += len(batch)
-            if len(waiting) > (2 * self.workers if self.workers > 1 else 1):
+            if len(waiting) > (2 * self.workers if self.workers > 1 else TOKENISING):
                 yield next_chunk()
         while waiting:
             yield next_chunk()

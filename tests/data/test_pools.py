@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.data import pools
 from pipeline.data.chat_format import ChatFormat
 from pipeline.data.pools import Pool, build_pool, build_pools, example_table, require_usable
 from pipeline.data.prepare import Preparation
+from pipeline.data.sources import read_rows
 from pipeline.settings import AugmentationSettings, CleanSettings, Decontamination, Recipe, SourceSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +71,41 @@ def test_shards_and_chunks_change_nothing(form: ChatFormat, monkeypatch: pytest.
     assert parts.tally.record() == whole.tally.record()
     keys = [np.concatenate(list(pool.exact_keys())) for pool in (whole, parts)]
     assert len(keys[0]) == len(set(whole.examples["row"])) and (keys[0] == keys[1]).all()
+
+
+def test_a_chunk_that_is_tokenised_late_stays_in_its_place(form: ChatFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = build_pool(Preparation(generated(), form, 48))
+    monkeypatch.setattr("pipeline.data.crew.CHUNK", 100)
+    finished: list[str] = []
+
+    class FirstIsLast(ChatFormat):
+        def encode_answers(self, answers: Any) -> Any:
+            first = answers == opening
+            while first and "other" not in finished:
+                time.sleep(0.01)
+            finished.append("first" if first else "other")
+            return super().encode_answers(answers)
+
+    slow = FirstIsLast(form.tokenizer)
+    preparation = Preparation(generated(), slow, 48)
+    opening = preparation.draft(list(islice(read_rows(preparation.source), 100)), 0).answers
+    assert contents(build_pool(preparation)) == contents(whole)
+    assert finished[0] == "other" and sorted(finished) == ["first", "other", "other"]
+
+
+def test_threads_share_a_tokenizer_that_was_left_cutting(form: ChatFormat) -> None:
+    texts = ["What is 12 plus 30? " * 20] * 200
+    whole = form.encode(texts)
+    backend = form.tokenizer.backend_tokenizer
+    try:
+        for limit in range(3, 8):
+            backend.enable_truncation(limit)
+            backend.enable_padding(length=4000)
+            with ThreadPoolExecutor(2) as threads:
+                assert all(result == whole for result in threads.map(form.encode, [texts] * 4))
+    finally:
+        backend.no_truncation()
+        backend.no_padding()
 
 
 @pytest.mark.slow
