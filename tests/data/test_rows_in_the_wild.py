@@ -296,6 +296,87 @@ def test_calls_in_the_text_that_are_read(embedded_tokenizer: PreTrainedTokenizer
     assert learnt(embedded_tokenizer, row) == [("non_thinking", CALL)]
 
 
+# Anthropic's API: calls and results are blocks of the content, a schema's parameters stand under input_schema.
+USE = {
+    "type": "tool_use",
+    "id": "b",
+    "name": "weather",
+    "input": {"city": "Oslo"},
+    "cache_control": {"type": "ephemeral"},
+}
+BLOCK_TOOL = {"name": "weather", "input_schema": SCHEMA["parameters"], "cache_control": {"type": "ephemeral"}}
+
+
+def result(named: str = "b", content: Any = "4 °C") -> Row:
+    return {"type": "tool_result", "tool_use_id": named, "content": content}
+
+
+def text_block(text: str) -> Row:
+    return {"type": "text", "text": text}
+
+
+def test_blocks_of_calls_and_results(embedded_tokenizer: PreTrainedTokenizerBase) -> None:
+    blocks: list[Row] = [
+        user("How cold is it in Oslo and Rome?"),
+        assistant([{"type": "thinking", "thinking": "Ask.", "signature": "s"}, text_block("One moment."), USE,
+                   USE | {"id": "r", "input": {"city": "Rome"}}]),
+        {"role": "user", "content": [result("r", [text_block("20 °C")]), result("b", "4 °C")]},
+        assistant([{"type": "thinking", "thinking": "4 and 20.", "signature": "s"}, text_block("4 °C and 20 °C.")]),
+    ]  # fmt: skip
+    calls = [
+        {"id": i, "function": {"name": "weather", "arguments": {"city": c}}} for i, c in (("b", "Oslo"), ("r", "Rome"))
+    ]
+    plain = [
+        blocks[0],
+        assistant("One moment.", tool_calls=calls, reasoning_content="Ask."),
+        {"role": "tool", "tool_call_id": "b", "content": "4 °C"},
+        {"role": "tool", "tool_call_id": "r", "content": "20 °C"},
+        assistant("4 °C and 20 °C.", reasoning_content="4 and 20."),
+    ]
+    got = converter("auto")({"tools": [BLOCK_TOOL], "messages": blocks})
+    want = converter("auto")({"tools": [SCHEMA], "messages": plain})
+    assert got.tools == want.tools == [{"type": "function", "function": SCHEMA}]
+    assert [{**m, "tool_calls": None} for m in got.messages] == [{**m, "tool_calls": None} for m in want.messages]
+    shown = learnt(embedded_tokenizer, {"tools": [BLOCK_TOOL], "messages": blocks})
+    assert shown == learnt(embedded_tokenizer, {"tools": [SCHEMA], "messages": plain})
+    assert [mode for mode, _ in shown] == ["thinking", "thinking"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "after", "reason"),
+    [
+        ([USE, text_block("and so on")], [result()], "bad_tool_call"),
+        ([USE, result()], [result()], "bad_tool_result"),
+        ([USE], [text_block("Look:"), result()], "bad_tool_result"),
+        ([USE], [{"type": "tool_result", "content": "4"}], "bad_tool_result"),
+        ([USE], [result("other")], "unmatched_result"),
+        ([USE], [result(content=[{"type": "image", "source": {}}])], "needs_media"),
+        ([{"type": "redacted_thinking", "data": "x"}, USE], [result()], "not_text"),
+        ([USE, {"type": ["text"]}], [result()], "bad_tool_call"),
+        ([USE], [USE], "bad_tool_call"),  # by the user
+    ],
+)
+def test_blocks_that_are_not_understood(answer: Any, after: Any, reason: str) -> None:
+    messages = [user("q"), assistant(answer), {"role": "user", "content": after}, assistant("4 °C")]
+    assert reason_of({"tools": [BLOCK_TOOL], "messages": messages}) == reason
+
+
+def test_calls_in_two_places_or_of_the_user() -> None:
+    call = {"name": "weather", "arguments": {"city": "Oslo"}}
+    both = assistant([USE], tool_calls=[call])
+    assert reason_of({"tools": [BLOCK_TOOL], "messages": [user("q"), both]}) == "bad_tool_call"
+    asked = [user("q") | {"tool_calls": [call]}, assistant("4 °C")]
+    assert reason_of({"tools": [SCHEMA], "messages": asked}) == "bad_tool_call"
+    for none in (None, [], "", "[]", "null"):  # as tables fill the field in every turn
+        asked[0]["tool_calls"] = none
+        assert converter("auto")({"tools": [SCHEMA], "messages": asked}).mode == "non_thinking"
+
+
+def test_a_schema_with_both_names_of_its_parameters() -> None:
+    tools = [BLOCK_TOOL | {"parameters": {"type": "object"}}]
+    assert reason_of({"tools": tools, "messages": [user("q"), assistant([USE])]}) == "bad_tools"
+
+
 def test_query_answers_tools(embedded_tokenizer: PreTrainedTokenizerBase) -> None:
     row = {
         "query": "q",

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.data.formats import TOOLS, Rejected, Row, column, is_missing
+from pipeline.data.rows.blocks import CACHE
 from pipeline.data.rows.parts import columns_of_lists, content_of, kind_of, load_json
 from pipeline.data.rows.reasoning import literal_spans
 
@@ -41,8 +42,19 @@ def tools_of(row: Row) -> list[dict[str, Any]]:
         schema = tool["function"] if wrapped else tool
         if not isinstance(schema, dict) or not isinstance(schema.get("name"), str) or not schema["name"].strip():
             raise Rejected("bad_tools", f"{where} is no object with a 'name'")
-        result.append(tool if wrapped else {"type": "function", "function": tool})
+        result.append(tool if wrapped else {"type": "function", "function": _with_parameters(schema, where)})
     return result
+
+
+def _with_parameters(schema: dict[str, Any], where: str) -> dict[str, Any]:
+    """A schema with its ``parameters`` under OpenAI's name; Anthropic's and MCP's files call them otherwise."""
+    theirs = next((key for key in ("input_schema", "inputSchema") if not is_missing(schema.get(key))), None)
+    if theirs is None:
+        return schema
+    if not is_missing(schema.get("parameters")):
+        raise Rejected("bad_tools", f"{where} has both 'parameters' and {theirs!r}")
+    kept = {key: value for key, value in schema.items() if key not in ("type", CACHE)}
+    return {("parameters" if key == theirs else key): value for key, value in kept.items()}
 
 
 def _properties(tools: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.data import formats
 from pipeline.data.formats import Rejected, is_missing
 from pipeline.data.rows import reasoning as think
+from pipeline.data.rows.blocks import unblocked
 from pipeline.data.rows.parts import as_text, columns_of_lists, content_of, kind_of, list_of, load_json
 from pipeline.data.rows.tools import result_of, tool_calls_of
 
@@ -51,6 +52,7 @@ ROLES = {
 }
 ROLE_NAMES = ("user", "assistant", "system", "tool", "call", "reasoning")  # what a recipe may map roles to
 _FIELDS = frozenset(formats.REASONING_FIELDS)
+_NO_CALLS = ("", "[]", "null")
 _TURN_KEYS = ("role", "from", "content", "value", "weight", "tool_calls", "function_call", "tool_call_id")
 
 
@@ -217,7 +219,13 @@ def turn(value: Any, where: str, reading: Reading) -> Message:
         return result | {"tool_call_id": named} if isinstance(named, str) else result
     if role == "reasoning":
         return {"role": role, "content": reasoning_text(said, f"{where}.{key}")}
+    calls = value.get("tool_calls")
+    if is_missing(calls) and not is_missing(value.get("function_call")):
+        calls = [value["function_call"]]  # OpenAI's older way to write one call
+    called = not is_missing(calls) and calls != [] and not (isinstance(calls, str) and calls.strip() in _NO_CALLS)
     if role != "assistant":
+        if called:
+            raise Rejected("bad_tool_call", f"{where}: a call by {role}; only an assistant calls tools")
         return {"role": role, "content": content_of(said, f"{where}.{key}")}
     said, inner = _parts(said, f"{where}.{key}")
     text = "" if said is None and key == "content" else content_of(said, f"{where}.{key}")
@@ -227,10 +235,7 @@ def turn(value: Any, where: str, reading: Reading) -> Message:
             "several_think_blocks", f"{where}: other reasoning in its parts than beside them: {inner[:80]!r}"
         )
     message = assistant(text, reading, given or inner, source or "a part of the content") | _weight(value, where)
-    calls = value.get("tool_calls")
-    if is_missing(calls) and not is_missing(value.get("function_call")):
-        calls = [value["function_call"]]  # OpenAI's older way to write one call
-    if not is_missing(calls) and calls != [] and not (isinstance(calls, str) and calls.strip() in ("", "[]", "null")):
+    if called:
         message["tool_calls"] = tool_calls_of(calls, where)
     return message
 
@@ -274,8 +279,7 @@ def turns(value: Any, name: str, reading: Reading) -> list[Message]:
         raise Rejected("empty_conversation", f"{name} is {'an empty list' if value == [] else kind_of(value)}")
     messages: list[Message] = []
     before, thought = "", ""
-    for index, entry in enumerate(value):
-        where = f"{name}[{index}]"
+    for where, entry in unblocked(value, name):
         message = turn(entry, where, reading)
         role = message["role"]
         if role == "reasoning":
