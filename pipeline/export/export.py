@@ -213,7 +213,8 @@ def check_target(written: Written) -> Parity:
     source, options = written.source, written.options
     evaluation = source.profile.evaluation
     settings = greedy(evaluation, options.prompts)
-    dtype = computing_dtype(source.profile.model)
+    # What is merged without rounding is compared without rounding: in 16 bit even the same sum has other last digits.
+    dtype = "float32" if options.dtype == "float32" else computing_dtype(source.profile.model)
     tokenizer = load_tokenizer(source.profile.model)  # of the base: what the run trained and measured with
 
     def local(model: PreTrainedModel, own: PreTrainedTokenizerBase, name: str) -> Measured:
@@ -221,7 +222,7 @@ def check_target(written: Written) -> Parity:
 
     model = load_base(source, dtype, base=options.base, dequantise=options.dequantise)
     base = local(model, tokenizer, "the base")
-    reference = local(_tuned(source, model), tokenizer, "the reference, the tuned model in 16 bit")
+    reference = local(_tuned(source, model), tokenizer, f"the reference, the tuned model in {dtype}")
     del model
     targets: dict[str, Compared] = {}
     for name, path in written.paths.items():
@@ -243,6 +244,7 @@ def check_target(written: Written) -> Parity:
     broken = any(target["verdict"] == "broken" for target in targets.values())
     return {
         "prompts": len(reference.items["thinking"]),
+        "dtype": dtype,
         "base": plain(base),
         "reference": plain(reference),
         "targets": targets,

@@ -7,7 +7,7 @@ In: the ``Measured`` of base, reference and target. Out: a row a mode for the ta
 * ``differs``: one of them does; said, and left to the reader: 8 and 4 bit change a model;
 * ``broken``: a fault below, or accuracy or fidelity fell by more than ``FALL`` and more than chance explains.
 
-The reference is the adapter on its base in 16 bit, through PEFT: what is merged, quantised and converted comes from there.
+The reference is the adapter on its base, not quantised, through PEFT: what is merged, quantised and converted comes from there.
 """
 
 from __future__ import annotations

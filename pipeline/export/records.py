@@ -40,6 +40,7 @@ class Parity(TypedDict):
     """``parity.json``."""
 
     prompts: int  # in each mode
+    dtype: str  # that base, reference, adapter and merged weights were computed in
     base: Numbers
     reference: Numbers
     targets: dict[str, Compared]

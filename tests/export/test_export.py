@@ -54,7 +54,7 @@ def test_targets_are_written_and_checked(exported: Path) -> None:
     parity = json.loads((exported / "parity.json").read_text())
     pydantic.TypeAdapter(Parity).validate_python(parity, strict=True)
     assert list(parity["targets"]) == ["adapter", "merged", "int8", "int8_dynamic"]
-    assert parity["verdict"] == "as measured" and parity["prompts"] == 9
+    assert parity["verdict"] == "as measured" and parity["prompts"] == 9 and parity["dtype"] == "float32"
     for name, target in parity["targets"].items():
         assert target["faults"] == [], name
         for row in target["modes"].values():
@@ -62,6 +62,24 @@ def test_targets_are_written_and_checked(exported: Path) -> None:
     assert all(row["log_prob_difference"] < 0.005 for row in parity["targets"]["merged"]["modes"].values())
     assert "BROKEN" not in (exported / "parity.txt").read_text()
     assert {path.name for path in exported.iterdir() if path.is_dir()} == set(parity["targets"])  # no step on the way
+
+
+@pytest.mark.slow
+def test_what_is_merged_without_rounding_is_compared_without(
+    tiny_run: Path, tmp_path: Path, pipeline_command: Command
+) -> None:
+    run = copy_of(tiny_run, tmp_path / "run")
+    settings = run / "profile.yaml"
+    text = settings.read_text(encoding="utf-8")
+    assert "  dtype: float32\n" in text
+    settings.write_text(text.replace("  dtype: float32\n", "  dtype: bfloat16\n", 1), encoding="utf-8")
+    arguments = ("--to", "adapter,merged", "--dtype", "float32", "--prompts", "9", "--json")
+    parity = json.loads(pipeline_command("export", str(run), *arguments).stdout)["parity"]
+    assert parity["dtype"] == "float32"
+    assert {name: target["verdict"] for name, target in parity["targets"].items()} == {
+        "adapter": "same",
+        "merged": "same",
+    }
 
 
 @pytest.mark.slow
