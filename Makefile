@@ -84,13 +84,13 @@ lock: $(STAMP) ## rebuild requirements-cpu.txt from requirements.txt; versions t
 	rm $(VENV)/lock.txt
 
 # Tools of its own, in an environment of their own. EXECUTED: the OUTPUT_DIR of a `make course`, for pages with outputs; REPORT: a run whose
-# report is shown. Without --quiet, which keeps warnings from --strict.
+# report is shown; DEMO: a GGUF file that answers in a page (npm fetches the engine). Without --quiet, which keeps warnings from --strict.
 SITE := outputs/site
 site: ## the pages of README, docs and notebooks, in two languages: EXECUTED=outputs/course
 	@test -e .venv-site/.installed -a .venv-site/.installed -nt requirements-docs.txt || { \
 		$(PYTHON) -m venv --clear .venv-site && .venv-site/bin/pip install --quiet -r requirements-docs.txt $(QUIETLY) && \
 		touch .venv-site/.installed; }
-	.venv-site/bin/python docs/make_site.py $(SITE) $(EXECUTED) $(addprefix --report ,$(REPORT))
+	.venv-site/bin/python docs/make_site.py $(SITE) $(EXECUTED) $(addprefix --report ,$(REPORT)) $(addprefix --demo ,$(DEMO))
 	NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build --strict --config-file $(SITE)/mkdocs.yml
 	@echo "Open $(SITE)/html/index.html."
 

@@ -1,9 +1,10 @@
 """Gather the pages of the site: the two READMEs, docs/, the notebooks in both languages, and a reference from the docstrings.
 
-    python docs/make_site.py outputs/site [EXECUTED] [--report RUN]
+    python docs/make_site.py outputs/site [EXECUTED] [--report RUN] [--demo MODEL.gguf]
 
 In: this repository; with EXECUTED, the ``--output-dir`` of a ``course``, whose executed notebooks take the place of bare ones,
-and whose run gives its report; with ``--report``, that of another run directory (several times: of several).
+and whose run gives its report; with ``--report``, that of another run directory (several times: of several); with ``--demo``, a
+file of ``export --to gguf``, which answers in a page of its own, by llama.cpp built for browsers (npm fetches it once).
 Out: ``outputs/site/source`` and ``outputs/site/mkdocs.yml``. Pages keep their places, so their links among each other hold. A
 link to something that is no page (code, a folder) becomes plain text. A page in Chinese has ``.zh`` before its suffix.
 
@@ -14,12 +15,16 @@ from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import html
 import json
 import os
 import re
 import shutil
+import subprocess
 import sys
+import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +37,14 @@ SECTIONS = {
     "Measured": "claims ratio methods preference evaluation statistics",
     "Use it": "export serving retrieval",
     "Teach it": "teaching platforms hosted choosing",
+}
+# llama.cpp for browsers (MIT), and which of its package's files the page takes, under which names.
+ENGINE = "@wllama/wllama@3.13.0"
+ENGINE_SHA256 = "a9eaac205ff9a1d6fdbea395a48652bd5febc56511a7b66b736d862bf726d2d5"
+ENGINE_FILES = {
+    "package/esm/index.min.js": "wllama.js",
+    "package/esm/wasm/wllama.wasm": "wllama.wasm",
+    "package/LICENCE": "LICENCE",
 }
 # A link, or code, in which nothing is a link.
 LINK = re.compile(r"```.*?```|(!?)\[([^\]\n]*)\]\(([^)\s]+)\)|`[^`\n]+`", flags=re.DOTALL)
@@ -137,7 +150,50 @@ def report_pages(runs: list[Path], folder: Path) -> list[Path]:
     return [Path(name) for name in heads] if runs else []
 
 
-def gather(folder: Path, executed: Path | None, reports: list[Path]) -> list[Path]:
+def engine(kept: Path) -> Path:
+    """The folder ``kept`` with the browser's engine, fetched by npm where it is not there yet."""
+    if all((kept / name).is_file() for name in ENGINE_FILES.values()):
+        return kept
+    if shutil.which("npm") is None:
+        sys.exit(f"--demo takes {ENGINE} from npm, which is not installed (package nodejs/npm). Or leave --demo out.")
+    with tempfile.TemporaryDirectory(dir=kept.parent) as name:
+        fetched = subprocess.run(["npm", "pack", "--silent", ENGINE], cwd=name, capture_output=True, text=True)
+        if fetched.returncode:
+            sys.exit(f"npm cannot fetch {ENGINE}: {fetched.stderr.strip()[-300:]}")
+        (archive,) = Path(name).glob("*.tgz")
+        if (found := hashlib.sha256(archive.read_bytes()).hexdigest()) != ENGINE_SHA256:
+            sys.exit(
+                f"{ENGINE} has the checksum {found[:16]}…, not {ENGINE_SHA256[:16]}…: not the file that was tried."
+            )
+        made = Path(name) / "engine"
+        made.mkdir()
+        with tarfile.open(archive) as tar:
+            for inside, own in ENGINE_FILES.items():
+                content = tar.extractfile(inside)
+                assert content, inside
+                (made / own).write_bytes(content.read())
+        shutil.rmtree(kept, ignore_errors=True)
+        made.rename(kept)
+    return kept
+
+
+def demo_pages(model: Path | None, folder: Path) -> list[Path]:
+    """Write the page in which a model answers, in each language, with all that it needs; none without a model."""
+    if model is None:
+        return []
+    if not model.is_file() or model.read_bytes()[:4] != b"GGUF":
+        sys.exit(f"{model} is no GGUF file. `python -m pipeline export RUN --to gguf --gguf f16` writes one.")
+    own, place = ROOT / "docs" / "site" / "demo", folder / "assets" / "demo"
+    shutil.copytree(engine(Path(sys.prefix) / "wllama"), place)
+    shutil.copy(own / "demo.js", place)
+    shutil.copy(model, place / "model.gguf")
+    pages = sorted(own.glob("*.md"))
+    for page in pages:
+        shutil.copy(page, folder)
+    return [Path(page.name) for page in pages]
+
+
+def gather(folder: Path, executed: Path | None, reports: list[Path], demo: Path | None = None) -> list[Path]:
     """Write the pages to ``folder``; returns their places."""
     shutil.rmtree(folder, ignore_errors=True)
     files = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").iterdir())]
@@ -164,19 +220,20 @@ def gather(folder: Path, executed: Path | None, reports: list[Path]) -> list[Pat
     shutil.copy(ROOT / "docs" / "site" / "iframe-worker.js", folder / "assets")
     (folder / "reference.md").write_text("".join(reference()), encoding="utf-8")
     own = [executed / "main"] if executed and (executed / "main" / "report.html").is_file() else []
-    return [*pages, Path("reference.md"), *report_pages([*own, *reports], folder)]
+    return [*pages, Path("reference.md"), *report_pages([*own, *reports], folder), *demo_pages(demo, folder)]
 
 
 def contents(pages: list[Path]) -> list[dict[str, object]]:
     """The site's contents: sections of pages, as ``mkdocs.yml`` has them under ``nav``."""
     names = [str(page) for page in pages if not page.name.endswith(".zh.md")]
     sections = {title: [f"docs/{name}.md" for name in words.split()] for title, words in SECTIONS.items()}
-    alone = ("index.md", "docs/complaints.md", "docs/glossary.md", "reference.md", "report.md")
+    alone = ("index.md", "docs/complaints.md", "docs/glossary.md", "reference.md", "report.md", "demo.md")
     placed = {*alone, *(name for section in sections.values() for name in section)}
     notebooks = [name for name in names if name.startswith("notebooks/")]
     more = [name for name in names if name not in placed and name not in notebooks]
     return [
         {"Start": "index.md"},
+        *({"A model in this page": name} for name in names if name == "demo.md"),
         {"Which complaint brings you here?": "docs/complaints.md"},
         {"Course": [*notebooks, *(name for name in names if name == "report.md"), {"Glossary": "docs/glossary.md"}]},
         *({title: section} for title, section in sections.items()),
@@ -185,9 +242,9 @@ def contents(pages: list[Path]) -> list[dict[str, object]]:
     ]
 
 
-def main(folder: Path, executed: Path | None, reports: list[Path]) -> None:
+def main(folder: Path, executed: Path | None, reports: list[Path], demo: Path | None = None) -> None:
     """Write pages and settings to ``folder``."""
-    pages = gather(folder / "source", executed, reports)
+    pages = gather(folder / "source", executed, reports, demo)
     nav = json.dumps(contents(pages), ensure_ascii=False, indent=1)  # JSON is YAML too
     settings = CONFIG.read_text(encoding="utf-8").replace("@ROOT@", json.dumps(str(ROOT)))
     settings += f"\ndocs_dir: source\nsite_dir: html\nnav: {nav}\n"
@@ -200,5 +257,6 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path, help="where pages and settings go")
     parser.add_argument("executed", type=Path, nargs="?", help="the --output-dir of a course")
     parser.add_argument("--report", type=Path, action="append", default=[], metavar="RUN", help="a run with a report")
+    parser.add_argument("--demo", type=Path, metavar="MODEL.gguf", help="a model that answers in a page")
     args = parser.parse_args()
-    main(args.folder, args.executed, args.report)
+    main(args.folder, args.executed, args.report, args.demo)

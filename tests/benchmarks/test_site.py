@@ -76,7 +76,7 @@ def test_nothing_comes_from_elsewhere() -> None:
 
 
 def test_the_titles_of_the_contents_are_translated(make_site: ModuleType) -> None:
-    titles = {title for item in make_site.contents([Path("docs/other.md")]) for title in item}
+    titles = {title for item in make_site.contents([Path("docs/other.md"), Path("demo.md")]) for title in item}
     settings = yaml.safe_load(
         (ROOT / "docs" / "site" / "mkdocs.yml").read_text(encoding="utf-8").replace("@ROOT@", "x")
     )
@@ -177,3 +177,68 @@ def test_the_site_is_built_without_a_warning_and_finds_chinese_words(tmp_path: P
     words = [entry for entry in found if "思考" in entry["text"].replace("\u200b", "")]
     assert len(words) > 20 and any(entry["location"].startswith("zh/") for entry in words)
     assert any("\u200b" in entry["text"] for entry in words)  # the words are told apart, so the search finds one
+
+
+# --- a model in a page --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page(make_site: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A site with the page of a model; the engine's files stand there already, as after the first time."""
+    kept = tmp_path / "prefix" / "wllama"
+    kept.mkdir(parents=True)
+    for name in make_site.ENGINE_FILES.values():
+        (kept / name).write_text(name)
+    (tmp_path / "model.gguf").write_bytes(b"GGUF and so on")
+    monkeypatch.setattr(make_site.sys, "prefix", str(tmp_path / "prefix"))
+    (tmp_path / "site" / "source").mkdir(parents=True)
+    make_site.main(tmp_path / "site", None, [], tmp_path / "model.gguf")
+    return tmp_path / "site"
+
+
+def test_the_page_of_a_model_has_all_that_it_needs(page: Path) -> None:
+    assert "demo.md" in leaves(
+        yaml.safe_load((page / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav: ")[2])
+    )
+    beside = page / "source" / "assets" / "demo"
+    script = (beside / "demo.js").read_text(encoding="utf-8")
+    loaded = set(re.findall(r'beside\("([^"]+)"\)', script))
+    assert loaded == {"wllama.js", "wllama.wasm", "model.gguf"} <= {path.name for path in beside.iterdir()}
+    said = set(re.findall(r'say\("(\w+)"', script)) | set(re.findall(r"dataset\.(\w+)", script)) - {"mode"}
+    for name in ("demo.md", "demo.zh.md"):
+        text = (page / "source" / name).read_text(encoding="utf-8")
+        assert said <= set(re.findall(r"data-(\w+)=", text)), name
+        source = re.search(r'<script type="module" src="([^"]+)"', text)
+        assert (
+            source
+            and source[1].removeprefix("../") == "assets/demo/demo.js"
+            and source[1].startswith("../") == (".zh." in name)
+        )
+
+
+def test_what_cannot_be_a_page_is_refused(
+    make_site: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "model.safetensors").write_bytes(b"no GGUF")
+    with pytest.raises(SystemExit, match="export RUN --to gguf"):
+        make_site.demo_pages(tmp_path / "model.safetensors", tmp_path / "source")
+    with pytest.raises(SystemExit, match="export RUN --to gguf"):
+        make_site.demo_pages(tmp_path / "missing.gguf", tmp_path / "source")
+    monkeypatch.setattr(make_site.shutil, "which", lambda name: None)
+    with pytest.raises(SystemExit, match="npm"):
+        make_site.engine(tmp_path / "wllama")
+    monkeypatch.undo()
+
+    def another(command: list[str], cwd: str, **options: object) -> subprocess.CompletedProcess[str]:
+        Path(cwd, "wllama.tgz").write_bytes(b"another file")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(make_site.shutil, "which", lambda name: name)
+    monkeypatch.setattr(make_site.subprocess, "run", another)
+    with pytest.raises(SystemExit, match="checksum"):
+        make_site.engine(tmp_path / "wllama")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "model.safetensors",
+        "source",
+    ]  # nothing half-made stays

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import http.server
 import importlib.util
 import json
 import os
@@ -11,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -151,18 +154,64 @@ def test_the_slider_redraws_the_mix(browser: Any, lab: str) -> None:
     view.close()
 
 
-def test_the_search_of_the_site_finds_chinese_words(browser: Any, tmp_path: Path) -> None:
-    from playwright.sync_api import expect
-
+def built_site(folder: Path, *options: str) -> Path:
+    """The folder of the pages."""
     tools = ROOT / ".venv-site" / "bin"
     if not (tools / "mkdocs").exists():
         pytest.skip("there is no .venv-site; `make site` makes it")
-    subprocess.run([str(tools / "python"), str(ROOT / "docs" / "make_site.py"), str(tmp_path)], check=True)
-    build = [str(tools / "mkdocs"), "build", "--quiet", "--config-file", str(tmp_path / "mkdocs.yml")]
+    subprocess.run([str(tools / "python"), str(ROOT / "docs" / "make_site.py"), str(folder), *options], check=True)
+    build = [str(tools / "mkdocs"), "build", "--quiet", "--config-file", str(folder / "mkdocs.yml")]
     subprocess.run(build, check=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    return folder / "html"
+
+
+@pytest.mark.skipif(shutil.which("npm") is None, reason="there is no npm")
+@pytest.mark.skipif(
+    importlib.util.find_spec("gguf") is None, reason="llama.cpp is not installed (requirements-export.txt)"
+)
+def test_a_model_answers_in_a_page(browser: Any, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    from pipeline.export.gguf import write_gguf
+
+    (model,) = write_gguf(ROOT / "models" / "embedded", tmp_path, "base", tmp_path / "log", ("f16",)).values()
+    pages = built_site(tmp_path / "site", "--demo", str(model))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(pages))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            for place in ("demo.html", "zh/demo.html"):
+                view = browser.new_page()
+                asked: list[str] = []
+                view.on("request", lambda request, asked=asked: asked.append(request.url))
+                view.goto(f"http://127.0.0.1:{server.server_port}/{place}")
+                view.locator("#demo input").fill("What is 47 + 6?")
+                expect(view.locator("#demo button")).to_be_enabled(timeout=PATIENCE)
+                view.locator("#demo button").click()
+                columns = [view.locator(f"#demo [data-mode={mode}]") for mode in ("thinking", "non_thinking")]
+                for column in columns:
+                    expect(column.locator("p")).to_contain_text("53", timeout=PATIENCE)
+                expect(columns[0].locator("pre")).to_contain_text("7 + 6")
+                assert columns[1].locator("pre").text_content() == ""
+                assert all(
+                    url.startswith((f"http://127.0.0.1:{server.server_port}/", "blob:", "data:")) for url in asked
+                )
+                view.close()
+        finally:
+            server.shutdown()
+    view = browser.new_page()
+    view.goto((pages / "demo.html").as_uri())
+    expect(view.locator("#demo [role=status]")).to_contain_text("http.server")
+    view.close()
+
+
+def test_the_search_of_the_site_finds_chinese_words(browser: Any, tmp_path: Path) -> None:
+    from playwright.sync_api import expect
+
+    pages = built_site(tmp_path)
     view = browser.new_page()
     for place in ("index.html", "zh/index.html"):
-        view.goto((tmp_path / "html" / place).as_uri())  # from the folder, as one without a network would
+        view.goto((pages / place).as_uri())  # from the folder, as one without a network would
         view.locator("[data-md-component=search-query]").fill("思考")
         found = view.locator(".md-search-result__item")
         expect(found.first).to_contain_text("思考", timeout=30_000)
