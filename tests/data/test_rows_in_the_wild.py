@@ -340,6 +340,11 @@ def test_blocks_of_calls_and_results(embedded_tokenizer: PreTrainedTokenizerBase
     shown = learnt(embedded_tokenizer, {"tools": [BLOCK_TOOL], "messages": blocks})
     assert shown == learnt(embedded_tokenizer, {"tools": [SCHEMA], "messages": plain})
     assert [mode for mode, _ in shown] == ["thinking", "thinking"]
+    for tool in (
+        {"name": "weather", "inputSchema": SCHEMA["parameters"]},
+        {"type": "function", "function": BLOCK_TOOL},
+    ):
+        assert converter("auto")({"tools": [tool], "messages": plain}).tools == want.tools
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ def tools_of(row: Row) -> list[dict[str, Any]]:
         schema = tool["function"] if wrapped else tool
         if not isinstance(schema, dict) or not isinstance(schema.get("name"), str) or not schema["name"].strip():
             raise Rejected("bad_tools", f"{where} is no object with a 'name'")
-        result.append(tool if wrapped else {"type": "function", "function": _with_parameters(schema, where)})
+        schema = _with_parameters(schema, where)
+        result.append(tool | {"function": schema} if wrapped else {"type": "function", "function": schema})
     return result
 
 
