@@ -36,8 +36,9 @@ ARGPARSE_SAYS = (
     "ignored explicit argument {0}",
 )
 _HAN = "\u2e80-\u9fff\uff00-\uffef\u3000-\u303f"
-# What stays together on a line: a word, or one Chinese character, with the signs that may not end or begin one.
-_PIECE = re.compile(rf"\s+|[（“《]*(?:[^\s{_HAN}“”]+|[{_HAN}])[，。；：、）”》？！…]*|.")
+# What stays together on a line: a word, or one Chinese character, with the signs that may not end or begin one, also behind
+# a space.
+_PIECE = re.compile(rf"\s+|(?:[（“《]\s*)*(?:[^\s{_HAN}“”]+|[{_HAN}])(?:\s*[，。；：、）”》？！…])*|.")
 
 
 def width(text: str) -> int:

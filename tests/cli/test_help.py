@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.cli import main as cli
@@ -132,6 +132,7 @@ def test_the_language_of_a_command_line(arguments: list[str], language: str | No
 
 
 @given(st.text(alphabet="ab `中文，。（）“”", max_size=60), st.integers(12, 40))
+@example("``````。中 ）", 12)
 def test_lines_are_broken_between_signs(text: str, columns: int) -> None:
     lines = wrapped(text, columns)
     assert "".join(lines).replace(" ", "") == "".join(text.split())

@@ -57,7 +57,8 @@ def profile(instruct: Path, tmp_path: Path) -> Path:
     settings = yaml.safe_load((Path(__file__).parents[2] / "pipeline/profiles/embedded.yaml").read_text())
     settings |= {"name": "tiny-hybrid", "method": "lora", "model": settings["model"] | {"load_in_4bit": False}}
     settings["evaluation"] |= {"benchmarks": ["embedded_arithmetic"], "limit": 20, "workers": 1}
-    settings["training"] |= {"max_steps": 120, "eval_steps": 120, "save_steps": 40}
+    # A rate of its own: so few steps teach the form only at a high one.
+    settings["training"] |= {"max_steps": 120, "eval_steps": 120, "save_steps": 40, "learning_rate": 3e-3}
     settings["hybrid"] = {
         "base": str(instruct),
         "recipe": str(tmp_path / "recipe.yaml"),

@@ -69,21 +69,22 @@ def test_any_damage_is_found_and_the_checkpoint_before_is_used(data: st.DataObje
         path = data.draw(st.sampled_from(files))
         content = path.read_bytes()
         how = data.draw(st.sampled_from(["cut", "flip", "missing", "longer"]))
-        if how == "cut":
-            path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
-        elif how == "flip":
-            at, bit = data.draw(st.integers(0, len(content) - 1)), data.draw(st.integers(0, 7))
-            flipped = content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :]
+        if how in ("cut", "flip"):
+            at = data.draw(st.integers(0, len(content) - 1))
+            flipped = (
+                bytes([content[at] ^ 1 << data.draw(st.integers(0, 7))]) + content[at + 1 :] if how == "flip" else b""
+            )
+            changed = content[:at] + flipped
             if path.name == MANIFEST:
-                # A flip in the manifest's own words may leave its list of files as it is: then nothing is damaged.
+                # What a flip in the manifest's own words, or a cut of its last line end, may leave as it is: its list of files.
                 before = json.loads(content)["files"]
                 try:
-                    untouched = json.loads(flipped).get("files") == before
+                    untouched = json.loads(changed).get("files") == before
                 except (ValueError, AttributeError):
                     untouched = False
                 if untouched:
                     return
-            path.write_bytes(flipped)
+            path.write_bytes(changed)
         elif how == "missing":
             path.unlink()
         elif path.name == MANIFEST:
