@@ -222,7 +222,7 @@ def check_target(written: Written) -> Parity:
 
     model = load_base(source, dtype, base=options.base, dequantise=options.dequantise)
     base = local(model, tokenizer, "the base")
-    reference = local(_tuned(source, model), tokenizer, f"the reference, the tuned model in {dtype}")
+    reference = local(_tuned(source, model), tokenizer, "the reference, the tuned model")
     del model
     targets: dict[str, Compared] = {}
     for name, path in written.paths.items():
