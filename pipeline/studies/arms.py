@@ -129,7 +129,7 @@ def resolve(profile: str, overrides: list[str]) -> tuple[Profile, Recipe]:
     """Profile and recipe of a cell: as the profile's section ``sweep`` says, then ``overrides`` (also of the recipe)."""
     short = load_profile(profile).sweep.overrides
     own = [text for text in overrides if not text.startswith("recipe.")]
-    settings = load_profile(profile, [*short, *own])
+    settings = _named_by_its_recipe(load_profile(profile, [*short, *own]), load_profile(profile).recipe)
     recipe = load_recipe(settings.recipe, settings.mix)
     changes = [text.removeprefix("recipe.") for text in overrides if text.startswith("recipe.")]
     if changes:
@@ -137,6 +137,20 @@ def resolve(profile: str, overrides: list[str]) -> tuple[Profile, Recipe]:
             Recipe, apply_overrides(recipe.model_dump(), changes), f"recipe {settings.recipe} with {changes}"
         )
     return settings, recipe
+
+
+def _named_by_its_recipe(settings: Profile, whole: str) -> Profile:
+    """``mix.local`` and ``mix.without`` may name sources of the profile's own recipe, ``whole``, which a study's may lack."""
+    mix = settings.mix
+    if not (mix.local or mix.without) or settings.recipe == whole:
+        return settings
+    own = {source.name for source in load_recipe(settings.recipe).sources}
+    other = {source.name for source in load_recipe(whole).sources} - own
+    left = {
+        "local": {name: place for name, place in mix.local.items() if name not in other},
+        "without": [name for name in mix.without if name not in other],
+    }
+    return settings.model_copy(update={"mix": mix.model_copy(update=left)})
 
 
 def plan_axis(

@@ -53,6 +53,22 @@ def test_a_reply_does_not_depend_on_its_batch(model, tokenizer, prompts, samplin
     assert generate(model, tokenizer, prompts[::-1], sampling, 9, seed=5) == together[::-1]
 
 
+def test_the_output_layer_gets_memory_of_its_own(model, tokenizer, prompts):
+    """A cut of all positions made torch copy the frozen weights of the output layer once for every row."""
+    given, found = [], []
+    cut = model.lm_head.register_forward_pre_hook(
+        lambda _, inputs: found.append(inputs[0].is_contiguous()), prepend=True
+    )
+    own = model.lm_head.register_forward_hook(lambda _, inputs, __: given.append(inputs[0].is_contiguous()))
+    try:
+        generate(model, tokenizer, prompts, GREEDY, 9, seed=5)
+    finally:
+        cut.remove()
+        own.remove()
+    assert not found[0] and all(given)  # of 9 prompts, the first pass sees all positions
+    assert not model.lm_head._forward_pre_hooks
+
+
 def test_replies_follow_the_seed(model, tokenizer, prompts):
     first = generate(model, tokenizer, prompts, SAMPLED, 4, seed=5)
     assert generate(model, tokenizer, prompts, SAMPLED, 4, seed=5) == first

@@ -361,6 +361,18 @@ def test_cells_are_shorter_as_the_profile_says_unless_told_otherwise(tmp_path: P
     assert cells[0].profile.training.max_steps == 1400
 
 
+def test_a_local_file_of_a_source_that_a_study_lacks_is_left_out(tmp_path: Path) -> None:
+    chat, own = "mix.local.chat=chat.jsonl", "mix.local.own_chat=own.jsonl"
+    _, cells = plan_axis("smollm2-135m", [chat, own, "mix.without=[own_maths]"], "chat_share", ["0.5"], 1, tmp_path)
+    assert [source.path for source in cells[0].recipe.sources if source.name == "chat"] == ["chat.jsonl"]
+    arms = load_arms("ablations/cure.yaml")
+    _, rehearsal = plan_arms("smollm2-135m", [chat, own, "mix.without=[own_maths]"], arms, 1, tmp_path)
+    questions = {s.name: s.questions for s in rehearsal.recipe.sources if s.questions is not None}
+    assert questions["own_chat"].path == "own.jsonl" and "own_maths" not in questions
+    with pytest.raises(UserError, match=r"no source 'own_chta'.*"):  # a name that neither recipe has is still an error
+        plan_axis("smollm2-135m", ["mix.local.own_chta=own.jsonl"], "chat_share", ["0.5"], 1, tmp_path)
+
+
 def test_an_arm_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no arm 'chat_5'.*chat_50"):
         sweep_arms("embedded", "ablations/keep.yaml", 1, tmp_path / "s", only=["recipe", "chat_5"])
