@@ -90,18 +90,33 @@ def require_rank(lora: LoraSettings, shapes: Mapping[str, tuple[int, int]]) -> N
 
 
 def _require_modules(model: PreTrainedModel, wanted: list[str], setting: str) -> None:
-    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    names = {_last(name) for name, _ in model.named_modules()}
     unknown = [module for module in wanted if module not in names]
     if unknown:
-        raise UserError(f"{setting}: the model has no module {', '.join(unknown)}.")
+        head = model.get_output_embeddings()
+        own = dict.fromkeys(
+            _last(name) for name, module in model.named_modules() if _is_linear(module) and module is not head
+        )
+        raise UserError(
+            f"{setting}: the model has no module {', '.join(unknown)}. Its linear layers are {', '.join(own)}; name those that "
+            f"are to be trained: --set '{setting}=[{', '.join(own)}]'."
+        )
 
 
 def _linear_shapes(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
     return {
-        name.rsplit(".", 1)[-1]: (module.in_features, module.out_features)
+        _last(name): (module.in_features, module.out_features)
         for name, module in model.named_modules()
-        if hasattr(module, "in_features") and hasattr(module, "out_features")
+        if _is_linear(module)
     }
+
+
+def _last(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def _is_linear(module: Any) -> bool:
+    return hasattr(module, "in_features") and hasattr(module, "out_features")
 
 
 # --- putting a method on a model ----------------------------------------------------------------------------------------

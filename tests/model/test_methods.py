@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
-from pipeline.model.methods import disk_bytes, load_adapter, matrix_shapes, require_fit
+from pipeline.model.methods import _require_modules, disk_bytes, load_adapter, matrix_shapes, require_fit
 from pipeline.settings import METHODS, Method, load_profile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,6 +85,12 @@ def test_a_run_refuses_before_it_writes_anything(tmp_path: Path, capsys: pytest.
     assert main(["train", "--output-dir", str(tmp_path / "run"), "--set", "lora.rank=200"]) == 2
     assert "lora.rank=200 is larger than" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_module_that_the_model_lacks(tiny_qwen3: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match="no module qkv_proj.*--set 'lora.target_modules=") as caught:
+        _require_modules(tiny_qwen3(1), ["qkv_proj", "o_proj"], "lora.target_modules")
+    assert "lm_head" not in str(caught.value) and "gate_proj" in str(caught.value)
 
 
 def test_no_adapter(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pipeline.core.files import file_sha256, read_json
 from pipeline.model.hub.fetch import RECORD
 from pipeline.model.hub.online import require_weights
 from pipeline.model.thinking_style import thinking_style
+from pipeline.settings import LoraSettings
 
 HYBRIDISE = "python -m pipeline hybridise"
 
@@ -109,13 +110,23 @@ def _architecture(config: dict[str, Any], folder: Path, found: CheckedFolder) ->
 
 
 def _weights(folder: Path, found: CheckedFolder) -> None:
-    """Count weights from the headers of the safetensors files."""
+    """Count weights from the headers of the safetensors files, and see whether LoRA finds the matrices that it is put on."""
     dtypes: set[str] = set()
+    matrices: dict[str, None] = {}  # of the layers, by the last part of their names
     for path in sorted(folder.glob("*.safetensors")):
-        for entry in _header(path).values():
+        for name, entry in _header(path).items():
             found.parameters += math.prod(entry["shape"])
             dtypes.add(entry["dtype"])
+            place, _, kind = name.rpartition(".")
+            module = place.rpartition(".")[2]
+            if kind == "weight" and len(entry["shape"]) == 2 and any(part.isdigit() for part in place.split(".")):
+                matrices[module] = None
     found.dtypes = sorted(dtypes)
+    if matrices and (missing := [name for name in LoraSettings().target_modules if name not in matrices]):
+        found.advice.append(
+            f"It has no {', '.join(missing)}, which LoRA is put on by default; its matrices are {', '.join(matrices)}: "
+            f"--set 'lora.target_modules=[{', '.join(matrices)}]'."
+        )
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -51,6 +51,17 @@ def test_an_instruct_model_can_be_trained_in_its_mode_and_hybridise_is_named(ins
     assert "has its non-thinking mode alone" in checked_text(found) and "hybridise" in checked_text(found)
 
 
+def test_a_family_whose_matrices_have_other_names(model: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(model / "model.safetensors")  # Phi-3 has one matrix for queries, keys and values
+    fused = {name.replace("q_proj", "qkv_proj"): w.clone() for name, w in weights.items() if "k_proj" not in name}
+    save_file(fused, model / "model.safetensors")
+    advice = check_folder(model).advice[0]
+    assert "has no q_proj, k_proj, which LoRA is put on by default" in advice
+    assert "lora.target_modules=[down_proj, gate_proj, up_proj, o_proj, qkv_proj, v_proj]" in advice
+
+
 def test_a_thinking_only_model(model: Path) -> None:
     template = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content %}<think>\n{{ m.reasoning_content }}\n"
