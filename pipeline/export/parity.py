@@ -12,16 +12,17 @@ The reference is the adapter on its base, not quantised, through PEFT: what is m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipeline.core.modes import CLOSE, MODES, OPEN, Mode
+from pipeline.core.statistics import mcnemar
 from pipeline.export.measure import Item, Measured
 from pipeline.export.records import Compared, ModeNumbers, Numbers, ParityVerdict
 
 TOLERANCE = 0.01  # of accuracy and of fidelity
 FALL = 0.05  # of them, beyond which a target is broken if chance does not explain it
+CHANCE = 0.01  # two-sided: a fall so large is one in 200 by chance
 SHARE = 0.05  # of replies; a form that so many more have than in the reference is no accident
 NOTHING = 1e-6  # a difference of log-probabilities that is none
 SHOWN = 60  # characters of a prompt in a message
@@ -90,12 +91,10 @@ def _log_prob_differences(one: Item, other: Item) -> list[float]:
 
 
 def _beyond_chance(reference: Sequence[Item], target: Sequence[Item], key: str) -> bool:
-    """Whether the fall is more than 2.6 standard errors of the paired difference (about one in 200 by chance)."""
+    """Whether so many more items fell than rose that McNemar's exact test leaves chance less than ``CHANCE``."""
     changes = [getattr(t, key) - getattr(r, key) for r, t in zip(reference, target, strict=True)]
-    n = len(changes)
-    mean = sum(changes) / n
-    error = math.sqrt(sum((change - mean) ** 2 for change in changes) / max(n - 1, 1) / n)
-    return mean < -2.6 * error
+    gained, lost = sum(change > 0 for change in changes), sum(change < 0 for change in changes)
+    return lost > gained and mcnemar(gained, lost) < CHANCE
 
 
 # --- faults -------------------------------------------------------------------------------------------------------------

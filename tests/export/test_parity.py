@@ -79,6 +79,12 @@ def test_one_wrong_reply_differs_and_many_are_a_fault() -> None:
     assert "accuracy fell from 1.000 to 0.675 (thinking)" in result["faults"]
 
 
+@pytest.mark.parametrize(("lost", "verdict"), [(7, "differs"), (8, "broken")])
+def test_a_fall_is_judged_by_an_exact_test(lost: int, verdict: str) -> None:
+    """Seven of seven changes in one direction are one in 128 by chance, eight one in 256."""
+    assert compare_replies(REFERENCE, measured(lambda n: n if n >= lost else 99), BASE)["verdict"] == verdict
+
+
 def test_an_adapter_that_does_nothing() -> None:
     (fault,) = [fault for fault in compare_replies(REFERENCE, BASE, BASE)["faults"] if "effect" in fault]
     assert fault == ("the adapter has no effect here: 100.0% of the replies are the base's, 2.5% the tuned model's")
