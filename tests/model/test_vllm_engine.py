@@ -58,6 +58,9 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/tokenize":
             mode = "thinking" if body["chat_template_kwargs"]["enable_thinking"] else "non_thinking"
             content = {{"tokens": prompts[json.dumps([body["messages"], mode])]}}
+        elif how == "dies":
+            print("RuntimeError: out of luck", *["leaked instance"] * 30, sep="\\n", flush=True)
+            os._exit(5)
         else:
             content = {{"choices": [{{"finish_reason": "stop", "message": {{"content": "I am " + body["model"]}}}}]}}
         data = json.dumps(content).encode()
@@ -158,6 +161,19 @@ def test_a_server_that_does_not_start(tmp_path: Path, chat: ChatFormat, how: str
         vllm_engine(profile, "m", None, None, chat.tokenizer, chat.prompt_ids, tmp_path / "log"),
     ):
         pass
+    wait_until_gone(tmp_path)
+
+
+@needs_proc
+def test_a_server_that_ends_while_it_is_asked(tmp_path: Path, chat: ChatFormat) -> None:
+    profile = profile_with(program(tmp_path, chat, "dies"), "evaluation.server.retries=0")
+    sampling = profile.evaluation.sampling.thinking
+    words = r"vLLM ended while it was asked \(exit status 5\). It said: RuntimeError: out of luck\n(.*\n)*.*--resume"
+    with (
+        pytest.raises(UserError, match=words),
+        vllm_engine(profile, "m", None, 1024, chat.tokenizer, chat.prompt_ids, tmp_path / "log") as engine,
+    ):
+        engine.replies([ASKED], "thinking", sampling, 1)
     wait_until_gone(tmp_path)
 
 

@@ -7,6 +7,7 @@ which makes one. It listens on this machine alone, with a key that is made up fo
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -34,6 +35,7 @@ BASE, TUNED = "base", "tuned"  # what the server calls them
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that --max-lora-rank takes (vllm/config/lora.py)
 SERVED = ("lora", "qlora", "rslora")  # methods whose adapter vLLM can put on a base
 _TAIL = 15  # lines of its log in a message
+_CAUSE = re.compile(r"\b[A-Z]\w*(?:Error|Exception): .*")
 # Of this environment, they would lead vLLM's own Python astray.
 NOT_FOR_IT = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONSTARTUP")
 
@@ -130,9 +132,17 @@ def vllm_engine(
     with _running(command, key, log) as process:
         say(f"starting vLLM for the {name} model; its log is {log}")
         _wait_until_ready(process, f"{url}/health", profile.evaluation.vllm.startup_s, log)
-        with server_engine(server, name, tokenizer, prompt_ids, key) as engine:
-            engine.identity = {"engine": "vllm", "quantization": profile.evaluation.vllm.quantization}
-            yield engine
+        try:
+            with server_engine(server, name, tokenizer, prompt_ids, key) as engine:
+                engine.identity = {"engine": "vllm", "quantization": profile.evaluation.vllm.quantization}
+                yield engine
+        except UserError as error:
+            if (status := process.poll()) is None:
+                raise
+            raise UserError(
+                f"vLLM ended while it was asked (exit status {status}). {_end_of(log)}\nWhat has been answered is stored; run "
+                "again with --resume to ask only for the rest."
+            ) from error
 
 
 @contextmanager
@@ -181,8 +191,15 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, seconds: float
 
 
 def _end_of(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL:]
-    return f"The end of its log {log}:\n" + "\n".join(lines) if lines else f"Its log {log} is empty."
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    if not lines:
+        return f"Its log {log} is empty."
+    end = "\n".join(lines[-_TAIL:])
+    # What it says on its way out may be longer than the tail; "EngineDeadError" only says that there was a reason.
+    causes = [found.group() for line in lines if (found := _CAUSE.search(line)) and "EngineDead" not in line]
+    if not causes or causes[-1] in end:
+        return f"The end of its log {log}:\n{end}"
+    return f"It said: {causes[-1]}\nThe end of its log {log}:\n{end}"
 
 
 def _free_port() -> int:
