@@ -106,7 +106,7 @@ def _contiguous_head(model: PreTrainedModel) -> Iterator[None]:
     if head is None:
         yield
         return
-    hook = head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]))
+    hook = head.register_forward_pre_hook(lambda _, given: (given[0].contiguous(), *given[1:]) if given else None)
     try:
         yield
     finally:

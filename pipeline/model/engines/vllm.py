@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,11 +137,13 @@ def vllm_engine(
                 engine.identity = {"engine": "vllm", "quantization": profile.evaluation.vllm.quantization}
                 yield engine
         except UserError as error:
-            if (status := process.poll()) is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(2)  # the guard takes a moment to see that it has ended
+            if process.returncode is None:
                 raise
             raise UserError(
-                f"vLLM ended while it was asked (exit status {status}). {_end_of(log)}\nWhat has been answered is stored; run "
-                "again with --resume to ask only for the rest."
+                f"vLLM ended while it was asked (exit status {process.returncode}). {_end_of(log)}\nWhat has been answered is "
+                "stored; run again with --resume to ask only for the rest."
             ) from error
 
 
