@@ -15,6 +15,7 @@ from pipeline.core.console import say
 from pipeline.core.errors import UserError
 from pipeline.model.decode import inference_mode_of, virtual_tokens
 from pipeline.model.memory import out_of_memory, release
+from pipeline.model.parts import has_own_logits, hidden_states, parts_of
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,15 @@ def has_switch(model: PreTrainedModel) -> bool:
     from pipeline.model.bottleneck import has_bottlenecks
 
     return has_bottlenecks(model) or (bool(getattr(model, "peft_config", None)) and not virtual_tokens(model))
+
+
+def require_own_logits(model: PreTrainedModel) -> None:
+    """Raises: UserError: the model's family does something to its logits that is not known here."""
+    if not has_own_logits(model):
+        raise UserError(
+            f"The distance to the base cannot be measured: models of the family {model.config.model_type} change the logits "
+            "of their output layer in a way that is not known here. Set evaluation.kl_items=0, and training.kl_to_base=0."
+        )
 
 
 @contextmanager
@@ -48,18 +58,6 @@ def adapter_off(model: PreTrainedModel) -> Iterator[None]:
     disabled: Any = switched_off(model) if has_bottlenecks(model) else model.disable_adapter()
     with disabled:
         yield
-
-
-def parts_of(model: PreTrainedModel) -> tuple[Any, Any]:
-    """(body, head): from token ids to hidden states, and from those to logits."""
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return base.model, base.get_output_embeddings()
-
-
-def hidden_states(body: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(batch, length, hidden size); rows are padded on the right, where causal attention leaves what comes before alone."""
-    states: torch.Tensor = body(input_ids=ids, attention_mask=mask, use_cache=False)[0]
-    return states
 
 
 def kl_of(base: torch.Tensor, tuned: torch.Tensor) -> torch.Tensor:
@@ -93,7 +91,7 @@ def divergence(
 
     Args:
         batch_size: sequences at a time, at most; fewer where they are long (``TOKENS``).
-        model: tuned, with an adapter that can be switched off.
+        model: tuned, with an adapter that can be switched off; its family is one of ``require_own_logits``.
         sequences: (token ids of prompt and reply, how many of them are the prompt's: at least 1).
         progress: called after each batch with the number of sequences that it held.
 

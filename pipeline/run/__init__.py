@@ -43,6 +43,7 @@ from pipeline.model.dtype import precision
 from pipeline.model.load import base_identity, load_model, load_tokenizer
 from pipeline.model.memory import release
 from pipeline.model.methods import weights_files
+from pipeline.model.parts import has_own_logits
 from pipeline.model.thinking_style import thinking_style
 from pipeline.run.directory import Directory
 from pipeline.settings import ModelSettings, Profile, Recipe, load_recipe, parse, read_yaml
@@ -277,6 +278,12 @@ class Run(Directory):
             self.note(
                 f"the distance to the base is not measured: method {self.profile.chosen_method} has no adapter that can be "
                 "switched off"
+            )
+            return None
+        if not has_own_logits(model):
+            self.note(
+                f"the distance to the base is not measured: the family {model.config.model_type} changes its logits in a way "
+                "that is not known here"
             )
             return None
         base = self._path("evaluation", "base")

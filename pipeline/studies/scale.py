@@ -22,6 +22,7 @@ from pipeline.core.files import atomic_path, fingerprint, make_folder, read_json
 from pipeline.core.modes import MODES
 from pipeline.core.statistics import bootstrap, difference_interval95, flips
 from pipeline.evaluation.report.pictures import COLOURS
+from pipeline.model.divergence import require_own_logits
 from pipeline.run import open_run
 from pipeline.settings import LORA_METHODS
 from pipeline.studies.results import ScaleRow, ScaleStudy
@@ -81,6 +82,8 @@ def run_scale(run_folder: Path, folder: Path, values: Sequence[float] = VALUES, 
         raise UserError(f"{folder} holds a study of another model or other items. Choose another --output-dir.")
     write_json(record, {"identity": identity})
     model, tokenizer = run.model("tuned")
+    if settings.kl_items:
+        require_own_logits(model)
     base = {mode: run.folder / "evaluation" / "base" / mode / "predictions.jsonl" for mode in MODES}
     replies: dict[Any, list[Any]] = {mode: read_jsonl(path) for mode, path in base.items() if path.exists()}
     rows: list[ScaleRow] = []

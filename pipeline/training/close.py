@@ -17,7 +17,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.data.chat_format import IGNORE_INDEX
-from pipeline.model.divergence import POSITIONS, adapter_off, hidden_states, kl_of, parts_of
+from pipeline.model.divergence import POSITIONS, adapter_off, kl_of
+from pipeline.model.parts import hidden_states, parts_of
 
 FLAG = "counts"  # column of the training set: whether a row's tokens are held to the base
 

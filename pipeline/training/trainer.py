@@ -26,6 +26,7 @@ from pipeline.core.files import FULL
 from pipeline.data.chat_format import IGNORE_INDEX
 from pipeline.model.attention import SHORT, written_out_attention
 from pipeline.model.bottleneck import has_bottlenecks, load_bottlenecks
+from pipeline.model.divergence import require_own_logits
 from pipeline.model.memory import out_of_memory
 from pipeline.training.callbacks import FreedMemory, StepBar
 from pipeline.training.close import FLAG, WithFlags, losses
@@ -379,6 +380,7 @@ class Trainer(StopsInTime, SFTTrainer):
         self._kl = [0.0, 0]  # sum and tokens since the last entry of the log
         super().__init__(*args, **kwargs)
         if kl_to_base:
+            require_own_logits(self.model)
             self.data_collator: Any = WithFlags(self.data_collator)
 
     def _set_signature_columns_if_needed(self: Any) -> None:

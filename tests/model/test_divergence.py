@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.core.errors import UserError
 from pipeline.model import divergence as module
 from pipeline.model.bottleneck import add_bottlenecks
-from pipeline.model.divergence import adapter_off, divergence, has_switch, kl_of
+from pipeline.model.divergence import adapter_off, divergence, has_switch, kl_of, require_own_logits
 
 SHAPE = {"max_position_embeddings": 128, "initializer_range": 0.3}
 
@@ -151,3 +151,66 @@ def test_kl_is_never_below_zero_and_zero_for_the_same(a: list[float], b: list[fl
     x, y = torch.tensor([a]), torch.tensor([b])
     assert float(kl_of(x, x)) == 0 and float(kl_of(x, y)) >= 0
     assert float(kl_of(x, x + 5)) == pytest.approx(0, abs=1e-4)  # logits count up to a constant
+
+
+# --- families -----------------------------------------------------------------------------------------------------------
+
+SMALL = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "pad_token_id": 0,
+}
+
+
+def model_of(kind: str, **options: Any) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**SMALL, **options})).eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "modules"),
+    [
+        ("gpt_neox", {}, ["query_key_value"]),  # its body is not called ``model``
+        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2}, ["c_attn"]),
+        ("gemma2", {"final_logit_softcapping": 0.05}, ["q_proj"]),
+        ("granite", {"logits_scaling": 8.0}, ["q_proj"]),
+        ("cohere", {"logit_scale": 4.0}, ["q_proj"]),
+        ("hyperclovax", {"logits_scaling": 3.0}, ["q_proj"]),
+    ],
+)
+def test_a_family_is_measured_by_its_own_logits(
+    kind: str, options: dict[str, Any], modules: list[str], sequences: Any
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    lora = LoraConfig(r=4, target_modules=modules, init_lora_weights=False, lora_alpha=64)
+    tuned = get_peft_model(model_of(kind, **options), lora)
+    short = [([token % 300 for token in ids], prompt) for ids, prompt in sequences]
+    require_own_logits(tuned)
+    found, seen = divergence(tuned, short, 4), one_by_one(tuned, short)
+    assert [total for total, _ in found] == pytest.approx([total for total, _ in seen], rel=1e-2, abs=1e-7)
+    assert sum(total for total, _ in seen) > 1e-5
+
+
+def test_a_family_that_does_something_else_is_not_measured(tuned: Any) -> None:
+    own = tuned.get_base_model()
+    forward = own.forward
+
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        made = forward(*args, **kwargs)
+        made.logits = made.logits * 2
+        return made
+
+    own.forward = changed
+    with pytest.raises(UserError, match=r"family qwen3 change the logits.*evaluation.kl_items=0"):
+        require_own_logits(tuned)
+    own.forward = forward
+    require_own_logits(tuned)

@@ -122,7 +122,9 @@ def _weights(folder: Path, found: CheckedFolder) -> None:
             if kind == "weight" and len(entry["shape"]) == 2 and any(part.isdigit() for part in place.split(".")):
                 matrices[module] = None
     found.dtypes = sorted(dtypes)
-    if matrices and (missing := [name for name in LoraSettings().target_modules if name not in matrices]):
+    if matrices and (
+        missing := [name for name in LoraSettings.model_fields["target_modules"].default if name not in matrices]
+    ):
         found.advice.append(
             f"It has no {', '.join(missing)}, which LoRA is put on by default; its matrices are {', '.join(matrices)}: "
             f"--set 'lora.target_modules=[{', '.join(matrices)}]'."
