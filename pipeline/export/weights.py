@@ -121,12 +121,21 @@ def _require_written(model: PreTrainedModel, folder: Path) -> None:
     """Every tensor on the disk is the one in memory, bit for bit, and none is missing."""
     import torch
     from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
 
     wanted = model.state_dict()
     found: dict[str, torch.Tensor] = {}
     for path in weights_files(folder):
         found |= load_file(str(path))
     tied = {tensor.data_ptr() for name, tensor in wanted.items() if name in found}
+    if any(name not in found and tensor.data_ptr() not in tied for name, tensor in wanted.items()):
+        # Some families have other names on the disk (GPT-NeoX's embed_out, the experts of a mixture); loading turns them back.
+        try:
+            found = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype).state_dict()
+        except (RuntimeError, ValueError) as error:
+            raise UserError(
+                f"{folder} does not hold the merged weights: they cannot be loaded. Export again."
+            ) from error
     wrong = [
         name
         for name, tensor in wanted.items()

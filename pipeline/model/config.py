@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,17 @@ def model_config(settings: ModelSettings) -> dict[str, Any] | None:
     if not isinstance(config, dict):
         raise UserError(f"{path} is no model's config.json; give a model folder with model.name.")
     return config
+
+
+def standard_names(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config with its sizes under the names of most families too, by transformers' own map: GPT-2 has ``n_head``."""
+    if {"num_attention_heads", "max_position_embeddings"} <= config.keys():
+        return config
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = config.get("model_type")
+    names = CONFIG_MAPPING[kind].attribute_map if kind in CONFIG_MAPPING else {}
+    return {**{name: config[own] for name, own in names.items() if own in config}, **config}
 
 
 def commit_of(settings: ModelSettings) -> str | None:

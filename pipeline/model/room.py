@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.errors import UserError
 from pipeline.core.modes import MODES
+from pipeline.model.config import standard_names
 from pipeline.settings import Profile
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def cache_bytes(config: Mapping[str, Any], number: int) -> int:
         config: a ``config.json``, or ``PretrainedConfig.to_dict()``; of a model of text and images, the part ``text_config``.
         number: bytes of a number of the cache: 2 in bfloat16.
     """
-    config = config.get("text_config") or config
+    config = standard_names(config.get("text_config") or config)
     heads = config["num_attention_heads"]
     kinds = config.get("layer_types") or ["full_attention"] * config["num_hidden_layers"]
     layers = sum(kind != "linear_attention" for kind in kinds)  # those keep a state of fixed size
@@ -80,7 +81,7 @@ def cache_room(model: PreTrainedModel, parts: int = 1) -> int | None:
 
 def positions_of(config: Mapping[str, Any]) -> int | None:
     """Tokens of prompt and reply together that a model has positions for; None: its config does not say."""
-    found = (config.get("text_config") or config).get("max_position_embeddings")
+    found = standard_names(config.get("text_config") or config).get("max_position_embeddings")
     return found if isinstance(found, int) and found > 0 else None
 
 

@@ -18,7 +18,7 @@ from pipeline.model.batch import _selected
 from pipeline.model.decode import Request, answered, end_tokens, generate
 from pipeline.model.draw import Draw
 from pipeline.model.form import is_unclosed, judge, split_reply
-from pipeline.model.room import cache_bytes, rows_that_fit
+from pipeline.model.room import cache_bytes, positions_of, rows_that_fit
 from pipeline.settings import Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -231,6 +231,16 @@ def test_rows_of_a_cache_as_unsloth_hands_it_out_on_a_gpu():
     assert cache.get_seq_length() == 5
     for (keys, values), layer in zip(layers, cache.layers, strict=True):
         assert torch.equal(layer.keys, keys[[1, 3]]) and torch.equal(layer.values, values[[1, 3]])
+
+
+def test_sizes_of_a_family_with_other_names():
+    """GPT-2 has n_head, n_embd, n_layer and n_positions."""
+    from transformers import GPT2Config
+
+    config = GPT2Config(n_head=2, n_embd=32, n_layer=3, n_positions=77).to_dict()
+    assert "num_attention_heads" not in config
+    assert cache_bytes(config, 2) == 2 * 3 * 2 * 16 * 2
+    assert positions_of(config) == 77
 
 
 def test_batches_are_as_large_as_memory_allows(model, tokenizer, prompts, monkeypatch):
