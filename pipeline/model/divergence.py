@@ -1,8 +1,8 @@
 """How far a tuned model is from its base: KL(base ‖ tuned) a token, with the adapter on and off, in one copy of the weights.
 
 In: a tuned model, sequences of tokens with their prompts. Out: nats a token that a reply holds. At each position the whole
-distribution counts, not the drawn token alone, so few sequences are enough. Logits are held for ``POSITIONS`` positions at a time:
-memory does not grow with the length of a sequence.
+distribution counts, not the drawn token alone, so few sequences are enough. Logits are held for ``POSITIONS`` positions at a
+time: memory does not grow with the length of a sequence.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Training that stays close to the base: to a token's loss is added a weight times KL(base ‖ tuned) at its place.
 
 In: batches of token ids and labels. Out: the loss. The base is the model itself with its adapter off, so there is no second model
-in memory; it costs one forward pass more, without gradients, of the rows that are held to it. Logits of both are made ``POSITIONS``
-positions at a time and made again for the gradient, so memory does not grow with the length of a batch.
+in memory; it costs one forward pass more, without gradients, of the rows that are held to it. Logits of both are made
+``POSITIONS`` at a time and made again for the gradient, so memory does not grow with the length of a batch.
 
 Import it after unsloth.
 """
