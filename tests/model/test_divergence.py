@@ -214,3 +214,16 @@ def test_a_family_that_does_something_else_is_not_measured(tuned: Any) -> None:
         require_own_logits(tuned)
     own.forward = forward
     require_own_logits(tuned)
+
+
+def test_a_forward_pass_that_gives_hidden_states_is_no_other_family(tuned: Any) -> None:
+    own = tuned.get_base_model()
+    forward = own.forward
+
+    def hidden(*args: Any, **kwargs: Any) -> Any:
+        made = forward(*args, **kwargs, output_hidden_states=True)
+        made.logits = made.hidden_states[-1]
+        return made
+
+    own.forward = hidden
+    require_own_logits(tuned)
