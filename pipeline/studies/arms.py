@@ -127,9 +127,9 @@ class SweepCell:
 
 def resolve(profile: str, overrides: list[str]) -> tuple[Profile, Recipe]:
     """Profile and recipe of a cell: as the profile's section ``sweep`` says, then ``overrides`` (also of the recipe)."""
-    short = load_profile(profile).sweep.overrides
+    named = load_profile(profile)
     own = [text for text in overrides if not text.startswith("recipe.")]
-    settings = _named_by_its_recipe(load_profile(profile, [*short, *own]), load_profile(profile).recipe)
+    settings = _named_by_its_recipe(load_profile(profile, [*named.sweep.overrides, *own]), named.recipe)
     recipe = load_recipe(settings.recipe, settings.mix)
     changes = [text.removeprefix("recipe.") for text in overrides if text.startswith("recipe.")]
     if changes:

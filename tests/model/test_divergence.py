@@ -14,6 +14,7 @@ from pipeline.core.errors import UserError
 from pipeline.model import divergence as module
 from pipeline.model.bottleneck import add_bottlenecks
 from pipeline.model.divergence import adapter_off, divergence, has_switch, kl_of, require_own_logits
+from pipeline.model.parts import has_own_logits
 
 SHAPE = {"max_position_embeddings": 128, "initializer_range": 0.3}
 
@@ -226,4 +227,5 @@ def test_a_forward_pass_that_gives_hidden_states_is_no_other_family(tuned: Any) 
         return made
 
     own.forward = hidden
-    require_own_logits(tuned)
+    assert tuned(input_ids=torch.tensor([[1, 2]])).logits.shape[-1] == own.config.hidden_size
+    assert has_own_logits(tuned)
