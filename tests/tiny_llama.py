@@ -91,6 +91,8 @@ def write_gguf(path: Path, model: LlamaForCausalLM, tokenizer: Any, **changes: A
     writer.add_token_types([3 if piece in special else 1 for piece in pieces])
     writer.add_token_merges([" ".join(merge) for merge in state["merges"]])
     writer.add_chat_template(tokenizer.chat_template)
+    if "bos" in changes:
+        writer.add_bos_token_id(changes["bos"])
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, sizes.num_hidden_layers)
     heads = {"q_proj": sizes.num_attention_heads, "k_proj": sizes.num_key_value_heads}
     for name, tensor in model.state_dict().items():

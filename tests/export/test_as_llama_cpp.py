@@ -8,11 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tiny_llama
 
 from pipeline.cli.main import main
 from pipeline.core.errors import UserError
 from pipeline.export.as_llama_cpp import same_model
-from pipeline.model.hub import any_gguf
+from pipeline.model.hub import any_gguf, pieces
 
 pytest.importorskip("xllamacpp", reason="llama.cpp is not installed (requirements-export.txt)")
 tiny_gemma = pytest.importorskip("tiny_gemma", reason="SentencePiece is not installed (requirements-cpu.txt)")
@@ -52,10 +53,22 @@ def test_faults_are_found(gemma: tiny_gemma.TinyGemma, tmp_path: Path) -> None:
     swapped = Path(shutil.copytree(right, tmp_path / "swapped"))
     tokenizer = json.loads((swapped / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
-    vocabulary["s"], vocabulary["n"] = vocabulary["n"], vocabulary["s"]  # the text comes back from these tokens all the same
+    vocabulary["s"], vocabulary["n"] = (
+        vocabulary["n"],
+        vocabulary["s"],
+    )  # the text comes back from these tokens all the same
     (swapped / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(UserError, match="The tokenizer made of tiny.gguf is not the one in it: of .* for llama.cpp"):
         same_model(gemma.file, swapped)
+
+
+@pytest.mark.parametrize("cut", sorted({pieces.GPT2, *pieces.DIGITS_ALONE, *pieces.SPLITS}))
+def test_each_way_to_cut_text_is_llama_cpps(tmp_path: Path, cut: str) -> None:
+    tiny = tiny_llama.make(tmp_path)
+    tokenizer, model = tiny.tokenizer, tiny.model
+    file = tiny_llama.write_gguf(tmp_path / "x.gguf", model, tokenizer, pre=cut, bos=tokenizer.bos_token_id)
+    any_gguf.convert_file(file, tmp_path / "out")
+    assert same_model(file, tmp_path / "out")["same_top"] == 1
 
 
 def test_without_llama_cpp_nothing_is_begun(
