@@ -77,12 +77,12 @@ def _fetch(args: argparse.Namespace) -> int:
     from pipeline.core.console import say
     from pipeline.core.files import require_folder
     from pipeline.export.as_llama_cpp import require_llama_cpp, same_model, same_text
-    from pipeline.model.hub.fetch import fetch, stored
+    from pipeline.model.hub.fetch import fetch, is_gguf, stored
     from pipeline.model.hub.known import default_folder, known_models
 
     if args.to is not None:
         require_folder(args.to)
-    if args.origin and args.origin.endswith(".gguf"):
+    if args.origin and is_gguf(args.origin):
         require_llama_cpp()
     where, record, new = fetch(args.name, args.to, args.origin, args.revision, same_model)
     result = {"folder": str(where), "new": new, **{k: v for k, v in record.items() if k != "files"}}

