@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import sentencepiece
 
 CORPUS = (
@@ -124,6 +125,8 @@ def write_gguf(path: Path, model: Any, original: sentencepiece.SentencePieceProc
     writer.add_value_length(sizes.head_dim)
     writer.add_rope_freq_base(1_000_000.0)
     writer.add_sliding_window(sizes.sliding_window)
+    if "scaling" in changes:
+        writer.add_rope_scaling_type(changes["scaling"])
     add_tokenizer(writer, original, prefix=False)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GEMMA3, sizes.num_hidden_layers)
     for name, tensor in model.state_dict().items():
@@ -133,6 +136,8 @@ def write_gguf(path: Path, model: Any, original: sentencepiece.SentencePieceProc
         if name.endswith("norm.weight") and not changes.get("norms_as_they_are"):
             values = values + 1
         writer.add_tensor(names.get_name(name, (".weight",)), values)
+    for name in changes.get("tables", ()):
+        writer.add_tensor(name, np.ones(8, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

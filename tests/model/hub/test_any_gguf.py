@@ -156,6 +156,8 @@ def test_half_a_file(gemma: Any, tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"architecture": "granite"}, "transformers cannot read .*granite is not supported"),
+        ({"scaling": gguf.RopeScalingType.LINEAR}, r"scales its rotation for long texts \(linear\)"),
+        ({"tables": ["rope_freqs.weight"]}, r"scales its rotation for long texts \(rope_freqs.weight\)"),
         ({"without": ("model.layers.1.mlp.up_proj.weight",)}, "lacks weights .*: model.layers.1.mlp.up_proj.weight"),
     ],
 )
@@ -165,6 +167,16 @@ def test_models_that_cannot_be_read(gemma: Any, tmp_path: Path, changes: dict[st
     file = tiny_gemma.write_gguf(tmp_path / "x.gguf", gemma.model, gemma.original, **changes)
     with pytest.raises(UserError, match=words):
         any_gguf.convert_file(file, tmp_path / "out")
+
+
+def test_a_rotation_that_is_said_not_to_be_scaled(gemma: Any, tmp_path: Path) -> None:
+    import tiny_gemma
+
+    none = gguf.RopeScalingType.NONE
+    any_gguf.convert_file(
+        tiny_gemma.write_gguf(tmp_path / "x.gguf", gemma.model, gemma.original, scaling=none), tmp_path
+    )
+    assert (tmp_path / "model.safetensors").is_file()
 
 
 def test_a_tokenizer_of_another_kind(tmp_path: Path) -> None:
