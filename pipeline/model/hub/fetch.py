@@ -107,10 +107,16 @@ def _from_file(name: str, file: Path, revision: str | None, verify: Verify | Non
     about = any_gguf.described(file)
 
     def make(folder: Path) -> dict[str, Any]:
-        say(f"converting {file.name} ({about['architecture']}) to 16-bit safetensors")
-        any_gguf.convert_file(file, folder)
-        say("comparing it with llama.cpp's reading of the file")
-        return {"title": about["title"], "gguf_sha256": file_sha256(file), "as_llama_cpp": verify(file, folder)}
+        shutil.rmtree(folder)  # of a stopped conversion, perhaps of another file
+        folder.mkdir()
+        try:
+            say(f"converting {file.name} ({about['architecture']}) to 16-bit safetensors")
+            any_gguf.convert_file(file, folder)
+            say("comparing it with llama.cpp's reading of the file")
+            return {"title": about["title"], "gguf_sha256": file_sha256(file), "as_llama_cpp": verify(file, folder)}
+        except UserError:
+            shutil.rmtree(folder)  # it would fail again
+            raise
 
     weights = about["parameters"]
     memory = any_gguf.BYTES_A_WEIGHT * weights + START_BYTES

@@ -121,8 +121,12 @@ def test_what_is_not_the_same_model_is_not_kept(gemma: Any, tmp_path: Path) -> N
 
     with pytest.raises(UserError, match="not the same"):
         fetch.fetch("mine", tmp_path / "mine", str(gemma.file), verify=other)
-    assert not (tmp_path / "mine").exists()
-    assert fetch.fetch("mine", tmp_path / "mine", str(gemma.file), verify=agreed)[2]
+    assert list(tmp_path.iterdir()) == []
+    partial = tmp_path / ".mine.gguf.partial"
+    partial.mkdir()
+    (partial / "chat_template.jinja").write_text("of another file, whose conversion was stopped")
+    folder, record, new = fetch.fetch("mine", tmp_path / "mine", str(gemma.file), verify=agreed)
+    assert new and "chat_template.jinja" not in record["files"] and list(tmp_path.iterdir()) == [folder]
     with pytest.raises(ValueError, match="has to be compared"):
         fetch.fetch("mine", tmp_path / "again", str(gemma.file))
 
