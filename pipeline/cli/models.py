@@ -68,7 +68,9 @@ def _list(args: argparse.Namespace) -> int:
             f"  from {', '.join([*places, 'huggingface', 'modelscope'])}"
             + (f"; fetched: {fetched}" if fetched else f"; python -m pipeline models fetch {name}"),
         ]
-    lines.append("any other: python -m pipeline models fetch OWNER/MODEL, or a GGUF file: models fetch NAME --from FILE.gguf")
+    lines.append(
+        "any other: python -m pipeline models fetch OWNER/MODEL, or a GGUF file: models fetch NAME --from FILE.gguf"
+    )
     show(args, rows, "\n".join(lines))
     return 0
 
