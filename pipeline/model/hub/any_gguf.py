@@ -42,7 +42,7 @@ def convert_file(file: Path, folder: Path) -> None:
     _require_plain_rotation(reader, file)
     found = tokenizer(reader)
     found.save_pretrained(folder)
-    model = _model(file)
+    model = _model(reader, file)
     ids = {f"{name}_token_id": getattr(found, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     for name, number in ids.items():
         setattr(model.config, name, number)
@@ -66,12 +66,12 @@ def _require_plain_rotation(reader: Any, file: Path) -> None:
         )
 
 
-def _model(file: Path) -> Any:
+def _model(reader: Any, file: Path) -> Any:
     """The model in bfloat16, as if it had never been quantised."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    reader, where = opened(file), {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    where = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
     try:
         config = AutoConfig.from_pretrained(**where)
         size = value(reader, f"{value(reader, 'general.architecture')}.attention.key_length")
