@@ -3,11 +3,15 @@
     python benchmarks/decoding.py --model outputs/models/smollm2-135m-hybrid --questions FILE --output decoding.json
 
 FILE has one question a line, as JSON with ``prompt``. Each side writes exactly ``--tokens`` tokens to each of ``--count``
-questions, greedily, ``--batch`` at a time; end tokens are ignored, so all do the same work. Prompts are in non-thinking mode. A
-turn is a process of its own; the sides take turns, ``--rounds`` times. Loading, conversion and a first short batch are not timed.
+questions, greedily, ``--batch`` at a time; end tokens are ignored, so all do the same work. With ``--ends`` replies are drawn as
+the profile says and end where they end, ``--tokens`` at most; padding is not counted. Prompts are in
+non-thinking mode. A turn is a process of its own; the sides take turns, ``--rounds`` times. Loading, conversion and a first
+short batch are not timed.
 
 * ``pipeline``: ``pipeline.model.decode``, as every evaluation uses it, in the precision that the processor suits;
-* ``pipeline, eager`` (only where ``--sides`` names it): the same with transformers' own attention written out;
+* only where ``--sides`` names them, the same without one or more of its parts: ``pipeline, eager``: transformers' own attention
+  written out; ``pipeline, plain weights``: not packed; ``pipeline, copied cache``: transformers' own, so nothing joins a batch
+  either; ``pipeline, neither``: without the last two;
 * ``transformers``: ``generate`` of the plain model in the same precision, attention as it comes ("sdpa");
 * ``llama.cpp f16``, ``llama.cpp q8_0``: its server with ``--batch`` places, each filled by a client of its own.
 """
@@ -29,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 LLAMA, EAGER = "llama.cpp ", "pipeline, eager"
+PLAIN, COPIED, NEITHER = "pipeline, plain weights", "pipeline, copied cache", "pipeline, neither"
 SIDES = ("pipeline", "transformers", "llama.cpp f16", "llama.cpp q8_0")
 
 
@@ -42,22 +47,31 @@ def by_torch(job: dict[str, Any]) -> dict[str, Any]:
 
     import unsloth  # noqa: F401  (before transformers, on both sides)
 
-    from pipeline.model import attention
+    from pipeline.model import attention, batch, packed
     from pipeline.model.batch import Batch, decode_batch
-    from pipeline.model.decode import inference_mode_of
+    from pipeline.model.decode import generate, inference_mode_of
     from pipeline.model.load import load_model
     from pipeline.settings import Sampling, load_profile
 
     profile = load_profile("smollm2-135m", [f"model.name={job['model']}", f"model.cpu_threads={job['threads']}"])
     model, tokenizer = load_model(profile.model, 1)
     never = [int(model.config.vocab_size)]  # an end token that cannot come
-    model.generation_config.eos_token_id = None
+    sampling = profile.evaluation.sampling.non_thinking
+    if not job["ends"]:
+        model.generation_config.eos_token_id = None
     if job["side"] == EAGER:
         attention.PLAIN = frozenset()  # no family is taken for one that the groups suit
+    if job["side"] in (COPIED, NEITHER):
+        batch.growing_cache = lambda model: None  # type: ignore[assignment]
+    if job["side"] in (PLAIN, NEITHER):
+        packed.free_bytes = lambda device: 0  # never room for packed weights
     if job["side"] == "transformers":
         model = plain(job["model"], model.dtype)
 
     def ours(prompts: list[list[int]], tokens: int) -> int:
+        if job["ends"]:
+            drawn = sampling.model_copy(update={"max_new_tokens": tokens})
+            return sum(r.output_tokens for r in generate(model, tokenizer, prompts, drawn, job["batch"], seed=0))
         own = Sampling.model_validate({"temperature": 0, "top_p": 1, "top_k": 0, "max_new_tokens": tokens})
         lengths: list[int] = []
         with inference_mode_of(model):
@@ -72,11 +86,14 @@ def by_torch(job: dict[str, Any]) -> dict[str, Any]:
         tokenizer.padding_side, written = "left", 0
         for start in range(0, len(prompts), job["batch"]):
             batch = tokenizer.pad({"input_ids": prompts[start : start + job["batch"]]}, return_tensors="pt")
+            how: dict[str, Any] = {"do_sample": False, "min_new_tokens": tokens}
+            if job["ends"]:
+                how = {"do_sample": True, **sampling.model_dump(exclude={"max_new_tokens"})}
             with torch.inference_mode():
-                out = model.generate(
-                    **batch, do_sample=False, min_new_tokens=tokens, max_new_tokens=tokens, pad_token_id=0
-                )
-            written += (out.shape[1] - batch["input_ids"].shape[1]) * len(out)
+                out = model.generate(**batch, **how, max_new_tokens=tokens, pad_token_id=tokenizer.pad_token_id)
+            replies = out[:, batch["input_ids"].shape[1] :]
+            padding = (replies == tokenizer.pad_token_id).sum() if job["ends"] else 0
+            written += replies.numel() - int(padding)
         return written
 
     ask = theirs if job["side"] == "transformers" else ours
@@ -112,7 +129,7 @@ def by_llama(job: dict[str, Any]) -> dict[str, Any]:
         with llama_server(Path(job["files"][job["side"].removeprefix(LLAMA)]), log, arguments) as address:
 
             def ask(prompt: str, tokens: int) -> int:
-                body = {"prompt": prompt, "n_predict": tokens, "ignore_eos": True, "temperature": 0}
+                body = {"prompt": prompt, "n_predict": tokens, "ignore_eos": not job["ends"], "temperature": 0}
                 reply = httpx.post(f"{address}/completion", json=body, timeout=600).raise_for_status().json()
                 return int(reply["tokens_predicted"])
 
@@ -165,6 +182,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--ends", action="store_true", help="replies end where they end")
     parser.add_argument("--sides", default=";".join(SIDES), help="divided by semicolons")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--turn", help=argparse.SUPPRESS)
@@ -200,6 +218,7 @@ def main() -> int:
             for side in sides:
                 job = {"side": side, "model": str(args.model), "prompts": prompts, "files": files}
                 job |= {"tokens": args.tokens, "batch": args.batch, "threads": args.threads}
+                job["ends"] = args.ends
                 (place / "job.json").write_text(json.dumps(job), encoding="utf-8")
                 command = [sys.executable, __file__, "--model", args.model, "--questions", str(args.questions)]
                 done = subprocess.run(

@@ -198,7 +198,7 @@ class Talker:
         with self.models.model(which) as model, inference_mode_of(model), torch.inference_mode():
             ends = end_tokens(model, self.tokenizer)
             if stop is not None:
-                options["logits_processor"] = [StopThinking(stop, [ids], len(ids), ends)]
+                options["logits_processor"] = [StopThinking(stop, [ids], [len(ids)], ends)]
             prompt = torch.tensor([ids], device=model.device)
             output = model.generate(
                 input_ids=prompt,

@@ -1,9 +1,10 @@
-"""One batch of prompts is decoded; a row that has ended is handed over at once, and leaves the batch with the next half of it.
+"""Prompts are decoded together; a reply that has ended is handed over at once, and its row makes room for what is left.
 
 In: a model, prompts as token ids, sampling, a stream of random numbers a prompt. Out: the generated ids of each prompt, as soon
-as it has ended. Decoding is ``model.generate``: when half of the rows have ended it is stopped, the cache keeps the rows that go
-on, and it is called again with them. So the rows that are left do not wait for memory or time of those that are done, and
-nothing is computed twice. (A prefill of prompt and reply in the middle would not do: Unsloth cuts it at ``max_seq_length``.)
+as it has ended. Decoding is ``model.generate``, which is stopped now and then and called again with the cache: where prompts
+wait and the cache lets rows join, as soon as a sixth of the rows have ended; else when half of them have. So nobody waits for
+memory or time of those that are done, and nothing is computed twice. (A prefill of prompt and reply in the middle would not
+do: Unsloth cuts it at ``max_seq_length``.)
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.model.draw import Draw
+from pipeline.model.growing_cache import growing_cache
+from pipeline.model.rows import Rows, padded_prompts
 from pipeline.model.thinking_budget import Budget, StopThinking
 from pipeline.settings import Sampling
 
@@ -24,19 +27,19 @@ Ended = Callable[[int, list[int]], None]  # (row, generated ids with the end tok
 
 LOOK_EVERY = 8  # steps between two looks at which rows have ended; a look waits for a GPU
 WORTH_IT = 32  # steps that have to be left for a smaller batch
+REFILL = 6  # with a part of 1 / REFILL of the rows free, waiting prompts join
 
 
 class _Watch:
-    """A stopping criterion that reports rows as they end, and stops the batch when half of them have.
+    """A stopping criterion that reports rows as they end, and stops when enough of them have.
 
     Args:
-        ends: ids that end a reply. width: of the prompts. rows: what the rows of the batch are called.
-        room: tokens of cache; while the smaller batch is made, its rows are there twice.
-        last: steps after which the batch ends anyway; 0: it is never made smaller.
+        ends: ids that end a reply. limit: tokens after which a reply ends anyway.
+        enough: given how many have ended and the length so far, whether to stop.
     """
 
-    def __init__(self, ends: list[int], width: int, rows: list[int], ended: Ended, room: int | None, last: int):
-        self.ends, self.width, self.rows, self.room, self.last = ends, width, rows, room, last
+    def __init__(self, rows: Rows, ends: list[int], limit: int, ended: Ended, enough: Callable[[int, int], bool]):
+        self.rows, self.ends, self.limit, self.enough = rows, ends, limit, enough
         self._tell, self._steps = ended, 0
         self._done: Any = None  # (rows,) bool
         self._told: set[int] = set()
@@ -47,31 +50,31 @@ class _Watch:
 
         last = input_ids[:, -1]
         done = torch.isin(last, torch.tensor(self.ends, device=last.device))
+        done |= input_ids.shape[1] - self.rows.starts >= self.limit
         self._done = done if self._done is None else self._done | done
         self._steps += 1
-        stop = self._steps % LOOK_EVERY == 0 and self.report(input_ids) and self._smaller(input_ids.shape[1])
+        stop = self._steps % LOOK_EVERY == 0 and self.report(input_ids) and self._stops(input_ids.shape[1])
         return torch.full_like(done, stop)
 
-    def report(self, input_ids: torch.Tensor, everything: bool = False) -> bool:
-        """Hand over the rows that have ended (or all); whether there were new ones."""
+    def report(self, input_ids: torch.Tensor) -> bool:
+        """Hand over the rows that have ended; whether there were new ones."""
         before = len(self._told)
-        for row in self.ended(everything):
+        for row in self._done.nonzero().flatten().tolist():
             if row not in self._told:
                 self._told.add(row)
-                self._tell(self.rows[row], self._cut(input_ids[row, self.width :].tolist()))
+                self._tell(self.rows.names[row], self._cut(input_ids[row, int(self.rows.starts[row]) :].tolist()))
         return len(self._told) > before
 
-    def ended(self, everything: bool = False) -> list[int]:
-        return list(range(len(self.rows))) if everything else self._done.nonzero().flatten().tolist()
+    def left(self) -> list[int]:
+        """The rows that go on."""
+        return [row for row in range(len(self.rows.names)) if row not in self._told]
 
-    def _smaller(self, length: int) -> bool:
-        left = len(self.rows) - len(self._told)
-        fits = self.room is None or (len(self.rows) + left) * length <= self.room
-        return 0 < left <= len(self.rows) / 2 and self.last - (length - self.width) >= WORTH_IT and fits
+    def _stops(self, length: int) -> bool:
+        return bool(self.left()) and self.enough(len(self._told), length)
 
     def _cut(self, ids: list[int]) -> list[int]:
         end = next((i for i, token in enumerate(ids) if token in self.ends), len(ids) - 1)
-        return ids[: end + 1]
+        return ids[: end + 1][: self.limit]
 
 
 @dataclass(frozen=True)
@@ -81,17 +84,19 @@ class Batch:
     Args:
         prompts: token ids, none empty.
         ends: ids that end a reply.
-        streams: of each prompt, ``sampling.max_new_tokens`` numbers in [0, 1); None: greedy.
+        stream: of a prompt's place, ``sampling.max_new_tokens`` numbers in [0, 1); None: greedy.
         room: tokens that the cache has room for; None: without limit.
         budget: of thinking; None: without limit.
+        at_once: rows at a time; the other prompts wait. None: all.
     """
 
     prompts: Sequence[Sequence[int]]
     sampling: Sampling
     ends: list[int]
-    streams: Sequence[Any] | None = None
+    stream: Callable[[int], Any] | None = None
     room: int | None = None
     budget: Budget | None = None
+    at_once: int | None = None
 
 
 # Draw leaves one token possible, so taking the most probable one is drawing. The neutral values keep the model's own
@@ -107,90 +112,97 @@ _NEUTRAL = {
 }
 
 
-def _padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask, (batch, width) each, padded on the left."""
-    import torch
-
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), pad)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, width - len(prompt) :] = 1
-    return ids, mask
+def rows_join(model: PreTrainedModel) -> bool:
+    """Whether prompts can join a batch that is being decoded, with the attention that the model has now."""
+    return not virtual_tokens(model) and growing_cache(model) is not None
 
 
 def decode_batch(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: Batch, ended: Ended) -> None:
     """Decode a batch; ``ended`` is called once for every prompt, with the ids generated for it."""
+    import torch
+
+    joins, most = rows_join(model), batch.at_once or len(batch.prompts)
+    pad = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else batch.ends[0])
+    # A state of linear attention cannot be divided by rows; such a model decodes its batch to the end.
+    divides = "linear_attention" not in (getattr(model.config.get_text_config(), "layer_types", None) or [])
+    waiting = list(range(len(batch.prompts)))
+    rows: Rows | None = None
+
+    def enough(done: int, length: int) -> bool:
+        assert rows is not None
+        if waiting and joins:
+            return done >= most / REFILL
+        left = len(rows.names) - done
+        fits = batch.room is None or joins or (len(rows.names) + left) * length <= batch.room
+        steps = batch.sampling.max_new_tokens - (length - int(rows.starts.max()))
+        return divides and left <= len(rows.names) / 2 and steps >= WORTH_IT and fits
+
+    with torch.inference_mode():
+        while waiting or rows is not None:
+            free = most - (len(rows.names) if rows is not None else 0)
+            if waiting and (rows is None or (joins and free >= most / REFILL)):
+                new, waiting = _begin(model, batch, waiting[:free], pad), waiting[free:]
+                if rows is None:
+                    rows = new
+                else:
+                    _advance(model, batch, new, pad, ended, lambda *_: False, steps=1)
+                    if new.names:
+                        rows.join(new, pad)
+                    del new
+            assert rows is not None
+            _advance(model, batch, rows, pad, ended, enough)
+            rows = rows if rows.names else None
+
+
+def _begin(model: PreTrainedModel, batch: Batch, names: list[int], pad: int) -> Rows:
+    """Rows for these prompts, before their first call."""
     import numpy
     import torch
 
-    sampling, ends, budget = batch.sampling, batch.ends, batch.budget
-    pad = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0])
-    device = model.device
-    ids, mask = (tensor.to(device) for tensor in _padded(batch.prompts, pad))
-    uniforms = None if batch.streams is None else torch.from_numpy(numpy.stack(batch.streams)).to(device)
-    inputs, own = {"input_ids": ids, "attention_mask": mask}, mask
-    generate: Any = model.generate
-    rows = list(range(len(batch.prompts)))
-    with torch.inference_mode():
-        if virtual_tokens(model):
-            generate = model.get_base_model().generate
-            inputs, own = _with_virtual_tokens(model, ids, mask)
-        attention, width = inputs["attention_mask"], own.shape[1]
-        # A state of linear attention cannot be divided by rows; such a model decodes its batch to the end.
-        stop = None if budget is None else StopThinking(budget, batch.prompts, width, ends)
-        last = 0 if "linear_attention" in _layer_types(model) else sampling.max_new_tokens
-        while rows:
-            watch = _Watch(ends, width, rows, ended, batch.room, last)
-            output = generate(
-                **inputs,
-                max_new_tokens=sampling.max_new_tokens - (inputs["input_ids"].shape[1] - width),
-                **_NEUTRAL,
-                eos_token_id=ends,
-                pad_token_id=pad,
-                logits_processor=[Draw(sampling, uniforms, own), *([] if stop is None else [stop])],
-                stopping_criteria=[watch],
-                return_dict_in_generate=True,
-            )
-            sequences, cache = output.sequences, output.past_key_values
-            del output, inputs
-            over = sequences.shape[1] - width >= sampling.max_new_tokens
-            watch.report(sequences, everything=over)
-            gone = set(watch.ended(everything=over))
-            left = [row for row in range(len(rows)) if row not in gone]
-            rows = [rows[row] for row in left]
-            if rows:
-                keep = torch.tensor(left, device=device)
-                if stop is not None:
-                    stop.keep(left)
-                cache = _selected(cache, keep)
-                sequences, attention, own = sequences[keep], attention[keep], own[keep]
-                uniforms = None if uniforms is None else uniforms[keep]
-                generated = attention.new_ones(len(rows), sequences.shape[1] - width)
-                inputs = {
-                    "input_ids": sequences,
-                    "attention_mask": torch.cat([attention, generated], dim=1),
-                    "past_key_values": cache,
-                }
-                del cache
+    ids, mask = (tensor.to(model.device) for tensor in padded_prompts([batch.prompts[name] for name in names], pad))
+    draws = None
+    if batch.stream is not None:
+        draws = torch.from_numpy(numpy.stack([batch.stream(name) for name in names])).to(model.device)
+    starts = torch.full((len(names),), ids.shape[1], device=model.device)
+    rows = Rows(names, ids, mask, mask, starts, draws)
+    if virtual_tokens(model):
+        _with_virtual_tokens(model, rows)
+    else:
+        rows.cache = growing_cache(model)
+    return rows
 
 
-def _layer_types(model: PreTrainedModel) -> list[str]:
-    return list(getattr(model.config.get_text_config(), "layer_types", None) or [])
-
-
-def _selected(cache: Any, keep: torch.Tensor) -> Any:
-    """The rows of a cache that go on. Decoding on a GPU, Unsloth hands out (keys, values) of each layer."""
-    from transformers import DynamicCache
-
-    if not isinstance(cache, (list, tuple)):
-        cache.batch_select_indices(keep)
-        return cache
-    selected = DynamicCache()
-    for place, (keys, values) in enumerate(cache):
-        selected.update(keys.index_select(0, keep), values.index_select(0, keep), place)
-    return selected
+def _advance(
+    model: PreTrainedModel,
+    batch: Batch,
+    rows: Rows,
+    pad: int,
+    ended: Ended,
+    enough: Callable[[int, int], bool],
+    steps: int | None = None,
+) -> None:
+    """One call of ``generate``, of so many steps (None: as many as the longest reply has left); the rows that go on stay."""
+    limit, narrow = batch.sampling.max_new_tokens, rows_join(model)
+    generate: Any = model.get_base_model().generate if virtual_tokens(model) else model.generate
+    watch = _Watch(rows, batch.ends, limit, ended, enough)
+    processors: list[Any] = [Draw(batch.sampling, rows.draws, rows.own, rows.starts)]
+    if batch.budget is not None:
+        prompts = [batch.prompts[name] for name in rows.names]
+        processors.append(StopThinking(batch.budget, prompts, rows.starts.tolist(), batch.ends))
+    output = generate(
+        **rows.inputs(),
+        max_new_tokens=limit - rows.written() if steps is None else steps,
+        **_NEUTRAL,
+        eos_token_id=batch.ends,
+        pad_token_id=pad,
+        logits_processor=processors,
+        stopping_criteria=[watch],
+        return_dict_in_generate=True,
+    )
+    rows.take(output.sequences, output.past_key_values)
+    del output
+    watch.report(rows.ids)
+    rows.keep(watch.left(), narrow)
 
 
 def virtual_tokens(model: PreTrainedModel) -> int:
@@ -199,43 +211,32 @@ def virtual_tokens(model: PreTrainedModel) -> int:
     return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
 
 
-def _with_virtual_tokens(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> tuple[dict[str, Any], torch.Tensor]:
-    """The inputs of ``generate`` on the base of a model with virtual tokens, and which positions are the prompt's own.
+def _with_virtual_tokens(model: Any, rows: Rows) -> None:
+    """Put virtual tokens into rows that have not been called yet; the base of the model is what decodes them.
 
     PEFT puts virtual tokens in front of the padding, so that their distance from the prompt, and with it the reply, would
     depend on which prompts share the batch. Here every row sees them as in training, directly before its first token: those
     of prefix tuning are in the cache, where the attention mask gives the prompt the positions after them; those of prompt
     tuning are put between padding and prompt.
-
-    Args:
-        ids, mask: (batch, width), padded on the left.
-
-    Returns:
-        The inputs, and a mask (batch, virtual tokens + width) that is 1 where a token of the prompt stands.
     """
     import torch
 
-    count, (rows, width) = virtual_tokens(model), ids.shape
-    prompt = model.get_prompt(batch_size=rows)
-    filler = ids.new_zeros(rows, count)  # ids that stand for virtual tokens; the base never looks them up
+    ids, mask = rows.ids, rows.seen
+    count, (number, width) = virtual_tokens(model), ids.shape
+    prompt = model.get_prompt(batch_size=number)
+    filler = ids.new_zeros(number, count)  # ids that stand for virtual tokens; the base never looks them up
+    rows.starts = rows.starts + count
     if model.active_peft_config.peft_type == "PREFIX_TUNING":
-        own = torch.cat([torch.zeros_like(filler), mask], dim=1)
-        whole = torch.cat([torch.ones_like(filler), mask], dim=1)
-        return {
-            "input_ids": torch.cat([filler, ids], dim=1),
-            "attention_mask": whole,
-            "past_key_values": prompt,
-        }, own
-    padding = width - mask.sum(dim=1, keepdim=True)  # (batch, 1)
-    place = torch.arange(count + width, device=ids.device).expand(rows, -1)
-    own = (place >= padding + count).long()
-    source = (place - count * (own == 1)).clamp(max=width - 1)  # a virtual token's source is never used
-    moved = ids.gather(1, source)
-    embeddings = model.word_embeddings(moved)
-    is_virtual = (place >= padding) & (own == 0)
+        rows.own = torch.cat([torch.zeros_like(filler), mask], dim=1)
+        rows.seen = torch.cat([torch.ones_like(filler), mask], dim=1)
+        rows.ids, rows.cache = torch.cat([filler, ids], dim=1), prompt
+        return
+    padding = width - mask.sum(dim=1, keepdim=True)  # (rows, 1)
+    place = torch.arange(count + width, device=ids.device).expand(number, -1)
+    rows.own = (place >= padding + count).long()
+    source = (place - count * (rows.own == 1)).clamp(max=width - 1)  # a virtual token's source is never used
+    rows.ids = ids.gather(1, source)
+    embeddings = model.word_embeddings(rows.ids)
+    is_virtual = (place >= padding) & (rows.own == 0)
     embeddings[is_virtual] = prompt.to(embeddings.dtype).reshape(-1, embeddings.shape[-1])
-    return {
-        "input_ids": moved,
-        "inputs_embeds": embeddings,
-        "attention_mask": (place >= padding).long(),
-    }, own
+    rows.embeddings, rows.seen = embeddings, (place >= padding).long()

@@ -17,15 +17,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.console import say
 from pipeline.core.errors import UserError
 from pipeline.core.modes import THINK, Tags
 from pipeline.model.attention import written_out_attention
-from pipeline.model.batch import Batch, decode_batch, virtual_tokens
+from pipeline.model.batch import Batch, decode_batch, rows_join, virtual_tokens
 from pipeline.model.draw import stream
 from pipeline.model.memory import out_of_memory
+from pipeline.model.packed import packed_weights
 from pipeline.model.room import cache_room, positions_of, require_length, rows_that_fit
 from pipeline.model.thinking_budget import Budget
 from pipeline.model.thinking_style import ThinkingStyle, style_or_none
@@ -64,10 +66,10 @@ def inference_mode_of(model: PreTrainedModel) -> Iterator[None]:
 
     An Unsloth model is switched with its own ``for_inference`` and ``for_training``, any other with ``eval()``.
 
-    On a CPU two more things hold meanwhile. Attention is written out (``written_out_attention``). And a small model decodes
-    on one thread: its operations are too short to share, and two threads that wait for each other on a busy machine wait
-    very long. (Measured with the embedded model, batch 100, one core: 42 → 17 ms a token; on two busy cores, two threads
-    against one: 850 → 23 ms.)
+    On a CPU three more things hold meanwhile. Attention is written out (``written_out_attention``). Weights in bfloat16 are laid
+    out for the products (``packed_weights``). And a small model decodes on one thread: its operations are too short to share, and
+    two threads that wait for each other on a busy machine wait very long. (Measured with the embedded model, batch 100, one
+    core: 42 → 17 ms a token; on two busy cores, two threads against one: 850 → 23 ms.)
     """
     import torch
 
@@ -83,7 +85,7 @@ def inference_mode_of(model: PreTrainedModel) -> Iterator[None]:
     if model.device.type == "cpu" and sum(p.numel() for p in model.parameters()) < _ONE_THREAD_BELOW:
         torch.set_num_threads(1)
     try:
-        with written_out_attention(model), _contiguous_head(model):
+        with written_out_attention(model), _contiguous_head(model), packed_weights(model):
             yield
     finally:
         torch.set_num_threads(threads)
@@ -161,9 +163,10 @@ def generate(
     """Reply to every prompt.
 
     Prompts are sorted by length and padded on the left. As many are decoded at a time as the free memory holds with the longest
-    reply to each, ``batch_size`` at most; those that have ended leave the batch. Temperature 0 is greedy; otherwise a reply is
-    drawn from a random stream that only the seed, the prompt and its occurrence among ``prompts`` decide (so n copies of a
-    prompt get n different replies). torch's, numpy's and Python's own random states are neither used nor changed.
+    reply to each, ``batch_size`` at most; those that have ended leave the batch, and where the cache allows it others take their
+    place. Temperature 0 is greedy; otherwise a reply is drawn from a random stream that only the seed, the prompt and its
+    occurrence among ``prompts`` decide (so n copies of a prompt get n different replies). torch's, numpy's and Python's own
+    random states are neither used nor changed.
 
     Args:
         prompts: token ids, none empty, e.g. from ``ChatFormat.prompt_ids``.
@@ -206,18 +209,24 @@ def answered(
         if arrived is not None:
             arrived(place, reply)
 
+    def draws_of(places: list[int], row: int) -> Any:
+        place = places[row]
+        return stream(request.seed, prompts[place], numbered[place], sampling.max_new_tokens)
+
     with inference_mode_of(model):
+        joins = rows_join(model)
         while waiting:
             room = cache_room(model, request.parts)
-            count = rows_that_fit([len(prompts[i]) for i in waiting], sampling.max_new_tokens, room, batch_size)
-            places = waiting[:count]
-            streams = None
-            if sampling.temperature > 0:
-                streams = [stream(request.seed, prompts[i], numbered[i], sampling.max_new_tokens) for i in places]
-            batch = Batch([prompts[i] for i in places], sampling, ends, streams, room, budget)
+            lengths = [len(prompts[i]) for i in waiting]
+            if joins:  # a row may be as long as the longest
+                lengths = [lengths[-1]] * len(lengths)
+            count = rows_that_fit(lengths, sampling.max_new_tokens, room, batch_size)
+            places = waiting if joins else waiting[:count]
+            draws = partial(draws_of, places) if sampling.temperature > 0 else None
+            batch = Batch([prompts[i] for i in places], sampling, ends, draws, room, budget, count)
             if not _has_memory_for(model, tokenizer, batch, places, ended):
-                batch_size = max(1, len(places) // 2)  # of the following batches too: they are longer
-                say(f"memory does not suffice for {len(places)} replies at a time; going on with {batch_size}")
+                batch_size = max(1, count // 2)  # of the following batches too: they are longer
+                say(f"memory does not suffice for {count} replies at a time; going on with {batch_size}")
             waiting = [i for i in waiting if replies[i] is None]
     return [reply for reply in replies if reply is not None]
 
@@ -282,9 +291,9 @@ def _has_memory_for(
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        if len(batch.prompts) == 1:
+        if (batch.at_once or len(batch.prompts)) == 1:
             raise UserError(
-                f"Memory does not suffice for one reply to a prompt of {len(batch.prompts[0])} tokens with up to "
+                f"Memory does not suffice for one reply to a prompt of {max(map(len, batch.prompts))} tokens with up to "
                 f"{batch.sampling.max_new_tokens} new ones. Lower evaluation.sampling.….max_new_tokens, or free memory."
             ) from error
     if torch.cuda.is_available():

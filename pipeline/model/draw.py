@@ -19,10 +19,11 @@ class Draw:
     (Keskar et al. 2019, CTRL) counts the row's own prompt and reply, never its padding.
     """
 
-    def __init__(self, sampling: Sampling, uniforms: torch.Tensor | None, attention_mask: torch.Tensor):
+    def __init__(self, sampling: Sampling, uniforms: torch.Tensor | None, own: torch.Tensor, starts: torch.Tensor):
         self.sampling = sampling
         self.uniforms = uniforms  # (batch, max_new_tokens), float32 in [0, 1); None: greedy
-        self.mask = attention_mask.bool()  # (batch, prompt width)
+        self.mask = own.bool()  # (batch, length at the start of the call): where a token of prompt or reply stands
+        self.starts = starts  # (batch,): the column in which the reply begins
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
         """(batch, length so far), (batch, vocabulary) → scores of the same shape."""
@@ -33,16 +34,17 @@ class Draw:
             return values
         vocabulary = values.shape[-1]
         top_k = min(self.sampling.top_k or vocabulary, vocabulary)
-        top, tokens = torch.topk(values / self.sampling.temperature, top_k, dim=-1)  # sorted, largest first
-        weights = torch.softmax(top, dim=-1)
+        top, tokens = torch.topk(values, top_k, dim=-1)  # sorted, largest first
+        weights = torch.softmax(top / self.sampling.temperature, dim=-1)
         if self.sampling.top_p < 1:  # the fewest tokens whose probabilities reach top_p; always the first
             before = weights.cumsum(dim=-1) - weights
             weights = weights.masked_fill(before >= self.sampling.top_p, 0.0)
         if self.sampling.min_p > 0:
             weights = weights.masked_fill(weights < self.sampling.min_p * weights[:, :1], 0.0)
         cumulative = weights.cumsum(dim=-1)
-        step = input_ids.shape[1] - self.mask.shape[1]
-        threshold = self.uniforms[:, step : step + 1] * cumulative[:, -1:]
+        step = input_ids.shape[1] - self.starts  # of a reply that has ended, it may be one too many
+        step = step.clamp(max=self.uniforms.shape[1] - 1)
+        threshold = self.uniforms.gather(1, step[:, None]) * cumulative[:, -1:]
         index = (cumulative <= threshold).sum(dim=-1, keepdim=True)
         index = index.clamp(max=(weights > 0).sum(dim=-1, keepdim=True) - 1)  # rounding must not leave the kept set
         return torch.full_like(values, float("-inf")).scatter(1, tokens.gather(1, index), 0.0)

@@ -79,27 +79,22 @@ class StopThinking:
     """A logits processor that writes the end of the thought where the budget is spent.
 
     Args:
-        prompts: of the rows. width: where the replies begin. ends: ids that end a reply.
+        prompts: of the rows. starts: the columns in which their replies begin. ends: ids that end a reply.
     """
 
-    def __init__(self, budget: Budget, prompts: Sequence[Sequence[int]], width: int, ends: Sequence[int]):
-        self.budget, self.width, self.ends = budget, width, set(ends)
+    def __init__(self, budget: Budget, prompts: Sequence[Sequence[int]], starts: Sequence[int], ends: Sequence[int]):
+        self.budget, self.starts, self.ends = budget, starts, set(ends)
         self.opened = [budget.opened_by(prompt) for prompt in prompts]
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
         """(batch, length so far), (batch, vocabulary) → scores of the same shape."""
-        step = input_ids.shape[1] - self.width
-        for row, opened in enumerate(self.opened):
+        for row, (opened, start) in enumerate(zip(self.opened, self.starts, strict=True)):
             due = self.budget.due(opened)
-            place = step - due
+            place = input_ids.shape[1] - start - due
             if not 0 <= place < len(self.budget.closing):
                 continue
-            written = input_ids[row, self.width : self.width + due].tolist()
+            written = input_ids[row, start : start + due].tolist()
             if not self.ends & set(written) and self.budget.is_thinking(opened, self.budget._text(written)):
                 scores[row] = float("-inf")
                 scores[row, self.budget.closing[place]] = 0.0
         return scores
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows of the batch."""
-        self.opened = [self.opened[row] for row in rows]

@@ -13,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
-from pipeline.model import decode, room
-from pipeline.model.batch import _selected
+from pipeline.model import batch, decode, room
+from pipeline.model.attention import written_out_attention
+from pipeline.model.batch import rows_join
 from pipeline.model.decode import Request, answered, end_tokens, generate
 from pipeline.model.draw import Draw
 from pipeline.model.form import is_unclosed, judge, split_reply
 from pipeline.model.room import cache_bytes, positions_of, rows_that_fit
+from pipeline.model.rows import _selected
 from pipeline.settings import Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -223,6 +225,34 @@ def test_rows_that_fit(lengths, new, room, at_most):
         assert (count + 1) * (lengths[count] + new) > room
 
 
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("size", [1, 4, 7])
+def test_prompts_that_wait_take_the_place_of_replies_that_have_ended(
+    model, tokenizer, ending, sampling, size, monkeypatch
+):
+    long = sampling.model_copy(update={"max_new_tokens": 90, "repetition_penalty": 1.1})
+    alone = [generate(model, tokenizer, [prompt], long, 1, seed=5)[0] for prompt in ending]
+    rows, early = calls_of(monkeypatch, model), []
+    together = generate(model, tokenizer, ending, long, size, 5, lambda place, reply: early.append((place, reply)))
+    assert together == alone
+    assert sorted(place for place, _ in early) == list(range(16)) and all(together[p] == r for p, r in early)
+    assert max(rows) == size and (size == 1 or rows.count(size) > 2)  # filled up again
+
+
+def test_rows_do_not_join_where_a_window_slides_or_tokens_are_virtual(model, tokenizer, ending, monkeypatch):
+    long = SAMPLED.model_copy(update={"max_new_tokens": 90, "repetition_penalty": 1.1})
+    joined = generate(model, tokenizer, ending, long, 4, seed=5)
+    assert not rows_join(model)  # attention that is not written out
+    with written_out_attention(model), monkeypatch.context() as patch:
+        assert rows_join(model)
+        patch.setattr(model.config, "layer_types", ["full_attention", "sliding_attention"])
+        assert not rows_join(model)
+    monkeypatch.setattr(batch, "growing_cache", lambda model: None)
+    rows = calls_of(monkeypatch, model)
+    assert generate(model, tokenizer, ending, long, 4, seed=5) == joined
+    assert rows.count(4) == 4 and max(rows) == 4  # four batches of four
+
+
 def test_rows_of_a_cache_as_unsloth_hands_it_out_on_a_gpu():
     import torch
 
@@ -254,10 +284,10 @@ def test_batches_are_as_large_as_memory_allows(model, tokenizer, prompts, monkey
         room, "free_bytes", lambda device: 3 * longest * cache_bytes(config, 4) / room.CACHE_SHARE["cpu"]
     )
     assert generate(model, tokenizer, prompts, SAMPLED, 9, seed=5) == together
-    assert sum(rows) == 9 and 3 <= max(rows) < 9
+    assert max(rows) == 3
     rows.clear()
     assert answered(model, tokenizer, Request(prompts, SAMPLED, 9, seed=5, parts=3)) == together
-    assert sum(rows) == 9 and max(rows) <= 2
+    assert max(rows) <= 2
     monkeypatch.setattr(room, "free_bytes", lambda device: 0)
     rows.clear()
     assert generate(model, tokenizer, prompts, SAMPLED, 9, seed=5) == together
@@ -288,7 +318,7 @@ def test_the_distribution_is_that_of_transformers(temperature, top_p, top_k, min
     uniforms = ((torch.arange(n) + 0.5) / n)[:, None]
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_new_tokens=1)
     prompt = torch.ones(n, 1, dtype=torch.long)
-    drawn = Draw(sampling, uniforms, prompt)(prompt, scores.repeat(n, 1))
+    drawn = Draw(sampling, uniforms, prompt, torch.ones(n, dtype=torch.long))(prompt, scores.repeat(n, 1))
     assert torch.isfinite(drawn).sum(-1).eq(1).all()
     counts = torch.bincount(drawn.argmax(-1), minlength=50) / n
     assert torch.allclose(counts, expected.softmax(-1)[0], atol=3 / n)
@@ -303,10 +333,10 @@ def test_the_repetition_penalty_is_that_of_transformers_and_blind_to_padding():
     ids = torch.tensor([[3, 3, 4, 7]])
     sampling = Sampling(temperature=0, top_p=1, top_k=0, repetition_penalty=1.5, max_new_tokens=1)
     expected = RepetitionPenaltyLogitsProcessor(1.5)(ids, scores)
-    assert torch.equal(Draw(sampling, None, torch.ones(1, 3))(ids, scores), expected)
+    assert torch.equal(Draw(sampling, None, torch.ones(1, 3), torch.tensor([3]))(ids, scores), expected)
     padded = torch.tensor([[0, 0, 3, 3, 4, 7]])
     mask = torch.tensor([[0, 0, 1, 1, 1]])
-    assert torch.equal(Draw(sampling, None, mask)(padded, scores), expected)
+    assert torch.equal(Draw(sampling, None, mask, torch.tensor([5]))(padded, scores), expected)
 
 
 # --- form -------------------------------------------------------------------------------------------------------------
@@ -373,15 +403,15 @@ def test_a_batch_that_does_not_fit_is_halved(model, tokenizer, prompts, monkeypa
     sizes, real = [], decode.decode_batch
 
     def fits_two(model, tokenizer, batch, *rest):
-        sizes.append(len(batch.prompts))
-        if len(batch.prompts) > 2:
+        sizes.append(batch.at_once)
+        if batch.at_once > 2:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
         return real(model, tokenizer, batch, *rest)
 
     monkeypatch.setattr(decode, "decode_batch", fits_two)
     counted: list[int] = []
     assert generate(model, tokenizer, prompts, SAMPLED, 9, 5, lambda place, reply: counted.append(place)) == together
-    assert sizes[:4] == [9, 4, 2, 2] and sorted(counted) == list(range(len(prompts)))
+    assert sizes == [9, 4, 2] and sorted(counted) == list(range(len(prompts)))
     assert "going on with 2" in capsys.readouterr().err
 
 

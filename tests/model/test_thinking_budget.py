@@ -93,10 +93,12 @@ def test_only_an_open_thought_is_stopped(embedded_tokenizer: Any) -> None:
     pad = embedded_tokenizer.pad_token_id
     ids: Any = torch.tensor([[1, *row, *[pad] * (width - len(row))] for row in rows])
     scores: Any = torch.zeros(len(rows), len(embedded_tokenizer))
-    stop = StopThinking(budget, [[1]] * len(rows), 1, [embedded_tokenizer.eos_token_id])
+    stop = StopThinking(budget, [[1]] * len(rows), [1] * len(rows), [embedded_tokenizer.eos_token_id])
     after = stop(ids, scores.clone())
     assert int(after[0].argmax()) == budget.closing[0] and bool((after[0].isinf()).sum() == after.shape[1] - 1)
     assert bool((after[1:] == 0).all())
-    stop.keep([1, 2])
-    assert bool((stop(ids[1:3], scores[1:3].clone()) == 0).all())
     assert bool((stop(ids[:, :2], scores.clone()) == 0).all())  # not spent yet
+    shifted: Any = torch.cat([torch.full((1, 2), pad), ids[:1]], dim=1)  # a row that joined later begins elsewhere
+    late = StopThinking(budget, [[1]], [3], [embedded_tokenizer.eos_token_id])
+    assert int(late(shifted, scores[:1].clone())[0].argmax()) == budget.closing[0]
+    assert bool((late(shifted[:, :-1], scores[:1].clone()) == 0).all())

@@ -1,7 +1,7 @@
 """Questions are asked and the replies kept on disk, so that nothing is asked twice.
 
 In: questions, and whatever answers them (``Answers``): a model in this process, or a server. Out: a ``Store`` of replies, one
-JSON line each, appended and synchronised after every batch: a killed process loses the batch it was in.
+JSON line each, appended and synchronised after every call: a killed process loses the call it was in.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from pipeline.settings import EvaluationSettings, Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+AHEAD = 4  # batches asked in one call: prompts take the place of replies that have ended
 ENOUGH = 64  # replies after which a base that has not once kept to its mode is given up
 
 
@@ -64,7 +65,7 @@ def answers_of(
 ) -> Iterator[Answers]:
     """The loaded model answers, in as many processes as it is evaluated in."""
     with decoders(model, tokenizer, settings.workers) as decoding:
-        yield _Here(decoding, settings.batch_size, settings.batch_size * (1 + len(decoding.others)))
+        yield _Here(decoding, settings.batch_size, AHEAD * settings.batch_size * (1 + len(decoding.others)))
 
 
 # --- what was said ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pipeline.settings import EvaluationSettings, Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-AHEAD = 4  # batches whose prompts are collected before decoding, to be sorted by length together
+AHEAD = 8  # batches whose prompts are collected before decoding: sorted together, they take each other's places
 
 
 class LocalEngine:
