@@ -11,7 +11,7 @@ short batch are not timed.
 * ``pipeline``: ``pipeline.model.decode``, as every evaluation uses it, in the precision that the processor suits;
 * only where ``--sides`` names them, the same without one or more of its parts: ``pipeline, eager``: transformers' own attention
   written out; ``pipeline, plain weights``: not packed; ``pipeline, copied cache``: transformers' own, so nothing joins a batch
-  either; ``pipeline, neither``: without the last two;
+  either; ``pipeline, neither``: without the last two; ``pipeline, two processes``: with a thread each, with ``--ends`` only;
 * ``transformers``: ``generate`` of the plain model in the same precision, attention as it comes ("sdpa");
 * ``llama.cpp f16``, ``llama.cpp q8_0``: its server with ``--batch`` places, each filled by a client of its own.
 """
@@ -34,6 +34,7 @@ sys.path.insert(0, str(ROOT))
 
 LLAMA, EAGER = "llama.cpp ", "pipeline, eager"
 PLAIN, COPIED, NEITHER = "pipeline, plain weights", "pipeline, copied cache", "pipeline, neither"
+PROCESSES = "pipeline, two processes"
 SIDES = ("pipeline", "transformers", "llama.cpp f16", "llama.cpp q8_0")
 
 
@@ -49,7 +50,8 @@ def by_torch(job: dict[str, Any]) -> dict[str, Any]:
 
     from pipeline.model import attention, batch, packed
     from pipeline.model.batch import Batch, decode_batch
-    from pipeline.model.decode import generate, inference_mode_of
+    from pipeline.model.decode import inference_mode_of
+    from pipeline.model.decoders import decoders
     from pipeline.model.load import load_model
     from pipeline.settings import Sampling, load_profile
 
@@ -71,7 +73,9 @@ def by_torch(job: dict[str, Any]) -> dict[str, Any]:
     def ours(prompts: list[list[int]], tokens: int) -> int:
         if job["ends"]:
             drawn = sampling.model_copy(update={"max_new_tokens": tokens})
-            return sum(r.output_tokens for r in generate(model, tokenizer, prompts, drawn, job["batch"], seed=0))
+            with decoders(model, tokenizer, 2 if job["side"] == PROCESSES else 1) as decoding:
+                replies = decoding.generate(prompts, drawn, job["batch"], seed=0)
+            return sum(reply.output_tokens for reply in replies)
         own = Sampling.model_validate({"temperature": 0, "top_p": 1, "top_k": 0, "max_new_tokens": tokens})
         lengths: list[int] = []
         with inference_mode_of(model):

@@ -61,7 +61,7 @@ class Reply:
 
 
 @contextmanager
-def inference_mode_of(model: PreTrainedModel) -> Iterator[None]:
+def inference_mode_of(model: PreTrainedModel, parts: int = 1) -> Iterator[None]:
     """Put a model into inference and afterwards back into the state it was in, gradient checkpointing included.
 
     An Unsloth model is switched with its own ``for_inference`` and ``for_training``, any other with ``eval()``.
@@ -69,7 +69,10 @@ def inference_mode_of(model: PreTrainedModel) -> Iterator[None]:
     On a CPU three more things hold meanwhile. Attention is written out (``written_out_attention``). Weights in bfloat16 are laid
     out for the products (``packed_weights``). And a small model decodes on one thread: its operations are too short to share, and
     two threads that wait for each other on a busy machine wait very long. (Measured with the embedded model, batch 100, one
-    core: 42 → 17 ms a token; on two busy cores, two threads against one: 850 → 23 ms.)
+    core: 42 → 17 ms a token; on two busy cores, two threads against one: 850 → 23 ms.) So does each of several processes.
+
+    Args:
+        parts: processes at this work.
     """
     import torch
 
@@ -82,7 +85,8 @@ def inference_mode_of(model: PreTrainedModel) -> Iterator[None]:
     else:
         model.eval()
     threads = torch.get_num_threads()
-    if model.device.type == "cpu" and sum(p.numel() for p in model.parameters()) < _ONE_THREAD_BELOW:
+    small = sum(p.numel() for p in model.parameters()) < _ONE_THREAD_BELOW
+    if model.device.type == "cpu" and (small or parts > 1):
         torch.set_num_threads(1)
     try:
         with written_out_attention(model), _contiguous_head(model), packed_weights(model):
@@ -213,7 +217,7 @@ def answered(
         place = places[row]
         return stream(request.seed, prompts[place], numbered[place], sampling.max_new_tokens)
 
-    with inference_mode_of(model):
+    with inference_mode_of(model, request.parts):
         joins = rows_join(model)
         while waiting:
             room = cache_room(model, request.parts)
