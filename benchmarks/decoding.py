@@ -233,9 +233,9 @@ def main() -> int:
                     cwd=ROOT,
                 )
                 result["sides"].setdefault(side, []).append(json.loads(done.stdout.splitlines()[-1]))
+                if args.output:  # after every turn
+                    args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(table(result))
-    if args.output:
-        args.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

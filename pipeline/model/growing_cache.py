@@ -7,6 +7,7 @@ is masked like padding.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pipeline.model.attention import GROUPED
@@ -31,24 +32,24 @@ def growing_cache(model: PreTrainedModel) -> Cache | None:
     return Cache(layer_class_to_replicate=_layer_class())
 
 
-def cut(cache: Any, rows: torch.Tensor, first: int) -> Any:
+def cut(kept: Any, rows: torch.Tensor, first: int) -> Any:
     """These rows of it, without the first places."""
-    for layer in cache.layers:
+    for layer in kept.layers:
         layer.keys, layer.values = layer.keys[rows, :, first:], layer.values[rows, :, first:]
         layer.filled -= first
-    return cache
+    return kept
 
 
-def joined(cache: Any, other: Any, places: int) -> Any:
+def joined(own: Any, other: Any, places: int) -> Any:
     """The rows of both, one below the other, so that both end at ``places``, with zeros before and behind."""
-    for layer, added in zip(cache.layers, other.layers, strict=True):
+    for layer, added in zip(own.layers, other.layers, strict=True):
         parts = ((layer.keys, layer.filled), (added.keys, added.filled))
         layer.keys = _below(parts, places)
         parts = ((layer.values, layer.filled), (added.values, added.filled))
         layer.values = _below(parts, places)
         layer.filled = places
         added.keys = added.values = None
-    return cache
+    return own
 
 
 def _below(parts: tuple[tuple[torch.Tensor, int], ...], places: int) -> torch.Tensor:
@@ -65,8 +66,9 @@ def _with_room(states: torch.Tensor) -> torch.Tensor:
     return _below(((states, states.shape[2]),), states.shape[2])
 
 
+@cache
 def _layer_class() -> Any:
-    """A class of transformers' is its base, and transformers takes seconds to import."""
+    """Made when it is wanted: its base is a class of transformers, which takes seconds to import."""
     from transformers.cache_utils import DynamicLayer
 
     class GrowingLayer(DynamicLayer):

@@ -87,6 +87,8 @@ def _packed(module: Any) -> Forward | None:
 
 def _with_lora(module: Any) -> Forward | None:
     """PEFT's layer of LoRA with one plain adapter, in evaluation: Wx + s·BAx, the second part in the adapter's precision."""
+    if not hasattr(module, "lora_A"):
+        return None
     from peft.tuners.lora.layer import Linear
 
     if type(module) is not Linear or "forward" in vars(module) or module.disable_adapters or module.merged:

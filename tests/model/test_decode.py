@@ -140,6 +140,23 @@ def test_every_prompt_arrives_once(model, tokenizer, prompts):
     assert generate(model, tokenizer, [], GREEDY, 4, seed=0) == []
 
 
+def test_each_of_several_processes_takes_one_thread(model, tokenizer, prompts, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(decode, "_ONE_THREAD_BELOW", 0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for parts in (1, 2):
+            seen: set[int] = set()
+            request = Request(prompts[:2], GREEDY, 2, seed=0, parts=parts)
+            answered(model, tokenizer, request, lambda place, reply, seen=seen: seen.add(torch.get_num_threads()))
+            assert seen == {2 // parts}
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_the_model_and_the_random_states_are_left_as_they_were(model, tokenizer, prompts):
     import numpy
     import torch
