@@ -126,6 +126,7 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
     return {
         **{name: _benchmark(f"{name}.py") for name in [*scripts, "handover_training", "unsloth_cpu", "decoding"]},
         "serving_adapters": _benchmark("serving.py"),
+        "decoding_ends": _benchmark("decoding.py"),
         **{name: _benchmark("ray_sweep.py") for name in ("ray_sweep", "ray_killed")},
         "server_vllm": _benchmark("server.py"),
         **{name: lambda result, _: accept.hybrid_table(result) for name in ("hybrid", "hybrid_lora")},

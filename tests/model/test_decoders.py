@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
+from pipeline.model import decode
 from pipeline.model.decode import generate
 from pipeline.model.decoders import deal, decoders
 from pipeline.settings import Sampling
@@ -52,6 +53,25 @@ def test_replies_are_those_of_one_process(model, embedded_tokenizer, prompts, co
         told: dict[int, object] = {}
         decoding.generate(prompts, SAMPLED, 4, 5, lambda place, reply: told.update({place: reply}))
         assert [told[place] for place in range(len(prompts))] == alone
+
+
+def test_processes_start_after_several_threads_were_at_work(model, embedded_tokenizer, prompts, monkeypatch):
+    """As after a training: a forked process must not wait for threads that it does not have."""
+    import torch
+
+    monkeypatch.setattr(decode, "_ONE_THREAD_BELOW", 0)
+    alone = generate(model, embedded_tokenizer, prompts, SAMPLED, 4, seed=5)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for dtype in (torch.float32, torch.bfloat16):
+            wide = torch.ones(2000, 300, dtype=dtype)
+            (wide @ wide.T).exp().sum()
+        with decoders(model, embedded_tokenizer, 2) as decoding:
+            assert decoding.generate(prompts, SAMPLED, 4, seed=5) == alone
+            assert len(decoding.others) == 1  # it has not been given up
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_process_that_dies_is_replaced_by_this_one(model, embedded_tokenizer, prompts, capsys):
