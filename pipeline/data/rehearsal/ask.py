@@ -31,7 +31,7 @@ from pipeline.settings import EvaluationSettings, Sampling
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-AHEAD = 4  # batches asked in one call: prompts take the place of replies that have ended
+AHEAD = 4  # batches asked in one call on a CPU, where prompts take the place of replies that have ended
 ENOUGH = 64  # replies after which a base that has not once kept to its mode is given up
 
 
@@ -65,7 +65,8 @@ def answers_of(
 ) -> Iterator[Answers]:
     """The loaded model answers, in as many processes as it is evaluated in."""
     with decoders(model, tokenizer, settings.workers) as decoding:
-        yield _Here(decoding, settings.batch_size, AHEAD * settings.batch_size * (1 + len(decoding.others)))
+        batches = (AHEAD if model.device.type == "cpu" else 1) * (1 + len(decoding.others))
+        yield _Here(decoding, settings.batch_size, batches * settings.batch_size)
 
 
 # --- what was said ------------------------------------------------------------------------------------------------------
