@@ -19,6 +19,7 @@ from pipeline.data import corpora
 from pipeline.data.chat_format import ChatFormat
 from pipeline.evaluation.engine import open_engine, require_engine
 from pipeline.evaluation.evaluate import evaluate_engine
+from pipeline.model.engines.local import AHEAD
 from pipeline.model.engines.server import server_engine
 from pipeline.run import Run
 from pipeline.settings import Profile, load_profile
@@ -157,7 +158,7 @@ def test_the_model_here_is_an_engine_too(tmp_path: Path, embedded_tokenizer: Any
     profile = load_profile("embedded", ["evaluation.workers=1"])
     model = tiny_qwen3(0, max_position_embeddings=512)
     with open_engine(profile, "base", lambda: (model, embedded_tokenizer), None, tmp_path / "log") as engine:
-        assert not engine.one_by_one and engine.identity == {} and engine.window == 4 * profile.evaluation.batch_size
+        assert not engine.one_by_one and engine.identity == {} and engine.window == AHEAD * profile.evaluation.batch_size
         asked = [[{"role": "user", "content": "Hello"}]] * 2
         sampling, seen = profile.evaluation.sampling.non_thinking, []
         replies = engine.replies(asked, "non_thinking", sampling, 1, lambda place, reply: seen.append(place))
