@@ -158,7 +158,9 @@ def test_the_model_here_is_an_engine_too(tmp_path: Path, embedded_tokenizer: Any
     profile = load_profile("embedded", ["evaluation.workers=1"])
     model = tiny_qwen3(0, max_position_embeddings=512)
     with open_engine(profile, "base", lambda: (model, embedded_tokenizer), None, tmp_path / "log") as engine:
-        assert not engine.one_by_one and engine.identity == {} and engine.window == AHEAD * profile.evaluation.batch_size
+        assert (
+            not engine.one_by_one and engine.identity == {} and engine.window == AHEAD * profile.evaluation.batch_size
+        )
         asked = [[{"role": "user", "content": "Hello"}]] * 2
         sampling, seen = profile.evaluation.sampling.non_thinking, []
         replies = engine.replies(asked, "non_thinking", sampling, 1, lambda place, reply: seen.append(place))
