@@ -23,6 +23,7 @@ from pipeline.data.chat_format import ChatFormat
 from pipeline.data.describe import profile_mix
 from pipeline.data.mix import build_mix, held_out
 from pipeline.data.pools import build_pools
+from pipeline.data.rehearsal import ask
 from pipeline.data.rehearsal.ask import Said, Store, message_of, seed_of
 from pipeline.data.rehearsal.keep import grams, near_copy
 from pipeline.data.rehearsal.questions import Question
@@ -43,15 +44,23 @@ class Script:
     def __init__(self, reply: Callable[[Question, int], str | tuple[str, bool]], stop_after: int | None = None):
         self.reply, self.stop_after, self.asked = reply, stop_after, Counter[tuple[str, int]]()
 
-    def __call__(self, questions: Sequence[Question], mode: str, sampling: Any, seed: int) -> list[Reply]:
-        if self.stop_after is not None and sum(self.asked.values()) >= self.stop_after:
-            raise KeyboardInterrupt
+    def __call__(
+        self,
+        questions: Sequence[Question],
+        mode: str,
+        sampling: Any,
+        seed: int,
+        arrived: Callable[[int, Reply], object],
+    ) -> list[Reply]:
         result = []
-        for question in questions:
+        for place, question in enumerate(questions):
+            if self.stop_after is not None and sum(self.asked.values()) >= self.stop_after:
+                raise KeyboardInterrupt  # in the middle of a call
             self.asked[question.key, seed] += 1
             said = self.reply(question, seed)
             text, truncated = said if isinstance(said, tuple) else (said, False)
             result.append(Reply(text, [], len(question.prompt_ids), 7, 4, 3, truncated))
+            arrived(place, result[-1])
         return result
 
 
@@ -397,6 +406,21 @@ def test_a_stopped_rehearsal_goes_on_and_asks_nothing_twice(tmp_path: Path, run:
     profile = load_profile("embedded")
     fresh, _ = rehearsed(profile, wanted, embedded_tokenizer, never, tmp_path / "another", Script(first.reply))
     assert rows_of(fresh) == whole  # as if it had never been stopped
+
+
+def test_replies_are_on_the_disk_while_others_are_written(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ask, "WRITE_EVERY_S", 0.0)
+    seen: list[int] = []
+
+    def reply(question: Question, seed: int) -> str:
+        stored = list((tmp_path / "cache/rehearsals/replies").glob("*/replies.jsonl"))
+        seen.append(sum(path.read_bytes().count(b"\n") for path in stored))
+        return f"{THOUGHT}{asked(question)} {seed}"
+
+    run(recipe(tmp_path, numbered(8)), Script(reply))
+    assert seen == list(range(8))  # one call
 
 
 def test_another_source_or_seed_shares_what_was_said(tmp_path: Path, run: Any) -> None:

@@ -1,7 +1,8 @@
 """Questions are asked and the replies kept on disk, so that nothing is asked twice.
 
 In: questions, and whatever answers them (``Answers``): a model in this process, or a server. Out: a ``Store`` of replies, one
-JSON line each, appended and synchronised after every call: a killed process loses the call it was in.
+JSON line each, appended and synchronised as they arrive: a killed process loses the last two seconds of them and what was being
+written.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +27,7 @@ from pipeline.data.conversations import Message, Rejected
 from pipeline.data.rehearsal.questions import Question
 from pipeline.model.decode import Reply
 from pipeline.model.decoders import decoders
+from pipeline.model.engines.base import Arrived
 from pipeline.model.form import judge, split_reply
 from pipeline.settings import EvaluationSettings, Sampling
 
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 AHEAD = 4  # batches asked in one call on a CPU, where prompts take the place of replies that have ended
+WRITE_EVERY_S = 2.0  # seconds between two writes to the disk
 ENOUGH = 64  # replies after which a base that has not once kept to its mode is given up
 
 
@@ -43,7 +47,11 @@ class Answers(Protocol):
         """Questions that are given to one call."""
         ...
 
-    def __call__(self, questions: Sequence[Question], mode: Mode, sampling: Sampling, seed: int) -> list[Reply]: ...
+    def __call__(
+        self, questions: Sequence[Question], mode: Mode, sampling: Sampling, seed: int, arrived: Arrived
+    ) -> list[Reply]:
+        """``arrived`` is told of each reply as soon as it is there, from any thread."""
+        ...
 
 
 @dataclass
@@ -54,9 +62,11 @@ class _Here:
     batch_size: int
     at_once: int
 
-    def __call__(self, questions: Sequence[Question], mode: Mode, sampling: Sampling, seed: int) -> list[Reply]:
+    def __call__(
+        self, questions: Sequence[Question], mode: Mode, sampling: Sampling, seed: int, arrived: Arrived
+    ) -> list[Reply]:
         prompts = [question.prompt_ids for question in questions]
-        return list(self.decoding.generate(prompts, sampling, self.batch_size, seed))
+        return list(self.decoding.generate(prompts, sampling, self.batch_size, seed, arrived))
 
 
 @contextmanager
@@ -81,7 +91,7 @@ class Said:
     text: str
     truncated: bool
     tokens: int
-    seconds: float  # its part of the batch's time
+    seconds: float  # its part of the time since the last write
     as_rendered: bool | None
 
 
@@ -163,6 +173,38 @@ def message_of(text: str, tags: Tags = THINK) -> Message:
     return message | {"reasoning_content": reasoning} if reasoning else message
 
 
+class _Keeper:
+    """Stores replies as they arrive, from any thread, and shares the time among them."""
+
+    def __init__(self, store: Store, bar: Bar):
+        self.store, self.bar = store, bar
+        self._waiting: list[Said] = []
+        self._since, self._lock = time.monotonic(), threading.Lock()
+
+    def take(self, said: Said) -> None:
+        with self._lock:
+            self._waiting.append(said)
+            if time.monotonic() - self._since >= WRITE_EVERY_S:
+                self._write()
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Around one call of the model: the time begins, and at the end, of whatever kind, all that has arrived is stored."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._write()
+
+    def _write(self) -> None:
+        if self._waiting:
+            seconds = round((time.monotonic() - self._since) / len(self._waiting), 4)
+            self.store.add([replace(said, seconds=seconds) for said in self._waiting])
+            self.bar.update(len(self._waiting))
+            self._waiting, self._since = [], time.monotonic()
+
+
 def _as_rendered(form: ChatFormat, question: Question, reply: Reply, mode: Mode) -> bool | None:
     tags = form.style.tags
     if not reply.token_ids or not judge(reply.text, reply.truncated, mode, tags)["faithful"]:
@@ -212,25 +254,19 @@ def ask_base(
     say(f"rehearse {name}: {len(missing):,} replies in {mode.replace('_', '-')} mode{known}{about}")
     faithful = said = 0
     with Bar(f"rehearse {name}", len(wanted), len(wanted) - len(missing)) as bar:
+        keeper = _Keeper(store, bar)
         for batch in _batches(missing, answers.at_once, wanted[0][1]):
-            own = [question for question, _ in batch]
-            started = time.monotonic()
-            replies = answers(own, mode, sampling, batch[0][1])
-            seconds = (time.monotonic() - started) / len(batch)
-            lines = [
-                Said(
-                    question.key,
-                    seed,
-                    reply.text,
-                    reply.truncated,
-                    reply.output_tokens,
-                    round(seconds, 4),
-                    _as_rendered(form, question, reply, mode),
-                )
-                for (question, seed), reply in zip(batch, replies, strict=True)
-            ]
-            store.add(lines)
-            bar.update(len(batch))
+            lines: list[Said] = []
+
+            def arrived(place: int, reply: Reply, batch: Any = batch, lines: list[Said] = lines) -> None:
+                question, seed = batch[place]
+                rendered = _as_rendered(form, question, reply, mode)
+                told = Said(question.key, seed, reply.text, reply.truncated, reply.output_tokens, 0.0, rendered)
+                lines.append(told)
+                keeper.take(told)
+
+            with keeper.call():
+                replies = answers([question for question, _ in batch], mode, sampling, batch[0][1], arrived)
             faithful += sum(judge(reply.text, reply.truncated, mode, form.style.tags)["faithful"] for reply in replies)
             said += len(batch)
             if not faithful and said >= ENOUGH:

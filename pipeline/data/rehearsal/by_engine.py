@@ -10,10 +10,10 @@ from pipeline.core.errors import UserError
 from pipeline.core.modes import Mode
 from pipeline.data.rehearsal.questions import Question
 from pipeline.model.decode import Reply
-from pipeline.model.engines.base import Engine
+from pipeline.model.engines.base import Arrived, Engine
 from pipeline.settings import Sampling
 
-BATCHES = 4  # rounds of requests between two writes to the disk: a kill loses no more
+BATCHES = 4  # rounds of requests that one call makes
 
 
 @dataclass
@@ -36,7 +36,9 @@ class EngineAnswers:
     def at_once(self) -> int:
         return BATCHES * self._opened().window
 
-    def __call__(self, questions: Sequence[Question], mode: Mode, sampling: Sampling, seed: int) -> list[Reply]:
+    def __call__(
+        self, questions: Sequence[Question], mode: Mode, sampling: Sampling, seed: int, arrived: Arrived
+    ) -> list[Reply]:
         """Raises: UserError: a question with tools, or what keeps the engine from answering."""
         for question in questions:
             if question.tools:
@@ -47,7 +49,7 @@ class EngineAnswers:
         conversations = [question.messages for question in questions]
         engine = self._opened()
         engine.require_room(conversations, mode, sampling)
-        return engine.replies(conversations, mode, sampling, seed)
+        return engine.replies(conversations, mode, sampling, seed, arrived)
 
     def close(self) -> None:
         """End the engine, if it was opened."""
