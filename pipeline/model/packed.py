@@ -97,8 +97,8 @@ def _with_lora(module: Any) -> Forward | None:
     names = [name for name in active if name in module.lora_A]
     if len(names) != 1 or names[0] in module.lora_variant or module.lora_bias[names[0]] or module.training:
         return None
-    base, down, up = module.base_layer, module.lora_A[names[0]].weight, module.lora_B[names[0]].weight
-    scaling = module.scaling[names[0]]
+    name, base = names[0], module.base_layer
+    down, up = module.lora_A[name].weight, module.lora_B[name].weight
 
     def forward(x: torch.Tensor, *others: Any, **more: Any) -> torch.Tensor:
         import torch.nn.functional as functional
@@ -107,6 +107,6 @@ def _with_lora(module: Any) -> Forward | None:
             return Linear.forward(module, x, *others, **more)
         result = base(x)
         low = functional.linear(functional.linear(x.to(down.dtype), down), up)
-        return (result + low * scaling).to(result.dtype)
+        return (result + low * module.scaling[name]).to(result.dtype)
 
     return forward

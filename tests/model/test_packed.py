@@ -88,6 +88,11 @@ def test_an_adapter_that_is_switched_meanwhile_is_the_one_that_counts() -> None:
         assert torch.equal(logits(model), own)
         model.set_adapter("other")
         assert torch.equal(logits(model), other)
+        model.set_adapter("default")
+        for module in model.modules():
+            if hasattr(module, "lora_A"):
+                module.scaling["default"] *= 0.5
+        assert not torch.equal(logits(model), own)
     with model.disable_adapter(), packed_weights(model):
         assert torch.equal(logits(model), none)
 
