@@ -74,7 +74,7 @@ class _Watch:
 
     def _cut(self, ids: list[int]) -> list[int]:
         end = next((i for i, token in enumerate(ids) if token in self.ends), len(ids) - 1)
-        return ids[: end + 1][: self.limit]
+        return ids[: end + 1]
 
 
 @dataclass(frozen=True)
