@@ -447,7 +447,7 @@ def _local_model(folder: str) -> Translate:
         room = min(2 * len(ids) + _OVERHEAD, context - len(ids))
         if room <= 0:
             return None
-        sampling = Sampling(temperature=0, top_p=1, top_k=0, max_new_tokens=room)  # type: ignore[call-arg]
+        sampling = Sampling(temperature=0, top_p=1, top_k=0, max_new_tokens=room)
         reply = generate(model, tokenizer, [ids], sampling, batch_size=1, seed=0)[0]
         return None if reply.truncated else reply.text.rpartition(style.tags.close)[2]
 

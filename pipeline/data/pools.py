@@ -541,4 +541,4 @@ def near_duplicates(recipe: Recipe) -> NearDuplicates | None:
         )
     if settings:
         return settings[0]
-    return NearDuplicates() if recipe.group_near_duplicates else None  # type: ignore[call-arg]
+    return NearDuplicates() if recipe.group_near_duplicates else None

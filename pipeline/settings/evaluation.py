@@ -40,8 +40,8 @@ class EvaluationSettings(Section):
     engine: EngineName = (
         "transformers"  # what makes the replies: this process, a server, or vLLM that is started for it
     )
-    server: ServerSettings = ServerSettings()  # type: ignore[call-arg]
-    vllm: VllmSettings = VllmSettings()  # type: ignore[call-arg]
+    server: ServerSettings = ServerSettings()
+    vllm: VllmSettings = VllmSettings()
     # prompts decoded at a time, at most: less where memory is short. Each has its own random stream
     batch_size: Annotated[int, NOTHING] = Field(64, gt=0)
     workers: Annotated[int, NOTHING] = Field(

@@ -39,24 +39,20 @@ class Profile(Section):
     model: Annotated[ModelSettings, Affects("training", "evaluation")]
     # null: LoRA on a base as model.load_in_4bit says. A method decides that itself
     method: Annotated[Method | None, TRAINING] = None
-    lora: Annotated[LoraSettings, TRAINING] = LoraSettings()  # type: ignore[call-arg]
-    adapter: Annotated[AdapterSettings, TRAINING] = AdapterSettings()  # type: ignore[call-arg]
-    prefix: Annotated[PrefixSettings, TRAINING] = PrefixSettings()  # type: ignore[call-arg]
-    prompt: Annotated[PromptSettings, TRAINING] = PromptSettings()  # type: ignore[call-arg]
+    lora: Annotated[LoraSettings, TRAINING] = LoraSettings()
+    adapter: Annotated[AdapterSettings, TRAINING] = AdapterSettings()
+    prefix: Annotated[PrefixSettings, TRAINING] = PrefixSettings()
+    prompt: Annotated[PromptSettings, TRAINING] = PromptSettings()
     ia3: Annotated[Ia3Settings, TRAINING] = Ia3Settings()
-    mix: Annotated[MixSettings, Affects("mix")] = MixSettings()  # type: ignore[call-arg]
-    data: Annotated[DataSettings, Affects("mix")] = DataSettings()  # type: ignore[call-arg]
-    training: Annotated[TrainingSettings, TRAINING] = TrainingSettings()  # type: ignore[call-arg]
+    mix: Annotated[MixSettings, Affects("mix")] = MixSettings()
+    data: Annotated[DataSettings, Affects("mix")] = DataSettings()
+    training: Annotated[TrainingSettings, TRAINING] = TrainingSettings()
     evaluation: Annotated[EvaluationSettings, Affects("evaluation")]
     sweep: Annotated[SweepSettings, NOTHING] = SweepSettings()
     estimate: Annotated[EstimateSettings | None, NOTHING] = None
     hybrid: Annotated[HybridSettings | None, NOTHING] = None  # of a profile whose model is made by hybridise
-    preference: Annotated[PreferenceSettings, Affects("preference")] = Field(
-        default_factory=lambda: PreferenceSettings()  # type: ignore[call-arg]
-    )
-    grpo: Annotated[GRPOSettings, Affects("grpo")] = Field(
-        default_factory=lambda: GRPOSettings()  # type: ignore[call-arg]
-    )
+    preference: Annotated[PreferenceSettings, Affects("preference")] = Field(default_factory=PreferenceSettings)
+    grpo: Annotated[GRPOSettings, Affects("grpo")] = Field(default_factory=GRPOSettings)
 
     @model_validator(mode="after")
     def _check(self) -> Profile:

@@ -48,7 +48,12 @@ class Answers(Protocol):
         ...
 
     def __call__(
-        self, questions: Sequence[Question], mode: Mode, sampling: Sampling, seed: int, arrived: Arrived
+        self,
+        questions: Sequence[Question],
+        mode: Mode,
+        sampling: Sampling,
+        seed: int,
+        arrived: Arrived | None = None,
     ) -> list[Reply]:
         """``arrived`` is told of each reply as soon as it is there, from any thread."""
         ...
@@ -63,7 +68,12 @@ class _Here:
     at_once: int
 
     def __call__(
-        self, questions: Sequence[Question], mode: Mode, sampling: Sampling, seed: int, arrived: Arrived
+        self,
+        questions: Sequence[Question],
+        mode: Mode,
+        sampling: Sampling,
+        seed: int,
+        arrived: Arrived | None = None,
     ) -> list[Reply]:
         prompts = [question.prompt_ids for question in questions]
         return list(self.decoding.generate(prompts, sampling, self.batch_size, seed, arrived))

@@ -37,7 +37,12 @@ class EngineAnswers:
         return BATCHES * self._opened().window
 
     def __call__(
-        self, questions: Sequence[Question], mode: Mode, sampling: Sampling, seed: int, arrived: Arrived
+        self,
+        questions: Sequence[Question],
+        mode: Mode,
+        sampling: Sampling,
+        seed: int,
+        arrived: Arrived | None = None,
     ) -> list[Reply]:
         """Raises: UserError: a question with tools, or what keeps the engine from answering."""
         for question in questions:
