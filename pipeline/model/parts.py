@@ -50,15 +50,19 @@ def hidden_states(body: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Ten
 
 
 def has_own_logits(model: PreTrainedModel) -> bool:
-    """Whether body and head give the logits that the model itself gives, on a few tokens."""
+    """Whether body and head give the logits that the model itself gives, on a few tokens.
+
+    The model itself is what stands inside PEFT's: around that, a training leaves mixed precision, which rounds otherwise.
+    """
     import torch
 
     ids = torch.arange(1, 1 + PROBE, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
+    itself: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     with inference_mode_of(model), torch.no_grad():  # without dropout
         body, head = parts_of(model)
         mask = torch.ones_like(ids)
         own, made = (
-            model(input_ids=ids, attention_mask=mask).logits.float(),
+            itself(input_ids=ids, attention_mask=mask).logits.float(),
             head(hidden_states(body, ids, mask)).float(),
         )
     if own.shape != made.shape:

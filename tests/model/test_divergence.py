@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
 from pipeline.model import divergence as module
+from pipeline.model import parts
 from pipeline.model.bottleneck import add_bottlenecks
 from pipeline.model.divergence import adapter_off, divergence, has_switch, kl_of, require_own_logits
 from pipeline.model.parts import has_own_logits
@@ -229,3 +230,18 @@ def test_a_forward_pass_that_gives_hidden_states_is_no_other_family(tuned: Any) 
     own.forward = hidden
     assert tuned(input_ids=torch.tensor([[1, 2]])).logits.shape[-1] == own.config.hidden_size
     assert has_own_logits(tuned)
+
+
+def test_mixed_precision_that_a_training_left_around_the_model_is_no_other_family(
+    tuned: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate import Accelerator
+
+    monkeypatch.setattr(parts, "NEAR", 0.002)  # so small a model rounds less
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        before = tuned(input_ids=ids).logits
+        prepared = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(tuned)
+        after = prepared(input_ids=ids).logits
+    assert (before - after).abs().max() > parts.NEAR * before.abs().max()
+    assert has_own_logits(prepared)
