@@ -98,6 +98,28 @@ def test_a_rejected_line_says_what_is_wrong(tmp_path: Path, line: bytes, words: 
     assert re.search(words, read(file(tmp_path, "a.jsonl", line))[0].error)
 
 
+@pytest.mark.parametrize("limit", [400, 16_384])  # mypy sets the latter in the process that it runs in
+@pytest.mark.parametrize(
+    "line", [b'{"a":' * 2000, b'{"a":' * 2000 + b"1" + b"}" * 2000, b'{"a":' * 101 + b'"[[' + b"\n"]
+)
+def test_too_deep_is_said_whatever_the_stack_may_hold(tmp_path: Path, limit: int, line: bytes) -> None:
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit)
+    try:
+        (row,) = read(file(tmp_path, "a.jsonl", line))
+    finally:
+        sys.setrecursionlimit(before)
+    assert (row.reason, row.error) == ("broken_json", "nested more than 100 levels deep")
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"a": "' + b"[" * 200 + b'\\"{", "n": 12345678901234567890}', b'{"a": "' + b"[" * 200 + b"}"]
+)
+def test_brackets_in_a_text_are_no_levels(tmp_path: Path, line: bytes) -> None:
+    (row,) = read(file(tmp_path, "a.jsonl", line))
+    assert row.error is None or "levels" not in row.error
+
+
 def test_numbers_stay_what_they_are(tmp_path: Path) -> None:
     text = (
         '{"a": 9223372036854775807, "b": -9223372036854775809, "c": 123456789012345678901234567890, "d": 1.0,'

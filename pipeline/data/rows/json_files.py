@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 import orjson
@@ -17,6 +18,8 @@ from pipeline.data.rows.files import BadRow, DataFile, Place, SourceRow, lines_o
 # --- JSON ---------------------------------------------------------------------------------------------------------------
 
 _DIGITS_TO_ZERO = bytes.maketrans(b"123456789", b"000000000")
+_QUOTED = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
+_ANY_BRACKET = re.compile(r"[][{}]")
 _LONG_NUMBER = b"0" * 19  # 2**63 has 19 digits
 
 
@@ -34,6 +37,15 @@ def nul(raw: bytes) -> BadRow:
     )
 
 
+def _brackets(raw: bytes) -> bool:
+    """Whether there are brackets enough for too many levels."""
+    return raw.count(b"[") + raw.count(b"{") > row_files.MAX_DEPTH
+
+
+def _too_deep() -> BadRow:
+    return BadRow("broken_json", f"nested more than {row_files.MAX_DEPTH} levels deep")
+
+
 def _depth(value: Any) -> int:
     """Levels of lists and objects in ``value``; counts no further than row_files.MAX_DEPTH + 1."""
     level, depth = [value], 0
@@ -44,6 +56,12 @@ def _depth(value: Any) -> int:
     return depth
 
 
+def _text_depth(text: str) -> int:
+    """The same of a text that may be broken, and of any depth: the parser says how deep only by the stack of its caller."""
+    steps = (1 if bracket in "[{" else -1 for bracket in _ANY_BRACKET.findall(_QUOTED.sub("", text)))
+    return max(accumulate(steps), default=0)
+
+
 def _parse_slowly(raw: bytes) -> Any:
     """The standard library's parser: exact integers of any size, NaN, and messages that say what is wrong."""
     if b"\0" in raw:
@@ -52,14 +70,14 @@ def _parse_slowly(raw: bytes) -> Any:
         text = raw.decode("utf-8-sig")  # files that were put together may carry the mark in the middle
     except UnicodeDecodeError as error:
         raise not_utf8(error) from error
+    if _brackets(raw) and _text_depth(text) > row_files.MAX_DEPTH:
+        raise _too_deep()
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         near = text[max(0, error.pos - 15) : error.pos + 15]
         hint = "; a file that is one JSON list should end in .json" if text.lstrip()[:1] == "[" else ""
         raise BadRow("broken_json", f"{error.msg} at character {error.pos + 1}, near {near!r}{hint}") from error
-    except RecursionError as error:
-        raise BadRow("broken_json", f"nested more than {row_files.MAX_DEPTH} levels deep") from error
     except ValueError as error:  # an integer of more digits than Python converts
         raise BadRow("broken_json", f"{str(error).partition(';')[0]}") from error
     if "\\ud" in text.lower() and _depth(value) <= row_files.MAX_DEPTH:
@@ -85,8 +103,8 @@ def parse(raw: bytes) -> Any:
             value = orjson.loads(raw)
         except orjson.JSONDecodeError:
             value = _parse_slowly(raw)
-    if raw.count(b"[") + raw.count(b"{") > row_files.MAX_DEPTH and _depth(value) > row_files.MAX_DEPTH:
-        raise BadRow("broken_json", f"nested more than {row_files.MAX_DEPTH} levels deep")
+    if _brackets(raw) and _depth(value) > row_files.MAX_DEPTH:
+        raise _too_deep()
     return value
 
 
