@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.core.errors import UserError
 from pipeline.data.rehearsal.plan import (
+    OPENING,
     REQUEST,
     first_sentences,
     is_answer,
@@ -82,8 +84,15 @@ def test_a_plan_is_never_made_longer_and_has_no_line_break(plan: str) -> None:
 
 
 def test_every_thought_begins_alike_in_the_language_of_its_question() -> None:
-    assert thought("Why?", "It asks why.") == "First, what is asked for and what the answer needs. It asks why."
-    assert thought("为什么？", "问原因。") == "先想想问题要什么，回答里要有什么。问原因。"
+    assert thought("Why?", "It asks why.") == "What is asked for, and what does the answer need? It asks why."
+    assert thought("为什么？", "问原因。") == "问题要什么，回答里要有什么？问原因。"
+
+
+def test_no_worked_solution_begins_as_a_thought_of_chat_does(shared_data: Path) -> None:
+    rows = rows_of(shared_data / "eval/gsm8k_train.jsonl")
+    words = Counter(row["answer"].split()[0].strip(",").casefold() for row in rows)
+    assert words["first"] > 0.05 * len(rows), "the sets are not what they were"
+    assert words[OPENING.split()[0].casefold()] == 0
 
 
 def test_a_plan_without_words_is_none() -> None:
