@@ -129,7 +129,10 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
         "decoding_ends": _benchmark("decoding.py"),
         **{name: _benchmark("ray_sweep.py") for name in ("ray_sweep", "ray_killed")},
         "server_vllm": _benchmark("server.py"),
-        **{name: lambda result, _: accept.hybrid_table(result) for name in ("hybrid", "hybrid_ninth", "hybrid_lora")},
+        **{
+            name: lambda result, _: accept.hybrid_table(result)
+            for name in ("hybrid", "hybrid_ninth", "hybrid_tenth", "hybrid_lora")
+        },
         **{
             name: lambda result, _: _report(result)
             for name in ("real_run", "real_run_3408", "real_plain", "real_with_own", "real_with_maths")

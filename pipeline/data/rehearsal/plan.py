@@ -23,8 +23,8 @@ from pipeline.data.prepare import json_line
 REQUEST = "\n\nDo not answer yet. In one or two sentences, say what is asked for and what a good answer has to contain."
 
 # How every thought begins, in the language of its question: the same words each time, so that what begins as an answer does not
-# look like a thought; and with a word with which no worked solution begins, as many begin with "First": a model that has begun
-# one so would go on as in chat.
+# look like a thought; and with a word with which no worked solution begins (many begin with "First"), so that no solution is
+# drawn into it.
 OPENING, OPENING_ZH = "What is asked for, and what does the answer need?", "问题要什么，回答里要有什么？"
 
 SENTENCES = 2  # as REQUEST says
