@@ -1,8 +1,10 @@
-"""On a CPU with bfloat16, a matrix of weights is laid out once for its products, not anew for every token.
+"""On a CPU, a matrix of weights is laid out once for its products, not anew for every token.
 
-oneDNN, which multiplies in bfloat16, reads weights in blocks of its own. Given a plain matrix, it lays it out at every call;
-while few rows are decoded, that takes as long as the product. torch can do it beforehand ("prepacking", as its compiler does);
-the products are the same to the last bit. An adapter of LoRA on such a matrix is computed as PEFT computes it, with fewer calls.
+oneDNN reads weights in blocks of its own. In bfloat16 torch multiplies with it: given a plain matrix, it lays it out at every
+call, which takes as long as the product while few rows are decoded. torch can do it beforehand ("prepacking", as its compiler
+does); the products are the same to the last bit. In float32 torch multiplies with MKL. With weights laid out beforehand, oneDNN
+is faster for matrices that are not small (benchmarks/README.md); the sums are taken in another order, so they differ by rounding.
+An adapter of LoRA on such a matrix is computed as PEFT computes it, with fewer calls.
 
 The operators are those that torch's own compiler calls; they are not documented. Where they are not there, nothing is packed.
 """
@@ -23,14 +25,15 @@ if TYPE_CHECKING:
 
 _SHARE = 0.25  # of the free memory that the second layout of the weights may take
 _ROWS = 32  # for which the layout is chosen
-_FEW = 256  # rows up to which it is the faster one
+_FEW = 256  # rows up to which it is the faster one in bfloat16; in float32 it is for more too
+_LARGE = 2**18  # numbers from which a matrix in float32 is laid out; smaller ones are no faster
 
 
 @contextlib.contextmanager
 def packed_weights(model: PreTrainedModel) -> Iterator[None]:
     """Decode with packed weights, and afterwards with the plain ones; see the module.
 
-    The weights must not change meanwhile. Layers of another kind (4 bit, another precision, DoRA) stay as they are, and all do
+    The weights must not change meanwhile. Layers of another kind (4 bit, float16, DoRA) stay as they are, and all do
     where the packed weights would take more than a quarter of the free memory.
     """
     changed: list[Any] = []
@@ -54,18 +57,20 @@ def _can_pack(model: PreTrainedModel) -> bool:
         return False
     if not (hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")):
         return False
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
     wanted = sum(module.weight.nbytes for module in model.modules() if _is_plain(module))
     free = free_bytes(model.device)
     return free is None or wanted <= _SHARE * free
 
 
 def _is_plain(module: Any) -> bool:
-    """A linear layer in bfloat16 that nobody has changed."""
+    """A linear layer that nobody has changed, in bfloat16 where oneDNN has it, or a large one in float32."""
     import torch
 
-    return type(module) is torch.nn.Linear and module.weight.dtype == torch.bfloat16 and "forward" not in vars(module)
+    if type(module) is not torch.nn.Linear or "forward" in vars(module):
+        return False
+    if module.weight.dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return module.weight.dtype == torch.float32 and module.weight.numel() >= _LARGE
 
 
 def _packed(module: Any) -> Forward | None:
@@ -75,10 +80,11 @@ def _packed(module: Any) -> Forward | None:
         return None
     with torch.no_grad():
         weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), _ROWS)
-    product, bias = torch.ops.mkldnn._linear_pointwise, module.bias
+    product, bias, dtype = torch.ops.mkldnn._linear_pointwise, module.bias, module.weight.dtype
+    limit = _FEW if dtype == torch.bfloat16 else float("inf")
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        if x.shape[:-1].numel() > _FEW or x.dtype != torch.bfloat16 or torch.is_grad_enabled():
+        if x.shape[:-1].numel() > limit or x.dtype != dtype or torch.is_grad_enabled():
             return torch.nn.functional.linear(x, module.weight, bias)
         return product(x, weight, bias, "none", [], "")
 

@@ -1,4 +1,4 @@
-"""Weights packed for decoding: the same numbers to the last bit, and the model as it was afterwards."""
+"""Weights packed for decoding: the same numbers (bfloat16: to the last bit), and the model as it was afterwards."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from pipeline.model import packed
 from pipeline.model.packed import packed_weights
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 90, "head_dim": 16}
-SUPPORTED = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-supported = pytest.mark.skipif(not SUPPORTED, reason="oneDNN has no bfloat16 on this processor; nothing is packed")
+OPERATORS = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+SUPPORTED = OPERATORS and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+supported = pytest.mark.skipif(
+    not SUPPORTED, reason="oneDNN has no bfloat16 on this processor; nothing of it is packed"
+)
+float32 = pytest.mark.skipif(not OPERATORS, reason="this build of torch has no operators to pack weights with")
 
 
 def model_of(dtype: torch.dtype = torch.bfloat16) -> Any:
@@ -97,10 +101,52 @@ def test_an_adapter_that_is_switched_meanwhile_is_the_one_that_counts() -> None:
         assert torch.equal(logits(model), none)
 
 
+@pytest.fixture
+def all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "_LARGE", 0)  # the models here are small
+
+
+@float32
+@pytest.mark.usefixtures("all_sizes")
+@pytest.mark.parametrize("rows", [1, 3, 60])
+def test_numbers_in_float32_differ_by_rounding_alone(rows: int) -> None:
+    for model in (model_of(torch.float32), with_lora(model_of(torch.float32))):
+        exact = logits(model.double(), rows)
+        model.float()
+        plain = logits(model, rows)
+        rounding = float((plain - exact).abs().max())
+        with packed_weights(model):
+            assert changed(model) >= 15
+            assert float((logits(model, rows) - exact).abs().max()) <= 3 * rounding
+        assert changed(model) == 0 and torch.equal(logits(model, rows), plain)
+
+
+@float32
+@pytest.mark.usefixtures("all_sizes")
+def test_a_bias_and_other_inputs_in_float32_are_as_without() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(20, 30)
+    x, plain = torch.randn(2, 3, 20), packed._packed(layer)
+    assert plain is not None
+    assert torch.allclose(plain(x), layer(x), rtol=0, atol=1e-5)
+    plain(x).sum().backward()  # gradients go through the plain weights
+    assert layer.weight.grad is not None and layer.bias.grad is not None
+    with pytest.raises(RuntimeError, match="dtype"):
+        plain(x.double())
+
+
+@float32
+def test_of_float32_only_large_matrices_are_packed() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(512, 511), torch.nn.Linear(511, 1026))
+    assert [packed._packed(layer) is not None for layer in model] == [False, True]
+    model.half()
+    assert [packed._packed(layer) for layer in model] == [None, None]
+
+
 def test_nothing_is_packed_where_it_does_not_suit(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = model_of(torch.float32)
-    with packed_weights(whole):
-        assert changed(whole) == 0
+    small, half = model_of(torch.float32), model_of(torch.float16)
+    with packed_weights(small), packed_weights(half):
+        assert changed(small) == changed(half) == 0
     model = model_of()
     monkeypatch.setattr(packed, "free_bytes", lambda device: 1000)
     with packed_weights(model):
