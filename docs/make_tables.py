@@ -126,7 +126,7 @@ def _renderers() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
     return {
         **{name: _benchmark(f"{name}.py") for name in [*scripts, "handover_training", "unsloth_cpu", "decoding"]},
         "serving_adapters": _benchmark("serving.py"),
-        "decoding_ends": _benchmark("decoding.py"),
+        **{name: _benchmark("decoding.py") for name in ("decoding_ends", "decoding_float32", "decoding_ends_float32")},
         **{name: _benchmark("ray_sweep.py") for name in ("ray_sweep", "ray_killed")},
         "server_vllm": _benchmark("server.py"),
         **{
